@@ -1,0 +1,3482 @@
+/* attn.h - v0.1.0-dev - attention for LLM inference in one C header - licence at the end of the file
+
+   DO THIS
+      #define ATTN_IMPLEMENTATION     in exactly one .c or .cpp file, before
+      #include "attn.h"               elsewhere include it plainly.
+      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time; do not
+      pass -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
+
+   CONTENTS (search for the anchor)
+      >>example  >>concepts  >>layouts  >>masks  >>numerics  >>memory  >>threads  >>errors  >>options  >>does_not
+      >>types  >>api
+      implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>explain  >>convert  >>maths  >>leaves_scalar
+      >>leaves_avx2  >>leaves_avx512  >>dispatch  >>check  >>state  >>tiles  >>prefill  >>decode  >>run  >>tools
+*/
+#ifndef ATTN_H
+#define ATTN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define ATTN_VERSION 100 /* major * 10000 + minor * 100 + patch */
+
+#ifndef ATTN_API
+#ifdef ATTN_STATIC
+#if defined(__GNUC__) || defined(__clang__)
+#define ATTN_API static __attribute__((unused))
+#else
+#define ATTN_API static
+#endif
+#elif defined(__cplusplus)
+#define ATTN_API extern "C"
+#else
+#define ATTN_API extern
+#endif
+#endif
+
+/* ---- >>types ---------------------------------------------------------------------------------------------------- */
+
+/* Return value of every function that can fail: 0 or one of these. attn_error says the rest in words. */
+typedef enum attn_status {
+    ATTN_OK = 0,
+    ATTN_E_ARGUMENT,   /* a pointer, size, count, stride or flag of the call */
+    ATTN_E_BATCH,      /* attn_batch: lengths, phases, capacities */
+    ATTN_E_LAYER,      /* attn_layer: a field that is out of range or a combination that cannot work */
+    ATTN_E_PLAN,       /* the layer, io or memory does not belong to this plan */
+    ATTN_E_MEMORY,     /* caller's buffer is missing, misaligned or too small */
+    ATTN_E_PAGE        /* a page table entry that would be read is out of range */
+} attn_status;
+
+typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16 } attn_type;
+
+typedef enum attn_mask {
+    ATTN_CAUSAL = 0,   /* query j of a request sees keys 0 .. kv_len - q_len + j (bottom-right aligned) */
+    ATTN_FULL          /* every key: encoders, cross attention */
+} attn_mask;
+
+/* attn_batch.phase. The phase alone chooses the kernel family; PREFILL tiles many rows, DECODE streams keys once. */
+typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase;
+
+typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512 } attn_isa;
+
+/* attn_layer.flags */
+typedef enum attn_flag {
+    ATTN_TRUSTED = 1   /* attn_forward and attn_append do not check page ids (they are known to be right) */
+} attn_flag;
+
+typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
+
+/* Optional last argument of what can fail. request, slot: the index that is wrong, or -1. */
+typedef struct attn_error {
+    int32_t request, slot;
+    char text[240];
+} attn_error;
+
+/* WHO: the requests of one step. Arrays hold n int32 in host memory; they are read by attn_plan_* only. */
+typedef struct attn_batch {
+    int32_t n;                      /* requests; a pad is q_len = kv_len = 0 */
+    const int32_t *q_len;           /* new query rows of each request; NULL: 1 each */
+    const int32_t *kv_len;          /* keys of each request, the new ones included */
+    const int32_t *phase;           /* attn_phase of each; NULL: DECODE if q_len is NULL, else PREFILL */
+    int32_t max_q_len, max_kv_len;  /* capacities: every buffer is sized by them, so one buffer serves later steps; */
+    int64_t max_rows;               /* 0: what the arrays say now */
+} attn_batch;
+
+/* WHAT: a class of layers, the key of a plan. All zero but heads and head_dim is valid. */
+typedef struct attn_layer {
+    int32_t heads, kv_heads;        /* query heads, key/value heads (GQA; 0: heads) */
+    int32_t head_dim, v_dim;        /* of q and k, of v and o (0: head_dim) */
+    attn_type q_type, kv_type, o_type;
+    attn_mask mask;
+    int32_t window_left;            /* keys at or before the query, itself included; 0: no limit */
+    int32_t window_right;           /* keys at or after the query, itself included; 0: no limit; causal ignores it */
+    int32_t sink_keys;              /* keys 0 .. sink_keys - 1 stay visible outside the window */
+    int32_t page_size;              /* keys per page; 0: contiguous */
+    int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
+    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 128 and the family's own */
+    int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
+    float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
+    float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
+    int32_t isa;                    /* attn_isa; 0: detect now (about 35 us in a virtual machine, so detect once) */
+    int32_t flags;                  /* attn_flag bits */
+} attn_layer;
+
+/* WHERE: the data of one layer. Strides count elements, 0: packed. */
+typedef struct attn_io {
+    const void *q;                  /* [row][head][head_dim], rows of all requests packed in request order */
+    void *k, *v;                    /* [key][kv_head][dim], or [page][slot][kv_head][dim] when page_size is set */
+    void *o;                        /* [row][head][v_dim] */
+    float *lse;                     /* [row][head] natural log of the softmax denominator; NULL: not wanted */
+    int64_t q_row, q_head, o_row, o_head;
+    int64_t k_page, k_row, k_head;  /* k_page with page_size 0: request i starts at i * k_page (padded cache); */
+    int64_t v_page, v_row, v_head;  /* 0 there: request i starts after the kv_len keys before it (ragged cache) */
+    const int32_t *page_table;      /* [n][page_table_row]: page of key p is entry p / page_size */
+    int64_t page_table_row;         /* 0: ceil(max_kv_len / page_size) */
+    int32_t pages;                  /* pages in k and v; table entries that are read must be below */
+    const float *sinks;             /* [head]: a logit added once to each row's denominator; NULL: none */
+} attn_io;
+
+/* HOW: memory and threads of a call. */
+typedef struct attn_exec {
+    void *mem;                      /* attn_exec_bytes(plan, lanes) bytes, aligned as malloc does */
+    size_t bytes;
+    int32_t lanes;                  /* calls of fn that may overlap; 0: 1 */
+    void *user;
+    /* Runs fn(ctx, lane) once for each lane in 0 .. lanes - 1, in any order or at the same time, and returns when
+       all are done and their writes are visible. NULL: this thread does everything. */
+    void (*parallel_for)(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx);
+} attn_exec;
+
+/* A plan: plain data, copyable; the arrays live in the caller's memory. Read-only to callers. */
+typedef struct attn_plan {
+    attn_layer layer;               /* as given: attn_forward compares its own argument with it, field by field */
+    attn_layer resolved;            /* the same with every default filled in */
+    int32_t n, rows;                /* requests and query rows of this step */
+    int32_t max_q_len, max_kv_len;  /* capacities, resolved */
+    int64_t max_rows;
+    int32_t families;               /* bit ATTN_PREFILL, bit ATTN_DECODE: which may occur */
+    int32_t strips, tasks, merges, slots;  /* row blocks; tasks of the two stages; partial results kept in between */
+    int64_t work, largest_task;     /* query-key-head triples of the step, and of its largest task */
+    int32_t *words;                 /* the arrays, see >>plan */
+    size_t bytes;
+} attn_plan;
+
+/* ---- >>api ------------------------------------------------------------------------------------------------------ */
+
+/* The fastest instruction set of this CPU that was compiled in. Thread safety: any thread. Costs a few CPUID
+   instructions, which a virtual machine traps: call it once and put the result into attn_layer.isa. */
+ATTN_API attn_isa attn_isa_detect(void);
+
+/* Bytes of plan memory for any batch within the capacities of `batch`. 0 if the arguments are invalid:
+   attn_plan_make then says why. Thread safety: any thread. */
+ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
+
+/* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 8. On an error nothing is written but *error.
+   Thread safety: any thread; a made plan is read-only and may be shared. */
+ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
+                            attn_error *error);
+
+/* Writes what the plan will do, in words, as attn__explain lines; returns the length without the final 0, whatever
+   bytes is (as snprintf does). Thread safety: any thread. */
+ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
+
+/* Bytes of scratch memory for attn_exec.mem. Depends on the capacities, the layer and lanes only, so it is the same
+   for every later plan with the same capacities. Thread safety: any thread. */
+ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
+
+/* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
+   `layer` must equal the plan's. Everything is checked before the first output byte is written.
+   Thread safety: any thread, with exec memory and outputs of its own. */
+ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
+                          attn_error *error);
+
+/* Stores the new rows' keys and values into the cache before attention runs: new_k, new_v are [row][kv_head][dim],
+   packed, of q_type; row j of a request goes to key kv_len - q_len + j. Rounds to nearest even.
+   Errors: as attn_forward, and a request with q_len > kv_len. Thread safety: any thread, one per cache. */
+ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
+                         const void *new_v, attn_error *error);
+
+/* For prototypes: attention of one sequence, q_len rows over kv_len contiguous keys, plan and forward in one call.
+   mem: attn_dense_bytes() bytes. Thread safety: any thread. */
+ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len);
+ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
+                        size_t bytes, attn_error *error);
+
+/* Own job systems: call attn_check once per layer (all checks of attn_forward; resets the task counter of
+   exec->mem), then attn_task for every index below attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread,
+   now or over several frames; then, after a barrier, the same for ATTN_MERGE. `lane` < exec->lanes names the scratch:
+   two tasks that overlap in time need different lanes. attn_task checks nothing and uses less than 16 KiB of stack. */
+ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
+                        attn_error *error);
+ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage);
+ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage,
+                        int32_t index, int32_t lane);
+
+/* Joins attention over two disjoint key sets, [rows][heads][v_dim] of o_type and [rows][heads]: o and lse become what
+   one call over both sets gives. o may be a_o or b_o, lse a_lse or b_lse; lse may be NULL. heads, v_dim and o_type are
+   read from `layer`. Pass sinks to exactly one of the two calls. Source: log-sum-exp algebra; lse = -inf is identity. */
+ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
+                        const float *b_lse, void *o, float *lse, attn_error *error);
+
+/* The definition of every mask: 1 if row `row` of `request` sees key `key`. Reads the host arrays of batch; io is
+   not needed by the masks of this version and may be NULL. Out-of-range indices give 0. Thread safety: any thread. */
+ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
+                          int32_t row, int32_t key);
+
+/* attn_visible of a whole request as bits: bits[row * words + key / 32] >> (key % 32) & 1, words = ceil(kv_len / 32).
+   count: uint32 words in `bits`, at least q_len * words. */
+ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
+                            uint32_t *bits, size_t count, attn_error *error);
+
+/* attn_layer.window_left from an engine's sliding_window_size, which is a radius: W means W keys before the query and
+   the query itself, -1 means off. Engines apply W to causal self-attention only; the result is 0 (off) for the rest. */
+ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
+
+#endif /* ATTN_H ---- end of header ------------------------------------------------------------------------------- */
+
+#if defined(__INTELLISENSE__) || defined(__JETBRAINS_IDE__) || defined(Q_CREATOR_RUN) || defined(__CDT_PARSER__)
+#define ATTN_IMPLEMENTATION /* so that editors colour the implementation */
+#endif
+
+#if defined(ATTN_IMPLEMENTATION) && !defined(ATTN_IMPLEMENTED)
+#define ATTN_IMPLEMENTED
+
+/* ---- >>platform ------------------------------------------------------------------------------------------------- */
+
+#ifndef ATTN_ASSERT
+#define ATTN_ASSERT(condition) ((void)0) /* our own invariants; bad input never reaches one */
+#endif
+
+#if !defined(ATTN_NO_SIMD) && (defined(__x86_64__) || defined(_M_X64)) && !defined(__TINYC__) && \
+    (defined(__GNUC__) || defined(__clang__) || defined(_MSC_VER))
+#define ATTN__X86 1
+#else
+#define ATTN__X86 0
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define ATTN__INLINE static __forceinline
+#define ATTN__TARGET(features)
+#define ATTN__UNROLL
+#elif defined(__GNUC__) || defined(__clang__)
+#define ATTN__INLINE static inline __attribute__((always_inline))
+#define ATTN__TARGET(features) __attribute__((target(features)))
+#if defined(__clang__)
+#define ATTN__UNROLL _Pragma("unroll")
+#elif __GNUC__ >= 8
+#define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
+#else
+#define ATTN__UNROLL
+#endif
+#else
+#define ATTN__INLINE static inline
+#define ATTN__UNROLL
+#endif
+
+#if ATTN__X86
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+#include <immintrin.h>
+#if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#endif
+#endif
+
+/* The host's -ffast-math would delete the order of our sums and the tests of -inf: IEEE rules again, from here to the
+   end of the implementation. */
+#if defined(__FAST_MATH__) && defined(__clang__)
+#pragma float_control(push)
+#pragma float_control(precise, on)
+#elif defined(__FAST_MATH__) && defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC optimize("no-fast-math")
+#elif defined(_M_FP_FAST)
+#pragma float_control(precise, on, push)
+#endif
+
+/* The one counter that lanes share. Without atomics each lane takes a fixed stripe of the tasks. */
+#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && !defined(__TINYC__)
+#if __GCC_ATOMIC_INT_LOCK_FREE == 2
+#define ATTN__FETCH_ADD(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
+#endif
+#elif defined(_MSC_VER)
+#include <intrin.h>
+#define ATTN__FETCH_ADD(counter) _InterlockedExchangeAdd((volatile long *)(counter), 1)
+#endif
+
+#define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
+#define ATTN__UNIT 256               /* keys of a decode unit */
+#define ATTN__MAX_TILE 128           /* keys of a tile at most */
+#define ATTN__LOWEST (-3.402823466e+38f)
+
+ATTN__INLINE uint32_t attn__bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+ATTN__INLINE float attn__float_of(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+
+ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) {
+    return attn__ceil_div(a, b) * b;
+}
+
+/* Number of bits of x: 0 for 0, 3 for 5. */
+static int32_t attn__bit_length(uint32_t x) {
+    int32_t n = 0;
+    while (x) {
+        x >>= 1;
+        n++;
+    }
+    return n;
+}
+
+/* ---- >>text ----------------------------------------------------------------------------------------------------- */
+
+/* Builds a text in a caller's buffer; counts on when it is full, as snprintf does. */
+typedef struct attn__text {
+    char *text;
+    size_t capacity, length;
+} attn__text;
+
+static void attn__put_char(attn__text *t, char c) {
+    if (t->length + 1 < t->capacity) {
+        t->text[t->length] = c;
+        t->text[t->length + 1] = 0;
+    }
+    t->length++;
+}
+
+static void attn__put(attn__text *t, const char *s) {
+    while (*s) {
+        attn__put_char(t, *s);
+        s++;
+    }
+}
+
+static void attn__put_int(attn__text *t, int64_t value) {
+    char digits[24];
+    int n = 0;
+    uint64_t u = value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value;
+    if (value < 0) attn__put_char(t, '-');
+    do {
+        digits[n++] = (char)('0' + (int)(u % 10));
+        u /= 10;
+    } while (u);
+    while (n) attn__put_char(t, digits[--n]);
+}
+
+/* Six significant digits, plain or with an exponent. */
+static void attn__put_float(attn__text *t, float value) {
+    uint32_t bits = attn__bits_of(value);
+    double x = value;
+    int exponent = 0;
+    int64_t digits, unit = 100000;
+    if ((bits & 0x7f800000u) == 0x7f800000u) {
+        attn__put(t, (bits & 0x7fffffu) ? "nan" : (bits >> 31) ? "-inf" : "inf");
+        return;
+    }
+    if (x < 0) {
+        attn__put_char(t, '-');
+        x = -x;
+    }
+    if (x == 0) {
+        attn__put_char(t, '0');
+        return;
+    }
+    while (x >= 9.999995) {
+        x /= 10;
+        exponent++;
+    }
+    while (x < 0.9999995) {
+        x *= 10;
+        exponent--;
+    }
+    digits = (int64_t)(x * 100000 + 0.5);
+    if (exponent >= -4 && exponent < 0) {
+        int zeros = exponent;
+        attn__put(t, "0.");
+        while (++zeros < 0) attn__put_char(t, '0');
+        while (digits) {
+            attn__put_char(t, (char)('0' + (int)(digits / unit)));
+            digits = digits % unit * 10;
+        }
+        return;
+    }
+    do {
+        attn__put_char(t, (char)('0' + (int)(digits / unit)));
+        digits = digits % unit * 10;
+        if (exponent > 0 && exponent < 6) {
+            exponent--;
+        } else if (unit && digits) {
+            attn__put_char(t, '.');
+            while (digits) {
+                attn__put_char(t, (char)('0' + (int)(digits / unit)));
+                digits = digits % unit * 10;
+            }
+            break;
+        } else {
+            break;
+        }
+    } while (1);
+    if (exponent) {
+        attn__put_char(t, 'e');
+        attn__put_int(t, exponent);
+    }
+}
+
+/* "name", "name[i]" or "name[i][j]" */
+static void attn__put_name(attn__text *t, const char *name, int32_t i, int32_t j) {
+    attn__put(t, name);
+    if (i >= 0) {
+        attn__put_char(t, '[');
+        attn__put_int(t, i);
+        attn__put_char(t, ']');
+    }
+    if (j >= 0) {
+        attn__put_char(t, '[');
+        attn__put_int(t, j);
+        attn__put_char(t, ']');
+    }
+}
+
+static void attn__put_value(attn__text *t, const char *name, int32_t i, int32_t j, int64_t value) {
+    attn__put_name(t, name, i, j);
+    attn__put(t, " = ");
+    attn__put_int(t, value);
+}
+
+/* An error text under construction; with error NULL it goes nowhere. */
+static attn__text attn__error_text(attn_error *error, int32_t request, int32_t slot) {
+    attn__text t = { NULL, 0, 0 };
+    if (error) {
+        error->request = request;
+        error->slot = slot;
+        error->text[0] = 0;
+        t.text = error->text;
+        t.capacity = sizeof error->text;
+    }
+    return t;
+}
+
+/* "name rule" for whole arguments: "io.q is NULL" */
+static int attn__fail(attn_error *error, int status, const char *name, const char *rule) {
+    attn__text t = attn__error_text(error, -1, -1);
+    attn__put(&t, name);
+    attn__put(&t, rule);
+    return status;
+}
+
+/* "name = value rule": "layer.heads = -1, but it must be at least 1" */
+static int attn__fail_value(attn_error *error, int status, const char *name, int64_t value, const char *rule) {
+    attn__text t = attn__error_text(error, -1, -1);
+    attn__put_value(&t, name, -1, -1, value);
+    attn__put(&t, rule);
+    return status;
+}
+
+/* "name = value relation other = bound": "exec.bytes = 10 is less than attn_exec_bytes = 4096" */
+static int attn__fail_pair(attn_error *error, int status, const char *name, int64_t value, const char *relation,
+                           const char *other, int64_t bound) {
+    attn__text t = attn__error_text(error, -1, -1);
+    attn__put_value(&t, name, -1, -1, value);
+    attn__put(&t, relation);
+    attn__put_value(&t, other, -1, -1, bound);
+    return status;
+}
+
+/* The same for entry `request` of an array. */
+static int attn__fail_entry(attn_error *error, int status, int32_t request, const char *name, int64_t value,
+                            const char *rule) {
+    attn__text t = attn__error_text(error, request, -1);
+    attn__put_value(&t, name, request, -1, value);
+    attn__put(&t, rule);
+    return status;
+}
+
+static int attn__succeed(attn_error *error) {
+    attn__error_text(error, -1, -1);
+    return ATTN_OK;
+}
+
+/* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
+
+ATTN__INLINE int32_t attn__type_bytes(attn_type type) {
+    return type == ATTN_F32 ? 4 : 2;
+}
+
+/* Integer fields of attn_layer: name, offset, range. The comparison of layer and plan walks the same list. */
+typedef struct attn__field {
+    const char *name;
+    size_t offset;
+    int32_t low, high;
+} attn__field;
+
+#define ATTN__FIELD(name, low, high) { "layer." #name, offsetof(attn_layer, name), low, high }
+static const attn__field attn__layer_fields[] = {
+    ATTN__FIELD(heads, 1, 65536),           ATTN__FIELD(kv_heads, 0, 65536),
+    ATTN__FIELD(head_dim, 1, 65536),        ATTN__FIELD(v_dim, 0, 65536),
+    ATTN__FIELD(q_type, 0, ATTN_BF16),      ATTN__FIELD(kv_type, 0, ATTN_BF16),
+    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_FULL),
+    ATTN__FIELD(window_left, 0, INT32_MAX), ATTN__FIELD(window_right, 0, INT32_MAX),
+    ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(page_size, 0, INT32_MAX),
+    ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
+    ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
+    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED)
+};
+#undef ATTN__FIELD
+#define ATTN__LAYER_FIELDS ((int)(sizeof attn__layer_fields / sizeof attn__layer_fields[0]))
+
+typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
+
+static int32_t attn__field_value(const attn_layer *layer, int field) {
+    int32_t value;
+    memcpy(&value, (const char *)layer + attn__layer_fields[field].offset, sizeof value);
+    return value;
+}
+
+static int attn__is_finite(float x) {
+    return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+/* 1 / sqrt(x) by Newton's iteration in double: no libm, the same bits everywhere. */
+static float attn__rsqrt(int32_t x) {
+    double y = 1.0;
+    int i;
+    while (y * y * x > 2.0) y *= 0.5;
+    for (i = 0; i < 8; i++) y = y * (1.5 - 0.5 * x * y * y);
+    return (float)y;
+}
+
+static int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
+    int i;
+    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+        const attn__field *f = &attn__layer_fields[i];
+        int32_t value = attn__field_value(layer, i);
+        if (value < f->low || value > f->high) {
+            attn__text t = attn__error_text(error, -1, -1);
+            attn__put_value(&t, f->name, -1, -1, value);
+            attn__put(&t, ", but it must be ");
+            attn__put_int(&t, f->low);
+            if (f->high == INT32_MAX) {
+                attn__put(&t, " or more");
+            } else {
+                attn__put(&t, " .. ");
+                attn__put_int(&t, f->high);
+            }
+            return ATTN_E_LAYER;
+        }
+    }
+    if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale", " is not finite");
+    if (!attn__is_finite(layer->softcap) || layer->softcap < 0) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.softcap", " must be finite and not negative");
+    }
+    return ATTN_OK;
+}
+
+/* Checks a layer and fills in every default but isa. */
+static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
+    int status;
+    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
+    status = attn__layer_check_values(layer, error);
+    if (status) return status;
+    *out = *layer;
+    if (!out->kv_heads) out->kv_heads = out->heads;
+    if (!out->v_dim) out->v_dim = out->head_dim;
+    if (!out->row_tile) out->row_tile = 128;
+    if (!out->key_tile) out->key_tile = out->split_keys ? 64 : 96;
+    if (!out->workers) out->workers = 64;
+    if (out->scale == 0) out->scale = attn__rsqrt(out->head_dim);
+    if (out->heads % out->kv_heads) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.heads", out->heads, " is not a multiple of ",
+                               "layer.kv_heads", out->kv_heads);
+    }
+    if (out->row_tile % 16) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.row_tile", out->row_tile, " is not a multiple of 16");
+    }
+    if (out->key_tile % 32) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.key_tile", out->key_tile, " is not 32, 64, 96 or 128");
+    }
+    if (out->split_keys % ATTN__UNIT) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.split_keys", out->split_keys, " is not a multiple of 256");
+    }
+    if (out->split_keys && out->key_tile == 96) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.key_tile", 96, " does not divide ", "layer.split_keys",
+                               out->split_keys);
+    }
+    if (layer->isa == ATTN_ISA_AVX2 || layer->isa == ATTN_ISA_AVX512) {
+        if (!ATTN__X86) return attn__fail_value(error, ATTN_E_LAYER, "layer.isa", layer->isa, " was not compiled in");
+    }
+    return ATTN_OK;
+}
+
+/* A 96-key tile does not divide a 256-key unit. */
+ATTN__INLINE int32_t attn__key_tile(const attn_layer *resolved, int phase) {
+    return phase == ATTN_DECODE && resolved->key_tile == 96 ? 64 : resolved->key_tile;
+}
+
+ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
+    if (phase == ATTN_DECODE) return ATTN__UNIT;
+    return resolved->split_keys ? resolved->split_keys : ATTN__NO_UNIT;
+}
+
+/* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
+
+/* Keys [0, lead) and [lo, hi). All three grow with the row, which the tile code relies on. */
+typedef struct attn__span {
+    int32_t lead, lo, hi;
+} attn__span;
+
+static attn__span attn__row_span(const attn_layer *layer, int32_t q_len, int32_t kv_len, int32_t row) {
+    attn__span s = { 0, 0, 0 };
+    int64_t position = (int64_t)kv_len - q_len + row;
+    int causal = layer->mask == ATTN_CAUSAL;
+    int32_t horizon = causal ? (int32_t)attn__max64(0, position + 1) : kv_len;
+    s.hi = horizon;
+    if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
+    if (!causal && layer->window_right) {
+        s.hi = (int32_t)attn__max64(0, attn__min64(kv_len, position + layer->window_right));
+    }
+    if (layer->window_left || (!causal && layer->window_right)) s.lead = attn__min(layer->sink_keys, horizon);
+    return s;
+}
+
+/* Keys that any of the rows first .. last sees. */
+static attn__span attn__union_span(const attn_layer *layer, int32_t q_len, int32_t kv_len, int32_t first,
+                                   int32_t last) {
+    attn__span a = attn__row_span(layer, q_len, kv_len, first);
+    attn__span b = attn__row_span(layer, q_len, kv_len, last);
+    attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
+    if (s.lead >= s.lo) {
+        s.hi = attn__max(s.hi, s.lead);
+        s.lead = 0;
+        s.lo = 0;
+    }
+    return s;
+}
+
+ATTN__INLINE int attn__span_sees(attn__span s, int32_t key) {
+    return key < s.lead || (key >= s.lo && key < s.hi);
+}
+
+/* The keys of [first, last) from the first one to the last one seen, as a range; empty if none is. */
+static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin, int32_t *end) {
+    int32_t b = first;
+    int32_t e = attn__min(last, s.hi > s.lo ? s.hi : s.lead);
+    if (b >= s.lead && b < s.lo) b = s.lo;
+    if (e > s.lead && e <= s.lo) e = s.lead;
+    *begin = b;
+    *end = attn__max(b, e);
+}
+
+/* ---- >>plan: from lengths to tasks ------------------------------------------------------------------------------
+
+   A *strip* is a block of query rows of one request that one kernel call works on: PREFILL, up to row_tile packed
+   rows (row = token * group + head of the group) of one kv head; DECODE, the same, or, while the rows of a head fill
+   less than a tile, several kv heads with all their rows, so that token-major K and V are read as one stream.
+   A *unit* is a range of keys at absolute multiples of its size: DECODE 256, PREFILL split_keys or everything. Each
+   unit is computed from a fresh state, and the units of a row are merged by an aligned binary tree: unit pairs
+   (2i, 2i+1), then pairs of pairs, an absent half leaving the other unchanged. The tree depends on key positions
+   only, so any worker may compute any run of units without changing a bit.
+   A *task* is a run of units of one strip. DECODE strips are laid end to end and cut into `workers` equal runs; a
+   PREFILL task is one unit. A run that is not a whole strip leaves the tree's nodes that are complete inside it as
+   partial results in *slots* (at most two per level of the tree), and a *merge* task finishes the strip.
+
+   Words, all int32, in this order, sizes from the capacities:
+     header[16]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
+                           max_kv_len, families, 0, 0, 0
+     q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n]
+     strips[][8]           request, kv head, kv heads, first packed row, rows, lead units, first unit, units:
+                           the units are 0 .. lead - 1, then first unit, first unit + 1, ...
+     tasks[][5]            strip, first unit (index in the strip's list), end unit, first slot or -1, slots
+     merges[][2]           strip, first task
+*/
+enum { ATTN__HEADER = 16, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
+
+typedef struct attn__strip {
+    int32_t request, head, heads, row, rows, lead, unit, units;
+} attn__strip;
+
+typedef struct attn__task {
+    int32_t strip, begin, end, slot, slots;
+} attn__task;
+
+/* Upper bounds from the capacities alone. */
+typedef struct attn__capacity {
+    int32_t n, max_q_len, max_kv_len, families; /* families: bit ATTN_PREFILL, bit ATTN_DECODE may occur */
+    int64_t max_rows, strips, tasks, merges, slots, words;
+    int64_t rows;                               /* (row, kv head) pairs of the largest strip */
+    int32_t depth;                              /* states that a run may hold at once */
+} attn__capacity;
+
+/* Where the arrays are. */
+typedef struct attn__view {
+    int32_t *q_start, *kv_start, *phase, *strips, *tasks, *merges;
+} attn__view;
+
+static attn__view attn__view_of(int32_t *words, const attn__capacity *c) {
+    attn__view v;
+    v.q_start = words + ATTN__HEADER;
+    v.kv_start = v.q_start + c->n + 1;
+    v.phase = v.kv_start + c->n + 1;
+    v.strips = v.phase + c->n;
+    v.tasks = v.strips + c->strips * ATTN__STRIP;
+    v.merges = v.tasks + c->tasks * ATTN__TASK;
+    return v;
+}
+
+static attn__strip attn__strip_at(const attn__view *v, int64_t i) {
+    attn__strip s;
+    memcpy(&s, v->strips + i * ATTN__STRIP, sizeof s);
+    return s;
+}
+
+static attn__task attn__task_at(const attn__view *v, int64_t i) {
+    attn__task t;
+    memcpy(&t, v->tasks + i * ATTN__TASK, sizeof t);
+    return t;
+}
+
+/* Unit number of entry `index` of a strip's list. */
+ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t index) {
+    return index < s->lead ? index : s->unit + (index - s->lead);
+}
+
+/* Height of the tree node above two units. */
+ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) {
+    return attn__bit_length((uint32_t)a ^ (uint32_t)b);
+}
+
+/* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
+   belong to their node. before: the unit left of the run, -1 if the run starts the strip. Only unit numbers live
+   here; the caller keeps the states. */
+typedef struct attn__fold {
+    int32_t before, depth;
+    int32_t unit[72];
+} attn__fold;
+
+/* Must the two topmost states merge before `next` (-1: nothing follows) is pushed? If so, pops one. */
+static int attn__fold_step(attn__fold *f, int32_t next) {
+    int32_t left, node;
+    if (f->depth < 2) return 0;
+    left = f->unit[f->depth - 2];
+    node = attn__level(left, f->unit[f->depth - 1]);
+    if (next >= 0 && attn__level(f->unit[f->depth - 1], next) <= node) return 0;
+    if (f->before >= 0 && attn__level(f->before, left) <= node) return 0;
+    f->depth--;
+    return 1;
+}
+
+/* The stack after the units begin .. end - 1 of a strip: what a task leaves in its slots. */
+static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, int32_t end) {
+    int32_t i;
+    f->before = begin > 0 ? attn__unit_at(s, begin - 1) : -1;
+    f->depth = 0;
+    for (i = begin; i < end; i++) {
+        f->unit[f->depth++] = attn__unit_at(s, i);
+        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) {
+        }
+    }
+}
+
+static int attn__phase_of(const attn_batch *batch, int32_t i) {
+    if (batch->phase) return batch->phase[i];
+    return batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
+}
+
+ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) {
+    return batch->q_len ? batch->q_len[i] : 1;
+}
+
+static int attn__check_capacity(const attn_batch *batch, attn_error *error) {
+    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch", " is NULL");
+    if (batch->n < 0) return attn__fail_value(error, ATTN_E_BATCH, "batch.n", batch->n, " is negative");
+    if (batch->max_q_len < 0) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_q_len", batch->max_q_len, " is negative");
+    }
+    if (batch->max_kv_len < 0) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_kv_len", batch->max_kv_len, " is negative");
+    }
+    if (batch->max_rows < 0 || batch->max_rows > INT32_MAX) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", batch->max_rows, ", but it must be 0 .. 2^31-1");
+    }
+    return ATTN_OK;
+}
+
+/* Every length, before anything is written. */
+static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
+    int64_t rows = 0, keys = 0;
+    int32_t i;
+    if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len", " is NULL");
+    for (i = 0; i < batch->n; i++) {
+        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
+        if (e < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, " is negative");
+        if (kv < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, " is negative");
+        if (batch->phase && batch->phase[i] != ATTN_PREFILL && batch->phase[i] != ATTN_DECODE) {
+            return attn__fail_entry(error, ATTN_E_BATCH, i, "phase", batch->phase[i], " is no attn_phase");
+        }
+        if (layer->mask == ATTN_CAUSAL && e > kv) {
+            attn__text t = attn__error_text(error, i, -1);
+            attn__put_value(&t, "kv_len", i, -1, kv);
+            attn__put(&t, " is less than ");
+            attn__put_value(&t, "q_len", i, -1, e);
+            return ATTN_E_BATCH;
+        }
+        if ((batch->max_q_len && e > batch->max_q_len) || (batch->max_kv_len && kv > batch->max_kv_len)) {
+            int is_q = batch->max_q_len && e > batch->max_q_len;
+            attn__text t = attn__error_text(error, i, -1);
+            attn__put_value(&t, is_q ? "q_len" : "kv_len", i, -1, is_q ? e : kv);
+            attn__put(&t, " is more than ");
+            attn__put_value(&t, is_q ? "batch.max_q_len" : "batch.max_kv_len", -1, -1,
+                            is_q ? batch->max_q_len : batch->max_kv_len);
+            return ATTN_E_BATCH;
+        }
+        rows += e;
+        keys += kv;
+        if (rows > INT32_MAX) return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, ": the sum is above 2^31-1");
+        if (keys > INT32_MAX) {
+            return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, ": the sum is above 2^31-1");
+        }
+    }
+    if (batch->max_rows && rows > batch->max_rows) {
+        return attn__fail_pair(error, ATTN_E_BATCH, "sum of q_len", rows, " is more than ", "batch.max_rows",
+                               batch->max_rows);
+    }
+    return ATTN_OK;
+}
+
+static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
+    int64_t units = attn__ceil_div(c->max_kv_len, ATTN__UNIT), bound = 0;
+    if (c->families >> ATTN_DECODE & 1) {
+        bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
+    }
+    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) {
+        bound = attn__max64(bound, c->strips * attn__ceil_div(c->max_kv_len, l->split_keys) + bound);
+    }
+    return bound;
+}
+
+/* Fills in every bound from n, max_q_len, max_kv_len, max_rows and families. */
+static void attn__bound(attn__capacity *c, const attn_layer *l) {
+    int64_t group = l->heads / l->kv_heads;
+    int64_t splits = l->split_keys ? attn__ceil_div(c->max_kv_len, l->split_keys) : 1;
+    int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
+    int32_t levels = attn__bit_length((uint32_t)attn__ceil_div(c->max_kv_len, ATTN__UNIT));
+    c->strips = l->kv_heads * (c->max_rows * group / l->row_tile + c->n);
+    c->tasks = c->strips * attn__max64(1, splits) + l->workers;
+    c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
+    c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
+    c->rows = attn__min64(l->row_tile, c->max_q_len * group * l->kv_heads);
+    c->slots = attn__slot_bound(c, l);
+    c->words = ATTN__HEADER + 3 * (int64_t)c->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
+               c->merges * ATTN__MERGE;
+}
+
+/* Capacities of a batch; reads its arrays only where a capacity is 0. */
+static void attn__capacity_of(attn__capacity *c, const attn_batch *batch, const attn_layer *resolved) {
+    int64_t rows = 0;
+    int32_t i;
+    c->n = batch->n;
+    c->max_q_len = batch->max_q_len;
+    c->max_kv_len = batch->max_kv_len;
+    c->max_rows = batch->max_rows;
+    c->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
+    if (batch->phase) c->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
+    for (i = 0; i < batch->n && (!batch->max_q_len || !batch->max_rows); i++) {
+        rows += attn__q_len(batch, i);
+        if (!batch->max_q_len) c->max_q_len = attn__max(c->max_q_len, attn__q_len(batch, i));
+    }
+    for (i = 0; i < batch->n && !batch->max_kv_len; i++) c->max_kv_len = attn__max(c->max_kv_len, batch->kv_len[i]);
+    if (!batch->max_rows) c->max_rows = rows;
+    attn__bound(c, resolved);
+}
+
+static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *plan) {
+    c->n = plan->n;
+    c->max_q_len = plan->max_q_len;
+    c->max_kv_len = plan->max_kv_len;
+    c->max_rows = plan->max_rows;
+    c->families = plan->families;
+    attn__bound(c, &plan->resolved);
+}
+
+/* What attn_plan_make builds up. */
+typedef struct attn__planner {
+    const attn_layer *layer;
+    attn__view view;
+    int32_t strips, tasks, merges, slots;
+    int64_t work, largest_task;
+    int64_t decode_cost;            /* of all decode strips so far */
+    int64_t quota;                  /* cost of one worker's run */
+} attn__planner;
+
+/* Appends a strip, with the units that any of its rows sees. */
+static void attn__add_strip(attn__planner *p, attn__strip s, int32_t q_len, int32_t kv_len, int phase) {
+    int32_t group = p->layer->heads / p->layer->kv_heads;
+    int32_t unit_keys = attn__unit_keys(p->layer, phase);
+    attn__span u = attn__union_span(p->layer, q_len, kv_len, s.row / group, (s.row + s.rows - 1) / group);
+    int32_t end = u.hi > u.lo ? (int32_t)attn__ceil_div(u.hi, unit_keys) : 0;
+    s.lead = (int32_t)attn__ceil_div(u.lead, unit_keys);
+    s.unit = attn__max(s.lead, u.lo / unit_keys);
+    s.units = s.lead + attn__max(0, end - s.unit);
+    memcpy(p->view.strips + (int64_t)p->strips * ATTN__STRIP, &s, sizeof s);
+    p->strips++;
+}
+
+/* Largest row tiles first inside a head: the last tiles of causal rows are the longest. */
+static void attn__add_prefill(attn__planner *p, int32_t request, int32_t q_len, int32_t kv_len) {
+    int32_t rows = q_len * (p->layer->heads / p->layer->kv_heads);
+    int32_t tile = p->layer->row_tile;
+    int32_t head, row;
+    for (head = 0; head < p->layer->kv_heads; head++) {
+        for (row = (rows - 1) / tile * tile; row >= 0; row -= tile) {
+            attn__strip s = { request, head, 1, row, 0, 0, 0, 0 };
+            s.rows = attn__min(tile, rows - row);
+            attn__add_strip(p, s, q_len, kv_len, ATTN_PREFILL);
+        }
+    }
+}
+
+static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len, int32_t kv_len) {
+    int32_t kv_heads = p->layer->kv_heads;
+    int32_t rows = q_len * (p->layer->heads / kv_heads);
+    int32_t tile = p->layer->row_tile;
+    int32_t heads = attn__max(1, tile / rows);
+    int32_t head, row;
+    heads = (int32_t)attn__ceil_div(kv_heads, attn__ceil_div(kv_heads, heads));
+    for (head = 0; head < kv_heads; head += heads) {
+        for (row = 0; row < rows; row += tile) {
+            attn__strip s = { request, head, 0, row, 0, 0, 0, 0 };
+            s.heads = attn__min(heads, kv_heads - head);
+            s.rows = attn__min(tile, rows - row);
+            attn__add_strip(p, s, q_len, kv_len, ATTN_DECODE);
+        }
+    }
+}
+
+/* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
+ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) {
+    return (int64_t)s->heads * (4 + s->rows);
+}
+
+static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
+                           int32_t unit_keys, int32_t kv_len) {
+    attn__task t = { strip, begin, end, -1, 0 };
+    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, kv_len);
+    int64_t work = keys * s->rows * s->heads;
+    if (end - begin < s->units) {
+        attn__fold f;
+        attn__fold_run(&f, s, begin, end);
+        t.slot = p->slots;
+        t.slots = f.depth;
+        p->slots += f.depth;
+        if (begin == 0) {
+            int32_t *m = p->view.merges + (int64_t)p->merges * ATTN__MERGE;
+            m[0] = strip;
+            m[1] = p->tasks;
+            p->merges++;
+        }
+    }
+    p->work += work;
+    p->largest_task = attn__max64(p->largest_task, work);
+    memcpy(p->view.tasks + (int64_t)p->tasks * ATTN__TASK, &t, sizeof t);
+    p->tasks++;
+}
+
+/* The unit that starts at cost c belongs to worker c / quota. */
+static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t kv_len) {
+    int64_t cost = attn__unit_cost(s);
+    int32_t begin = 0;
+    while (begin < s->units) {
+        int64_t worker = (p->decode_cost + begin * cost) / p->quota;
+        int64_t end = attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost);
+        end = attn__min64(end, s->units);
+        attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, kv_len);
+        begin = (int32_t)end;
+    }
+    p->decode_cost += cost * s->units;
+}
+
+/* Tasks of all strips, in their order. */
+static void attn__add_tasks(attn__planner *p) {
+    const attn__view *v = &p->view;
+    int32_t i, u;
+    int64_t total = 0;
+    for (i = 0; i < p->strips; i++) {
+        attn__strip s = attn__strip_at(v, i);
+        if (v->phase[s.request] == ATTN_DECODE) total += attn__unit_cost(&s) * s.units;
+    }
+    p->quota = attn__max64(1, attn__ceil_div(total, p->layer->workers));
+    for (i = 0; i < p->strips; i++) {
+        attn__strip s = attn__strip_at(v, i);
+        int32_t kv_len = v->kv_start[s.request + 1] - v->kv_start[s.request];
+        int32_t unit_keys = attn__unit_keys(p->layer, v->phase[s.request]);
+        if (!s.units) {
+            attn__add_task(p, &s, i, 0, 0, unit_keys, kv_len);
+        } else if (v->phase[s.request] == ATTN_DECODE) {
+            attn__cut_decode(p, &s, i, kv_len);
+        } else {
+            for (u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, kv_len);
+        }
+    }
+}
+
+static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
+    int32_t rows = 0, keys = 0, i;
+    for (i = 0; i < batch->n; i++) {
+        p->view.q_start[i] = rows;
+        p->view.kv_start[i] = keys;
+        p->view.phase[i] = attn__phase_of(batch, i);
+        rows += attn__q_len(batch, i);
+        keys += batch->kv_len[i];
+    }
+    p->view.q_start[batch->n] = rows;
+    p->view.kv_start[batch->n] = keys;
+}
+
+static void attn__add_strips(attn__planner *p, int32_t n) {
+    const attn__view *v = &p->view;
+    int phase;
+    int32_t i;
+    for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
+        for (i = 0; i < n; i++) {
+            int32_t q_len = v->q_start[i + 1] - v->q_start[i];
+            int32_t kv_len = v->kv_start[i + 1] - v->kv_start[i];
+            if (v->phase[i] != phase || !q_len) continue;
+            if (phase == ATTN_PREFILL) {
+                attn__add_prefill(p, i, q_len, kv_len);
+            } else {
+                attn__add_decode(p, i, q_len, kv_len);
+            }
+        }
+    }
+}
+
+static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, attn_layer *resolved, attn__capacity *c,
+                            attn_error *error) {
+    int status = attn__check_capacity(batch, error);
+    if (!status) status = attn__resolve(layer, resolved, error);
+    if (status) return status;
+    if (batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
+        status = attn__check_lengths(batch, resolved, error);
+        if (status) return status;
+    }
+    attn__capacity_of(c, batch, resolved);
+    if (c->words > INT32_MAX || c->slots > INT32_MAX || c->max_q_len * (int64_t)(resolved->heads) > INT32_MAX) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch", c->words, " words of plan are more than 2^31-1");
+    }
+    return ATTN_OK;
+}
+
+ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
+    attn_layer resolved;
+    attn__capacity c;
+    if (attn__plan_check(batch, layer, &resolved, &c, NULL)) return 0;
+    return (size_t)c.words * sizeof(int32_t);
+}
+
+static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
+                              attn_error *error) {
+    attn__text t;
+    if (mem && bytes >= needed && (uintptr_t)mem % alignment == 0) return ATTN_OK;
+    t = attn__error_text(error, -1, -1);
+    attn__put(&t, name);
+    if (!mem) {
+        attn__put(&t, " is NULL; it needs ");
+        attn__put_int(&t, (int64_t)needed);
+        attn__put(&t, " bytes");
+    } else if (bytes < needed) {
+        attn__put(&t, ": bytes = ");
+        attn__put_int(&t, (int64_t)bytes);
+        attn__put(&t, ", but it needs ");
+        attn__put_int(&t, (int64_t)needed);
+    } else {
+        attn__put(&t, " is not aligned to ");
+        attn__put_int(&t, (int64_t)alignment);
+    }
+    return ATTN_E_MEMORY;
+}
+
+static void attn__write_header(const attn_plan *plan) {
+    int32_t header[ATTN__HEADER] = { ATTN_VERSION };
+    header[1] = plan->n;
+    header[2] = plan->rows;
+    header[3] = plan->strips;
+    header[4] = plan->tasks;
+    header[5] = plan->merges;
+    header[6] = plan->slots;
+    header[7] = plan->resolved.row_tile;
+    header[8] = plan->resolved.key_tile;
+    header[9] = plan->resolved.workers;
+    header[10] = plan->max_q_len;
+    header[11] = plan->max_kv_len;
+    header[12] = plan->families;
+    memcpy(plan->words, header, sizeof header);
+}
+
+ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
+                            attn_error *error) {
+    attn_layer resolved;
+    attn__capacity c;
+    attn__planner p;
+    int status;
+    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan", " is NULL");
+    status = attn__plan_check(batch, layer, &resolved, &c, error);
+    if (!status) status = attn__check_lengths(batch, &resolved, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, (size_t)c.words * sizeof(int32_t), 4, error);
+    if (status) return status;
+    if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
+    memset(&p, 0, sizeof p);
+    p.layer = &resolved;
+    p.view = attn__view_of((int32_t *)mem, &c);
+    attn__copy_lengths(&p, batch);
+    attn__add_strips(&p, batch->n);
+    attn__add_tasks(&p);
+    ATTN_ASSERT(p.strips <= c.strips && p.tasks <= c.tasks && p.merges <= c.merges && p.slots <= c.slots);
+    memset(plan, 0, sizeof *plan);
+    plan->layer = *layer;
+    plan->resolved = resolved;
+    plan->n = c.n;
+    plan->rows = p.view.q_start[c.n];
+    plan->max_q_len = c.max_q_len;
+    plan->max_kv_len = c.max_kv_len;
+    plan->max_rows = c.max_rows;
+    plan->families = c.families;
+    plan->strips = p.strips;
+    plan->tasks = p.tasks;
+    plan->merges = p.merges;
+    plan->slots = p.slots;
+    plan->work = p.work;
+    plan->largest_task = p.largest_task;
+    plan->words = (int32_t *)mem;
+    plan->bytes = (size_t)c.words * sizeof(int32_t);
+    attn__write_header(plan);
+    return attn__succeed(error);
+}
+
+/* ---- >>convert: f16 and bf16, round to nearest even ------------------------------------------------------------- */
+
+static float attn__from_f16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    uint32_t exponent = h >> 10 & 31u;
+    uint32_t mantissa = h & 0x3ffu;
+    float subnormal;
+    if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
+    if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+    subnormal = (float)(int32_t)mantissa * attn__float_of(0x33800000u); /* mantissa * 2^-24 */
+    return attn__float_of(sign | attn__bits_of(subnormal));
+}
+
+static uint16_t attn__to_f16(float x) {
+    uint32_t u = attn__bits_of(x);
+    uint32_t sign = u >> 16 & 0x8000u;
+    uint32_t a = u & 0x7fffffffu;
+    uint32_t shift, mantissa, half;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN, kept quiet */
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                     /* 65520 and above round to inf */
+    if (a >= 0x38800000u) {
+        a += 0xfffu + (a >> 13 & 1u);
+        return (uint16_t)(sign | (a - 0x38000000u) >> 13);
+    }
+    if (a < 0x33000000u) return (uint16_t)sign;                                  /* below half the least subnormal */
+    shift = 126 - (a >> 23);
+    mantissa = (a & 0x7fffffu) | 0x800000u;
+    half = mantissa >> shift;
+    mantissa &= (1u << shift) - 1u;
+    if (mantissa > 1u << (shift - 1) || (mantissa == 1u << (shift - 1) && (half & 1u))) half++;
+    return (uint16_t)(sign | half);
+}
+
+static float attn__from_bf16(uint16_t b) {
+    return attn__float_of((uint32_t)b << 16);
+}
+
+static uint16_t attn__to_bf16(float x) {
+    uint32_t u = attn__bits_of(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u);
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+/* ---- >>maths: exp, log and tanh without libm --------------------------------------------------------------------
+   exp(x) = 2^n * 2^f, n = round(x / ln 2): minimax polynomial of degree 5 for 2^f - 1 over f in -0.5 .. 0.5, constant
+   term exactly 1, so exp(0) = 1; relative error 1.6e-7. Below 2^-126 the result is 0. The same in every leaf. */
+#define ATTN__LOG2E 1.44269504f
+#define ATTN__EXP1 0.693147004f
+#define ATTN__EXP2 0.240222424f
+#define ATTN__EXP3 0.0555073358f
+#define ATTN__EXP4 0.00967151299f
+#define ATTN__EXP5 0.00132647273f
+
+/* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|). */
+#define ATTN__TANH_SMALL 0.6f
+#define ATTN__TANH1 (-0.333326216f)
+#define ATTN__TANH2 0.133135206f
+#define ATTN__TANH3 (-0.0522310982f)
+#define ATTN__TANH4 0.0156404656f
+
+/* For x <= 0; NaN stays NaN. */
+static float attn__exp(float x) {
+    float t = x * ATTN__LOG2E;
+    float f, p;
+    int32_t n;
+    if (!(t >= -126.0f)) return t < -126.0f ? 0.0f : t;
+    n = (int32_t)(t - 0.5f);
+    f = t - (float)n;
+    p = ATTN__EXP5;
+    p = p * f + ATTN__EXP4;
+    p = p * f + ATTN__EXP3;
+    p = p * f + ATTN__EXP2;
+    p = p * f + ATTN__EXP1;
+    p = p * f + 1.0f;
+    return p * attn__float_of((uint32_t)(n + 127) << 23);
+}
+
+/* For finite x > 0: x = m * 2^e with m in 0.7 .. 1.4, ln m = 2 atanh((m - 1) / (m + 1)). */
+static float attn__log(float x) {
+    uint32_t u = attn__bits_of(x);
+    int32_t e = 0;
+    double m, s, z;
+    if (u < 0x00800000u) {
+        u = attn__bits_of(x * 16777216.0f);
+        e = -24;
+    }
+    e += (int32_t)(u >> 23) - 127;
+    m = attn__float_of((u & 0x7fffffu) | 0x3f800000u);
+    if (m > 1.41421356) {
+        m *= 0.5;
+        e++;
+    }
+    s = (m - 1.0) / (m + 1.0);
+    z = s * s;
+    s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
+    return (float)(s + e * 0.693147180559945309);
+}
+
+static float attn__tanh(float x) {
+    float a = x < 0 ? -x : x;
+    float y = x * x;
+    float e;
+    if (a < ATTN__TANH_SMALL) {
+        return x + x * y * (ATTN__TANH1 + y * (ATTN__TANH2 + y * (ATTN__TANH3 + y * ATTN__TANH4)));
+    }
+    e = attn__exp(-2.0f * a);
+    e = (1.0f - e) / (1.0f + e);
+    return x < 0 ? -e : e;
+}
+
+/* ---- >>leaves: what an instruction set must supply ---------------------------------------------------------------
+   lane_*: PREFILL. The rows of a panel stand in the vector lanes, `lanes` floats apart: q[d][lanes], s[key][lanes],
+   o[v_dim][lanes]; K and V are read as scalars from their natural rows. Every operation is vertical, so a row never
+   meets its neighbours; used = rows of the panel that matter.
+   row_*: DECODE. d and v_dim stand in the lanes. The sum of a dot product is fixed: lane x adds d = x, x + L, ... in
+   order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
+   masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
+   k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
+typedef struct attn__leaves {
+    const char *name;
+    int32_t lanes;
+    /* rows of d elements to f32, ld floats apart */
+    void (*widen)(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d, attn_type type);
+    /* dst = src * scale + add, rounded to type */
+    void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, float scale, float add);
+    void (*softcap)(float *x, int32_t n, float cap);
+    /* a = a * wa + b * wb */
+    void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
+    void (*lane_scores)(float *s, const float *q, const float *const *k, int32_t n, int32_t d, int32_t used);
+    /* s -> exp(s - max); updates m and l, alpha = exp(old max - new max). mask NULL: all visible */
+    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha, int32_t used);
+    /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
+    void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
+                        const uint64_t *mask, int32_t used);
+    void (*row_scores)(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows, const float *const *k,
+                       int32_t n, int32_t d);
+    /* one row of n scores; returns alpha */
+    float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l);
+    void (*row_values)(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp, const float *alpha,
+                       const float *const *v, int32_t n, int32_t v_dim);
+} attn__leaves;
+
+/* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
+
+enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
+
+static void attn__widen_row_scalar(float *dst, const char *src, int32_t d, attn_type type) {
+    const uint16_t *half = (const uint16_t *)(const void *)src;
+    int32_t x;
+    if (type == ATTN_F32) {
+        memcpy(dst, src, (size_t)d * sizeof(float));
+    } else if (type == ATTN_F16) {
+        for (x = 0; x < d; x++) dst[x] = attn__from_f16(half[x]);
+    } else {
+        for (x = 0; x < d; x++) dst[x] = attn__from_bf16(half[x]);
+    }
+}
+
+static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                               attn_type type) {
+    int32_t i;
+    for (i = 0; i < rows; i++) attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type);
+}
+
+static void attn__narrow_scalar(void *dst, const float *src, int32_t n, attn_type type, float scale, float add) {
+    int32_t i;
+    if (type == ATTN_F32) {
+        for (i = 0; i < n; i++) ((float *)dst)[i] = src[i] * scale + add;
+    } else if (type == ATTN_F16) {
+        for (i = 0; i < n; i++) ((uint16_t *)dst)[i] = attn__to_f16(src[i] * scale + add);
+    } else {
+        for (i = 0; i < n; i++) ((uint16_t *)dst)[i] = attn__to_bf16(src[i] * scale + add);
+    }
+}
+
+static void attn__softcap_scalar(float *x, int32_t n, float cap) {
+    float inverse = 1.0f / cap;
+    int32_t i;
+    for (i = 0; i < n; i++) x[i] = cap * attn__tanh(x[i] * inverse);
+}
+
+static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int32_t n) {
+    int32_t i;
+    for (i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
+}
+
+static void attn__lane_scores_scalar(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
+                                     int32_t used) {
+    int32_t j, x, r;
+    (void)used;
+    for (j = 0; j < n; j++) {
+        float sum[ATTN__LANES_SCALAR] = { 0 };
+        for (x = 0; x < d; x++) {
+            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += k[j][x] * q[x * ATTN__LANES_SCALAR + r];
+        }
+        memcpy(s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
+    }
+}
+
+static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha,
+                                      int32_t used) {
+    int32_t j, r;
+    for (r = 0; r < used; r++) {
+        float top = m[r], sum;
+        for (j = 0; j < n; j++) {
+            float x = s[j * ATTN__LANES_SCALAR + r];
+            if ((!mask || (mask[j] >> r & 1)) && x > top) top = x;
+        }
+        alpha[r] = attn__exp(m[r] - top);
+        sum = l[r] * alpha[r];
+        m[r] = top;
+        for (j = 0; j < n; j++) {
+            float *x = &s[j * ATTN__LANES_SCALAR + r];
+            *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - top) : 0.0f;
+            sum += *x;
+        }
+        l[r] = sum;
+    }
+}
+
+static void attn__lane_values_scalar(float *o, const float *p, const float *alpha, const float *const *v, int32_t n,
+                                     int32_t v_dim, const uint64_t *mask, int32_t used) {
+    int32_t j, x, r;
+    for (x = 0; x < v_dim; x++) {
+        float sum[ATTN__LANES_SCALAR] = { 0 };
+        for (r = 0; r < used; r++) sum[r] = o[x * ATTN__LANES_SCALAR + r] * alpha[r];
+        for (j = 0; j < n; j++) {
+            float value = v[j][x];
+            for (r = 0; r < used; r++) {
+                if (!mask || (mask[j] >> r & 1)) sum[r] += p[j * ATTN__LANES_SCALAR + r] * value;
+            }
+        }
+        memcpy(o + x * ATTN__LANES_SCALAR, sum, sizeof sum);
+    }
+}
+
+static float attn__dot_scalar(const float *a, const float *b, int32_t d) {
+    float c[ATTN__CHAINS_SCALAR] = { 0 };
+    int32_t x = 0, i;
+    for (; x + ATTN__CHAINS_SCALAR <= d; x += ATTN__CHAINS_SCALAR) {
+        for (i = 0; i < ATTN__CHAINS_SCALAR; i++) c[i] += a[x + i] * b[x + i];
+    }
+    for (i = 0; x + i < d; i++) c[i] += a[x + i] * b[x + i];
+    return ((c[0] + c[2]) + (c[1] + c[3])) + ((c[4] + c[6]) + (c[5] + c[7]));
+}
+
+static void attn__row_scores_scalar(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
+                                    const float *const *k, int32_t n, int32_t d) {
+    int32_t r, j;
+    for (r = 0; r < rows; r++) {
+        for (j = 0; j < n; j++) s[r * lds + j] = attn__dot_scalar(q + (ptrdiff_t)r * ldq, k[j], d);
+    }
+}
+
+static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
+    float top = *m, sum = 0, alpha;
+    int32_t j;
+    for (j = 0; j < n; j++) {
+        if ((mask[j >> 6] >> (j & 63) & 1) && s[j] > top) top = s[j];
+    }
+    for (j = 0; j < n; j++) {
+        s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - top) : 0.0f;
+        sum += s[j];
+    }
+    alpha = attn__exp(*m - top);
+    *m = top;
+    *l = *l * alpha + sum;
+    return alpha;
+}
+
+static void attn__row_values_scalar(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
+                                    const float *alpha, const float *const *v, int32_t n, int32_t v_dim) {
+    int32_t r, j, x;
+    for (r = 0; r < rows; r++) {
+        float *row = o + (ptrdiff_t)r * ldo;
+        for (x = 0; x < v_dim; x++) row[x] *= alpha[r];
+        for (j = 0; j < n; j++) {
+            float w = p[r * ldp + j];
+            for (x = 0; x < v_dim; x++) row[x] += w * v[j][x];
+        }
+    }
+}
+
+#if ATTN__X86
+/* ---- >>leaves_avx2: AVX2, FMA and F16C; 16 rows in the lanes, 6 keys at a time fill the registers ---------------- */
+
+#define ATTN__AVX2 ATTN__TARGET("avx2,fma,f16c")
+
+enum { ATTN__LANES_AVX2 = 16 };
+
+/* All bits of lane i set where bit i of mask is set. */
+ATTN__AVX2 ATTN__INLINE __m256 attn__mask_avx2(uint32_t mask) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i m = _mm256_and_si256(_mm256_set1_epi32((int32_t)mask), bit);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(m, bit));
+}
+
+/* The first n lanes, for maskload: n >= 8 is all. */
+ATTN__AVX2 ATTN__INLINE __m256i attn__first_avx2(int32_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
+    __m256 t = _mm256_mul_ps(x, _mm256_set1_ps(ATTN__LOG2E));
+    __m256 keep = _mm256_cmp_ps(t, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
+    __m256 n, f, p;
+    __m256i e;
+    t = _mm256_max_ps(_mm256_set1_ps(-126.0f), t); /* NaN, the second operand, passes */
+    n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    f = _mm256_sub_ps(t, n);
+    p = _mm256_set1_ps(ATTN__EXP5);
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP4));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP3));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP2));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP1));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
+}
+
+ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_type type) {
+    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)src + x);
+    if (type == ATTN_F16) {
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(src + (ptrdiff_t)x * 2)));
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(src + (ptrdiff_t)x * 2))), 16));
+}
+
+ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src, int32_t rows,
+                                                   int32_t d, attn_type type) {
+    int32_t i, x;
+    for (i = 0; i < rows; i++) {
+        float *row = dst + (ptrdiff_t)i * ld;
+        for (x = 0; x + 8 <= d; x += 8) _mm256_storeu_ps(row + x, attn__load_avx2(src[i], x, type));
+        if (x < d) attn__widen_row_scalar(row + x, src[i] + (ptrdiff_t)x * attn__type_bytes(type), d - x, type);
+    }
+}
+
+ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                                        attn_type type) {
+    if (type == ATTN_F32) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_BF16);
+}
+
+/* f32 to bf16 in the low halves of eight 32-bit lanes. */
+ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    __m256i r = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+
+ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type, float scale,
+                                         float add) {
+    const __m256 factor = _mm256_set1_ps(scale), addend = _mm256_set1_ps(add);
+    int32_t x;
+    for (x = 0; x < n; x += 8) {
+        __m256i first = attn__first_avx2(n - x);
+        __m256 y = _mm256_fmadd_ps(_mm256_maskload_ps(src + x, first), factor, addend);
+        __m128i half;
+        if (type == ATTN_F32) {
+            _mm256_maskstore_ps((float *)dst + x, first, y);
+            continue;
+        }
+        half = type == ATTN_F16 ? _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx2(y);
+        if (n - x >= 8) {
+            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + x), half);
+        } else {
+            uint16_t tail[8];
+            _mm_storeu_si128((__m128i *)(void *)tail, half);
+            memcpy((uint16_t *)dst + x, tail, (size_t)(n - x) * 2);
+        }
+    }
+}
+
+ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
+    const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), one = _mm256_set1_ps(1.0f);
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    int32_t i;
+    for (i = 0; i < n; i += 8) {
+        __m256i first = attn__first_avx2(n - i);
+        __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
+        __m256 a = _mm256_andnot_ps(sign, t);
+        __m256 y = _mm256_mul_ps(t, t);
+        __m256 small = _mm256_set1_ps(ATTN__TANH4);
+        __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
+        __m256 big = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
+        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH3));
+        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH2));
+        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH1));
+        small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
+        big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
+        t = _mm256_blendv_ps(big, small, _mm256_cmp_ps(a, _mm256_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ));
+        _mm256_maskstore_ps(x + i, first, _mm256_mul_ps(t, limit));
+    }
+}
+
+ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, float wb, int32_t n) {
+    const __m256 va = _mm256_set1_ps(wa), vb = _mm256_set1_ps(wb);
+    int32_t i;
+    for (i = 0; i < n; i += 8) {
+        __m256i first = attn__first_avx2(n - i);
+        __m256 y = _mm256_mul_ps(_mm256_maskload_ps(a + i, first), va);
+        _mm256_maskstore_ps(a + i, first, _mm256_fmadd_ps(_mm256_maskload_ps(b + i, first), vb, y));
+    }
+}
+
+/* keys x 16 rows of scores */
+ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, const float *q, const float *const *k,
+                                                          int32_t d) {
+    __m256 sum[6][2];
+    const float *row[6];
+    int32_t x;
+    int i;
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) {
+        row[i] = k[i];
+        sum[i][0] = _mm256_setzero_ps();
+        sum[i][1] = _mm256_setzero_ps();
+    }
+    for (x = 0; x < d; x++) {
+        __m256 q0 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2);
+        __m256 q1 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8);
+        ATTN__UNROLL
+        for (i = 0; i < keys; i++) {
+            __m256 key = _mm256_broadcast_ss(row[i] + x);
+            sum[i][0] = _mm256_fmadd_ps(key, q0, sum[i][0]);
+            sum[i][1] = _mm256_fmadd_ps(key, q1, sum[i][1]);
+        }
+    }
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) {
+        _mm256_storeu_ps(s + i * ATTN__LANES_AVX2, sum[i][0]);
+        _mm256_storeu_ps(s + i * ATTN__LANES_AVX2 + 8, sum[i][1]);
+    }
+}
+
+ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
+                                              int32_t used) {
+    int32_t j = 0;
+    (void)used;
+    for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx2(6, s + j * ATTN__LANES_AVX2, q, k + j, d);
+    for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx2(2, s + j * ATTN__LANES_AVX2, q, k + j, d);
+    for (; j < n; j++) attn__lane_scores_block_avx2(1, s + j * ATTN__LANES_AVX2, q, k + j, d);
+}
+
+ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
+                                               float *alpha, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 8) {
+        __m256 old = _mm256_loadu_ps(m + c), top = old, sum;
+        for (j = 0; j < n; j++) {
+            __m256 x = _mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c);
+            __m256 y = _mm256_max_ps(x, top);
+            top = mask ? _mm256_blendv_ps(top, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
+        }
+        old = attn__exp_avx2(_mm256_sub_ps(old, top));
+        sum = _mm256_mul_ps(_mm256_loadu_ps(l + c), old);
+        for (j = 0; j < n; j++) {
+            float *x = s + j * ATTN__LANES_AVX2 + c;
+            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), top));
+            if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
+            sum = _mm256_add_ps(sum, p);
+            _mm256_storeu_ps(x, p);
+        }
+        _mm256_storeu_ps(m + c, top);
+        _mm256_storeu_ps(l + c, sum);
+        _mm256_storeu_ps(alpha + c, old);
+    }
+}
+
+/* columns of o x 16 rows */
+ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o, const float *p, const float *alpha,
+                                                          const float *const *v, int32_t n, int32_t x,
+                                                          const uint64_t *mask) {
+    __m256 sum[6][2];
+    int32_t j;
+    int i;
+    ATTN__UNROLL
+    for (i = 0; i < columns; i++) {
+        sum[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2), _mm256_loadu_ps(alpha));
+        sum[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8), _mm256_loadu_ps(alpha + 8));
+    }
+    for (j = 0; j < n; j++) {
+        __m256 p0 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2);
+        __m256 p1 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8);
+        const float *row = v[j] + x;
+        ATTN__UNROLL
+        for (i = 0; i < columns; i++) {
+            __m256 value = _mm256_broadcast_ss(row + i);
+            __m256 y0 = _mm256_fmadd_ps(value, p0, sum[i][0]);
+            __m256 y1 = _mm256_fmadd_ps(value, p1, sum[i][1]);
+            sum[i][0] = mask ? _mm256_blendv_ps(sum[i][0], y0, attn__mask_avx2((uint32_t)mask[j])) : y0;
+            sum[i][1] = mask ? _mm256_blendv_ps(sum[i][1], y1, attn__mask_avx2((uint32_t)(mask[j] >> 8))) : y1;
+        }
+    }
+    ATTN__UNROLL
+    for (i = 0; i < columns; i++) {
+        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2, sum[i][0]);
+        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
+    }
+}
+
+ATTN__AVX2 static void attn__lane_values_avx2(float *o, const float *p, const float *alpha, const float *const *v,
+                                              int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
+    int32_t x = 0;
+    (void)used;
+    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx2(6, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx2(2, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, mask);
+}
+
+/* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
+ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
+    __m256 b[4], c[2];
+    int i;
+    ATTN__UNROLL
+    for (i = 0; i < 4; i++) {
+        b[i] = _mm256_add_ps(_mm256_blend_ps(a[2 * i], a[2 * i + 1], 0xCC),
+                             _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
+    }
+    ATTN__UNROLL
+    for (i = 0; i < 2; i++) {
+        c[i] = _mm256_add_ps(_mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
+                             _mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
+    }
+    return _mm256_add_ps(_mm256_permute2f128_ps(c[0], c[1], 0x20), _mm256_permute2f128_ps(c[0], c[1], 0x31));
+}
+
+/* rows x keys dot products, at most eight */
+ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, float *s, int32_t lds, const float *q,
+                                                         int32_t ldq, const float *const *k, int32_t d) {
+    __m256 sum[8];
+    float out[8];
+    int32_t x;
+    int i, r;
+    ATTN__UNROLL
+    for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
+    for (x = 0; x < d; x += 8) {
+        __m256 key[8];
+        __m256i first = attn__first_avx2(d - x);
+        ATTN__UNROLL
+        for (i = 0; i < keys; i++) key[i] = _mm256_maskload_ps(k[i] + x, first);
+        ATTN__UNROLL
+        for (r = 0; r < rows; r++) {
+            __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
+            ATTN__UNROLL
+            for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
+        }
+    }
+    _mm256_storeu_ps(out, attn__sums_avx2(sum));
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) memcpy(s + r * lds, out + r * keys, (size_t)keys * sizeof(float));
+}
+
+ATTN__AVX2 static void attn__row_scores_avx2(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
+                                             const float *const *k, int32_t n, int32_t d) {
+    int32_t r = 0, j;
+    for (; r + 4 <= rows; r += 4) {
+        for (j = 0; j < n; j += 2) {
+            attn__row_scores_block_avx2(4, 2, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+    for (; r + 2 <= rows; r += 2) {
+        for (j = 0; j < n; j += 4) {
+            attn__row_scores_block_avx2(2, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+    for (; r < rows; r++) {
+        for (j = 0; j < n; j += 8) {
+            attn__row_scores_block_avx2(1, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+}
+
+ATTN__AVX2 ATTN__INLINE float attn__sum_avx2(__m256 x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
+}
+
+ATTN__AVX2 ATTN__INLINE __m256 attn__all_max_avx2(__m256 x) {
+    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
+    x = _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0x4E));
+    return _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0xB1));
+}
+
+ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
+    __m256 old = _mm256_set1_ps(*m), top = old, sum = _mm256_setzero_ps();
+    int32_t j;
+    for (j = 0; j < n; j += 8) {
+        __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
+        top = _mm256_blendv_ps(top, _mm256_max_ps(_mm256_loadu_ps(s + j), top), visible);
+    }
+    top = attn__all_max_avx2(top);
+    old = attn__exp_avx2(_mm256_sub_ps(old, top));
+    for (j = 0; j < n; j += 8) {
+        __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
+        __m256 p = _mm256_and_ps(visible, attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), top)));
+        sum = _mm256_add_ps(sum, p);
+        _mm256_storeu_ps(s + j, p);
+    }
+    *m = _mm256_cvtss_f32(top);
+    sum = _mm256_fmadd_ps(_mm256_set1_ps(*l), old, _mm256_set1_ps(attn__sum_avx2(sum)));
+    *l = _mm256_cvtss_f32(sum);
+    return _mm256_cvtss_f32(old);
+}
+
+/* rows x (8 * vectors) columns of o; the last vector may be partial */
+ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, float *o, int32_t ldo, const float *p,
+                                                         int32_t ldp, const float *alpha, const float *const *v,
+                                                         int32_t n, int32_t x, int32_t left) {
+    __m256 sum[4][4];
+    __m256i last = attn__first_avx2(left - 8 * (vectors - 1));
+    int32_t j;
+    int r, c;
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            const float *at = o + (ptrdiff_t)r * ldo + x + 8 * c;
+            __m256 y = c < vectors - 1 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, last);
+            sum[r][c] = _mm256_mul_ps(y, _mm256_set1_ps(alpha[r]));
+        }
+    }
+    for (j = 0; j < n; j++) {
+        const float *row = v[j] + x;
+        __m256 value[4];
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
+        }
+        ATTN__UNROLL
+        for (r = 0; r < rows; r++) {
+            __m256 w = _mm256_broadcast_ss(p + r * ldp + j);
+            ATTN__UNROLL
+            for (c = 0; c < vectors; c++) sum[r][c] = _mm256_fmadd_ps(w, value[c], sum[r][c]);
+        }
+    }
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            float *at = o + (ptrdiff_t)r * ldo + x + 8 * c;
+            if (c < vectors - 1) {
+                _mm256_storeu_ps(at, sum[r][c]);
+            } else {
+                _mm256_maskstore_ps(at, last, sum[r][c]);
+            }
+        }
+    }
+}
+
+ATTN__AVX2 static void attn__row_values_avx2(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
+                                             const float *alpha, const float *const *v, int32_t n, int32_t v_dim) {
+    int32_t x, r;
+    for (x = 0; x + 8 < v_dim; x += 16) {
+        r = 0;
+        for (; r + 4 <= rows; r += 4) {
+            attn__row_values_block_avx2(4, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
+                                        v_dim - x);
+        }
+        for (; r < rows; r++) {
+            attn__row_values_block_avx2(1, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
+                                        v_dim - x);
+        }
+    }
+    for (r = 0; x < v_dim && r < rows; r++) {
+        attn__row_values_block_avx2(1, 1, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+    }
+}
+
+/* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
+/* GCC bug 105593: g++ warns of the deliberately uninitialised variable inside its own _mm512_undefined_ps. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define ATTN__AVX512 ATTN__TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+enum { ATTN__LANES_AVX512 = 64 };
+
+/* The first n lanes; n >= 16 is all. */
+ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
+    return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+}
+
+ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
+    /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
+    __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
+    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_sub_ps(t, n);
+    __m512 p = _mm512_set1_ps(ATTN__EXP5);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP4));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP3));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP2));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP1));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, __mmask16 first, attn_type type) {
+    const char *half = src + (ptrdiff_t)x * 2;
+    if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, (const float *)(const void *)src + x);
+    if (type == ATTN_F16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first, half));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, half)), 16));
+}
+
+ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, const char *const *src, int32_t rows,
+                                                       int32_t d, attn_type type) {
+    int32_t i, x;
+    for (i = 0; i < rows; i++) {
+        float *row = dst + (ptrdiff_t)i * ld;
+        for (x = 0; x + 16 <= d; x += 16) {
+            _mm512_storeu_ps(row + x, attn__load_avx512(src[i], x, (__mmask16)0xffff, type));
+        }
+        if (x < d) {
+            __mmask16 first = attn__first_avx512(d - x);
+            _mm512_mask_storeu_ps(row + x, first, attn__load_avx512(src[i], x, first, type));
+        }
+    }
+}
+
+ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                                            attn_type type) {
+    if (type == ATTN_F32) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_BF16);
+}
+
+ATTN__AVX512 ATTN__INLINE __m256i attn__to_bf16_avx512(__m512 x) {
+    __m512i u = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+
+ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_t n, attn_type type, float scale,
+                                             float add) {
+    const __m512 factor = _mm512_set1_ps(scale), addend = _mm512_set1_ps(add);
+    int32_t x;
+    for (x = 0; x < n; x += 16) {
+        __mmask16 first = attn__first_avx512(n - x);
+        __m512 y = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first, src + x), factor, addend);
+        if (type == ATTN_F32) {
+            _mm512_mask_storeu_ps((float *)dst + x, first, y);
+        } else {
+            __m256i half = type == ATTN_F16 ? _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx512(y);
+            _mm256_mask_storeu_epi16((uint16_t *)dst + x, first, half);
+        }
+    }
+}
+
+ATTN__AVX512 static void attn__softcap_avx512(float *x, int32_t n, float cap) {
+    const __m512 limit = _mm512_set1_ps(cap), inverse = _mm512_set1_ps(1.0f / cap), one = _mm512_set1_ps(1.0f);
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    int32_t i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 first = attn__first_avx512(n - i), is_small;
+        __m512 t = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, x + i), inverse);
+        __m512i bits = _mm512_castps_si512(t);
+        __m512 a = _mm512_castsi512_ps(_mm512_andnot_si512(sign, bits));
+        __m512 y = _mm512_mul_ps(t, t);
+        __m512 small = _mm512_set1_ps(ATTN__TANH4);
+        __m512 e = attn__exp_avx512(_mm512_mul_ps(a, _mm512_set1_ps(-2.0f)));
+        __m512 big = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH3));
+        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH2));
+        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH1));
+        small = _mm512_fmadd_ps(_mm512_mul_ps(t, y), small, t);
+        big = _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(big), _mm512_and_si512(sign, bits)));
+        is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ);
+        _mm512_mask_storeu_ps(x + i, first, _mm512_mul_ps(_mm512_mask_mov_ps(big, is_small, small), limit));
+    }
+}
+
+ATTN__AVX512 static void attn__blend_avx512(float *a, const float *b, float wa, float wb, int32_t n) {
+    const __m512 va = _mm512_set1_ps(wa), vb = _mm512_set1_ps(wb);
+    int32_t i;
+    for (i = 0; i < n; i += 16) {
+        __mmask16 first = attn__first_avx512(n - i);
+        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, a + i), va);
+        _mm512_mask_storeu_ps(a + i, first, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first, b + i), vb, y));
+    }
+}
+
+/* keys x (16 * vectors) rows of scores */
+ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vectors, float *s, const float *q,
+                                                              const float *const *k, int32_t d) {
+    __m512 sum[8][4];
+    const float *row[8];
+    int32_t x;
+    int i, c;
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) {
+        row[i] = k[i];
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
+    }
+    for (x = 0; x < d; x++) {
+        __m512 query[4];
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c);
+        ATTN__UNROLL
+        for (i = 0; i < keys; i++) {
+            __m512 key = _mm512_set1_ps(row[i][x]);
+            ATTN__UNROLL
+            for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
+        }
+    }
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+    }
+}
+
+ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, const float *const *k, int32_t n,
+                                                  int32_t d, int32_t used) {
+    int32_t j = 0;
+    if (used > 32) {
+        for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx512(6, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
+        for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx512(2, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
+        for (; j < n; j++) attn__lane_scores_block_avx512(1, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
+    } else if (used > 16) {
+        for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 2, s + j * ATTN__LANES_AVX512, q, k + j, d);
+        for (; j < n; j++) attn__lane_scores_block_avx512(1, 2, s + j * ATTN__LANES_AVX512, q, k + j, d);
+    } else {
+        for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 1, s + j * ATTN__LANES_AVX512, q, k + j, d);
+        for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s + j * ATTN__LANES_AVX512, q, k + j, d);
+    }
+}
+
+ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
+                                                   float *alpha, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 16) {
+        __m512 old = _mm512_loadu_ps(m + c), top = old, sum;
+        for (j = 0; j < n; j++) {
+            __mmask16 visible = mask ? (__mmask16)(mask[j] >> c) : (__mmask16)0xffff;
+            top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), top);
+        }
+        old = attn__exp_avx512(_mm512_sub_ps(old, top));
+        sum = _mm512_mul_ps(_mm512_loadu_ps(l + c), old);
+        for (j = 0; j < n; j++) {
+            float *x = s + j * ATTN__LANES_AVX512 + c;
+            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), top));
+            if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
+            sum = _mm512_add_ps(sum, p);
+            _mm512_storeu_ps(x, p);
+        }
+        _mm512_storeu_ps(m + c, top);
+        _mm512_storeu_ps(l + c, sum);
+        _mm512_storeu_ps(alpha + c, old);
+    }
+}
+
+/* columns of o x (16 * vectors) rows */
+ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int vectors, float *o, const float *p,
+                                                              const float *alpha, const float *const *v, int32_t n,
+                                                              int32_t x, const uint64_t *mask) {
+    __m512 sum[8][4];
+    int32_t j;
+    int i, c;
+    o += (ptrdiff_t)x * ATTN__LANES_AVX512;
+    ATTN__UNROLL
+    for (i = 0; i < columns; i++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            sum[i][c] = _mm512_mul_ps(_mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c),
+                                      _mm512_loadu_ps(alpha + 16 * c));
+        }
+    }
+    for (j = 0; j < n; j++) {
+        __m512 weight[4];
+        const float *row = v[j] + x;
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
+        ATTN__UNROLL
+        for (i = 0; i < columns; i++) {
+            __m512 value = _mm512_set1_ps(row[i]);
+            ATTN__UNROLL
+            for (c = 0; c < vectors; c++) {
+                sum[i][c] = mask ? _mm512_mask3_fmadd_ps(value, weight[c], sum[i][c], (__mmask16)(mask[j] >> 16 * c))
+                                 : _mm512_fmadd_ps(value, weight[c], sum[i][c]);
+            }
+        }
+    }
+    ATTN__UNROLL
+    for (i = 0; i < columns; i++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+    }
+}
+
+ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, const float *alpha, const float *const *v,
+                                                  int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
+    int32_t x = 0;
+    if (mask) {
+        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, mask);
+    } else if (used > 32) {
+        for (; x + 6 <= v_dim; x += 6) attn__lane_values_block_avx512(6, 4, o, p, alpha, v, n, x, NULL);
+        for (; x + 2 <= v_dim; x += 2) attn__lane_values_block_avx512(2, 4, o, p, alpha, v, n, x, NULL);
+        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, NULL);
+    } else if (used > 16) {
+        for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 2, o, p, alpha, v, n, x, NULL);
+        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 2, o, p, alpha, v, n, x, NULL);
+    } else {
+        for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 1, o, p, alpha, v, n, x, NULL);
+        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 1, o, p, alpha, v, n, x, NULL);
+    }
+}
+
+/* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
+   step blends instead of shuffling twice: shuffles have one port, blends two. */
+ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
+    __m512 b[8], c[4], d[2];
+    int i;
+    ATTN__UNROLL
+    for (i = 0; i < 8; i++) {
+        b[i] = _mm512_add_ps(_mm512_mask_mov_ps(a[2 * i], (__mmask16)0xCCCC, a[2 * i + 1]),
+                             _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
+    }
+    ATTN__UNROLL
+    for (i = 0; i < 4; i++) {
+        c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
+                             _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
+    }
+    ATTN__UNROLL
+    for (i = 0; i < 2; i++) {
+        d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xDD));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xDD));
+}
+
+/* One step of 16 elements of d; first NULL-free: full vectors take no mask */
+ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, __m512 *sum, const float *q,
+                                                            int32_t ldq, const float *const *row, int32_t x,
+                                                            __mmask16 first) {
+    __m512 key[16];
+    int i, r;
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        __m512 query = _mm512_loadu_ps(q + (ptrdiff_t)r * ldq + x);
+        ATTN__UNROLL
+        for (i = 0; i < keys; i++) sum[r * keys + i] = _mm512_fmadd_ps(query, key[i], sum[r * keys + i]);
+    }
+}
+
+/* rows x keys dot products, at most sixteen */
+ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys, float *s, int32_t lds,
+                                                             const float *q, int32_t ldq, const float *const *k,
+                                                             int32_t d) {
+    __m512 sum[16];
+    const float *row[16];
+    float out[16];
+    int32_t x;
+    int i, r;
+    ATTN__UNROLL
+    for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) row[i] = k[i];
+    for (x = 0; x + 16 <= d; x += 16) {
+        attn__row_scores_step_avx512(rows, keys, sum, q, ldq, row, x, (__mmask16)0xffff);
+    }
+    if (x < d) attn__row_scores_step_avx512(rows, keys, sum, q, ldq, row, x, attn__first_avx512(d - x));
+    _mm512_storeu_ps(out, attn__sums_avx512(sum));
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) memcpy(s + r * lds, out + r * keys, (size_t)keys * sizeof(float));
+}
+
+ATTN__AVX512 static void attn__row_scores_avx512(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
+                                                 const float *const *k, int32_t n, int32_t d) {
+    int32_t r, j;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        for (j = 0; j < n; j += 4) {
+            attn__row_scores_block_avx512(4, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+    for (; r + 2 <= rows; r += 2) {
+        for (j = 0; j < n; j += 8) {
+            attn__row_scores_block_avx512(2, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+    for (; r < rows; r++) {
+        for (j = 0; j < n; j += 16) {
+            attn__row_scores_block_avx512(1, 16, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
+        }
+    }
+}
+
+ATTN__AVX512 ATTN__INLINE __m512 attn__all_sum_avx512(__m512 x) {
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
+    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
+    return _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
+}
+
+ATTN__AVX512 ATTN__INLINE __m512 attn__all_max_avx512(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
+    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
+    x = _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
+    return _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
+}
+
+ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
+    __m512 old = _mm512_set1_ps(*m), top = old, sum = _mm512_setzero_ps();
+    int32_t j;
+    for (j = 0; j < n; j += 16) {
+        __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
+        top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j), top);
+    }
+    top = attn__all_max_avx512(top);
+    old = attn__exp_avx512(_mm512_sub_ps(old, top));
+    for (j = 0; j < n; j += 16) {
+        __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
+        __m512 p = _mm512_maskz_mov_ps(visible, attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), top)));
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(s + j, p);
+    }
+    sum = _mm512_fmadd_ps(_mm512_set1_ps(*l), old, attn__all_sum_avx512(sum));
+    *m = _mm512_cvtss_f32(top);
+    *l = _mm512_cvtss_f32(sum);
+    return _mm512_cvtss_f32(old);
+}
+
+/* rows x (16 * vectors) columns of o; the last vector may be partial */
+ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, float *o, int32_t ldo,
+                                                             const float *p, int32_t ldp, const float *alpha,
+                                                             const float *const *v, int32_t n, int32_t x,
+                                                             int32_t left) {
+    __m512 sum[4][8];
+    __mmask16 last = attn__first_avx512(left - 16 * (vectors - 1));
+    int32_t j;
+    int r, c;
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            const float *at = o + (ptrdiff_t)r * ldo + x + 16 * c;
+            __m512 y = c < vectors - 1 ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(last, at);
+            sum[r][c] = _mm512_mul_ps(y, _mm512_set1_ps(alpha[r]));
+        }
+    }
+    for (j = 0; j < n; j++) {
+        const float *row = v[j] + x;
+        __m512 value[8];
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
+        }
+        ATTN__UNROLL
+        for (r = 0; r < rows; r++) {
+            __m512 w = _mm512_set1_ps(p[r * ldp + j]);
+            ATTN__UNROLL
+            for (c = 0; c < vectors; c++) sum[r][c] = _mm512_fmadd_ps(w, value[c], sum[r][c]);
+        }
+    }
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) {
+            float *at = o + (ptrdiff_t)r * ldo + x + 16 * c;
+            _mm512_mask_storeu_ps(at, c < vectors - 1 ? (__mmask16)0xffff : last, sum[r][c]);
+        }
+    }
+}
+
+ATTN__AVX512 static void attn__row_values_avx512(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
+                                                 const float *alpha, const float *const *v, int32_t n,
+                                                 int32_t v_dim) {
+    int32_t r, x;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        float *at = o + (ptrdiff_t)r * ldo;
+        for (x = 0; x + 48 < v_dim; x += 64) {
+            attn__row_values_block_avx512(4, 4, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+        }
+        for (; x < v_dim; x += 16) {
+            attn__row_values_block_avx512(4, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+        }
+    }
+    for (; r < rows; r++) {
+        float *at = o + (ptrdiff_t)r * ldo;
+        for (x = 0; x + 112 < v_dim; x += 128) {
+            attn__row_values_block_avx512(1, 8, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+        }
+        for (; x < v_dim; x += 16) {
+            attn__row_values_block_avx512(1, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+        }
+    }
+}
+#if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
+#pragma GCC diagnostic pop
+#endif
+#endif /* ATTN__X86 */
+
+/* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
+
+static const attn__leaves attn__leaves_scalar = {
+    "scalar", ATTN__LANES_SCALAR, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
+    attn__lane_scores_scalar, attn__lane_weights_scalar, attn__lane_values_scalar, attn__row_scores_scalar,
+    attn__row_weights_scalar, attn__row_values_scalar
+};
+
+#if ATTN__X86
+static const attn__leaves attn__leaves_avx2 = {
+    "avx2", ATTN__LANES_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    attn__lane_scores_avx2, attn__lane_weights_avx2, attn__lane_values_avx2, attn__row_scores_avx2,
+    attn__row_weights_avx2, attn__row_values_avx2
+};
+
+static const attn__leaves attn__leaves_avx512 = {
+    "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_avx512, attn__blend_avx512,
+    attn__lane_scores_avx512, attn__lane_weights_avx512, attn__lane_values_avx512, attn__row_scores_avx512,
+    attn__row_weights_avx512, attn__row_values_avx512
+};
+
+static void attn__cpuid(uint32_t leaf, uint32_t *registers) {
+#if defined(_MSC_VER)
+    int r[4];
+    __cpuidex(r, (int)leaf, 0);
+    memcpy(registers, r, sizeof r);
+#else
+    __asm__ volatile("cpuid"
+                     : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
+                     : "a"(leaf), "c"(0));
+#endif
+}
+
+/* Register state that the operating system saves. */
+static uint32_t attn__xcr0(void) {
+#if defined(_MSC_VER)
+    return (uint32_t)_xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+#endif
+}
+#endif
+
+ATTN_API attn_isa attn_isa_detect(void) {
+#if ATTN__X86
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29, AVX2 = 1 << 5 };
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    uint32_t one[4], seven[4], state;
+    attn__cpuid(0, one);
+    if (one[0] < 7) return ATTN_ISA_SCALAR;
+    attn__cpuid(1, one);
+    if (!(one[2] & FMA) || !(one[2] & OSXSAVE) || !(one[2] & F16C)) return ATTN_ISA_SCALAR;
+    attn__cpuid(7, seven);
+    state = attn__xcr0();
+    if (!(seven[1] & AVX2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
+    if ((seven[1] & avx512) == avx512 && (state & 0xe6u) == 0xe6u) return ATTN_ISA_AVX512;
+    return ATTN_ISA_AVX2;
+#else
+    return ATTN_ISA_SCALAR;
+#endif
+}
+
+static const attn__leaves *attn__leaves_of(int32_t isa) {
+#if ATTN__X86
+    if (isa == ATTN_ISA_AVX2) return &attn__leaves_avx2;
+    if (isa == ATTN_ISA_AVX512) return &attn__leaves_avx512;
+#endif
+    (void)isa;
+    return &attn__leaves_scalar;
+}
+
+/* ---- >>explain --------------------------------------------------------------------------------------------------- */
+
+static void attn__put_line(attn__text *t, const char *label, int64_t value, const char *rest) {
+    attn__put(t, label);
+    attn__put_int(t, value);
+    attn__put(t, rest);
+}
+
+static void attn__explain_layer(attn__text *t, const attn_layer *l) {
+    static const char *const types[] = { "f32", "f16", "bf16" };
+    attn__put(t, "layer: ");
+    attn__put_line(t, "", l->heads, " heads on ");
+    attn__put_line(t, "", l->kv_heads, " kv heads, head_dim ");
+    attn__put_line(t, "", l->head_dim, ", v_dim ");
+    attn__put_line(t, "", l->v_dim, ", q ");
+    attn__put(t, types[l->q_type]);
+    attn__put(t, ", kv ");
+    attn__put(t, types[l->kv_type]);
+    attn__put(t, ", o ");
+    attn__put(t, types[l->o_type]);
+    attn__put(t, l->mask == ATTN_CAUSAL ? "; causal" : "; full");
+    if (l->window_left) attn__put_line(t, ", window_left ", l->window_left, "");
+    if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_line(t, ", window_right ", l->window_right, "");
+    if (l->sink_keys) attn__put_line(t, ", sink_keys ", l->sink_keys, "");
+    attn__put(t, "; scale ");
+    attn__put_float(t, l->scale);
+    if (l->softcap > 0) {
+        attn__put(t, ", softcap ");
+        attn__put_float(t, l->softcap);
+    }
+    if (l->page_size) attn__put_line(t, "; pages of ", l->page_size, " keys");
+    attn__put(t, "\n");
+}
+
+static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
+    attn__capacity c;
+    attn__view v;
+    int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 };
+    int32_t i;
+    attn__capacity_of_plan(&c, plan);
+    v = attn__view_of(plan->words, &c);
+    for (i = 0; i < plan->strips; i++) {
+        attn__strip s = attn__strip_at(&v, i);
+        strips[v.phase[s.request]]++;
+    }
+    for (i = 0; i < plan->tasks; i++) {
+        attn__strip s = attn__strip_at(&v, attn__task_at(&v, i).strip);
+        tasks[v.phase[s.request]]++;
+    }
+    attn__put_line(t, "prefill: ", strips[ATTN_PREFILL], " strips of up to ");
+    attn__put_line(t, "", plan->resolved.row_tile, " rows, key tile ");
+    attn__put_line(t, "", attn__key_tile(&plan->resolved, ATTN_PREFILL), ", ");
+    attn__put_line(t, "", tasks[ATTN_PREFILL], " tasks");
+    if (plan->resolved.split_keys) attn__put_line(t, " of ", plan->resolved.split_keys, " keys");
+    attn__put_line(t, "\ndecode: ", strips[ATTN_DECODE], " strips, key tile ");
+    attn__put_line(t, "", attn__key_tile(&plan->resolved, ATTN_DECODE), ", units of 256 keys, ");
+    attn__put_line(t, "", tasks[ATTN_DECODE], " tasks in ");
+    attn__put_line(t, "", plan->resolved.workers, " equal runs\n");
+}
+
+ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
+    attn__text t = { NULL, 0, 0 };
+    if (text && bytes) {
+        text[0] = 0;
+        t.text = text;
+        t.capacity = bytes;
+    }
+    if (!plan || !plan->words) {
+        attn__put(&t, "no plan\n");
+        return t.length;
+    }
+    attn__put(&t, "isa: ");
+    attn__put(&t, attn__leaves_of(plan->resolved.isa)->name);
+    attn__put_line(&t, ", ", plan->n, " requests, ");
+    attn__put_line(&t, "", plan->rows, " rows\n");
+    attn__explain_layer(&t, &plan->resolved);
+    attn__explain_tasks(&t, plan);
+    attn__put_line(&t, "merge: ", plan->merges, " tasks over ");
+    attn__put_line(&t, "", plan->slots, " partial results\n");
+    attn__put_line(&t, "work: ", plan->work, " row-key-head triples, the largest task has ");
+    attn__put_line(&t, "", plan->largest_task, "\n");
+    attn__put_line(&t, "memory: plan ", (int64_t)plan->bytes, " bytes, exec ");
+    attn__put_line(&t, "", (int64_t)attn_exec_bytes(plan, 1), " bytes for one lane and ");
+    attn__put_line(&t, "", (int64_t)(attn_exec_bytes(plan, 2) - attn_exec_bytes(plan, 1)), " for each further one\n");
+    return t.length;
+}
+
+/* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
+
+/* Strides in elements with the defaults filled in. */
+typedef struct attn__strides {
+    int64_t q_row, q_head, o_row, o_head, k_page, k_row, k_head, v_page, v_row, v_head, table_row;
+} attn__strides;
+
+ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) {
+    return given ? given : packed;
+}
+
+static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) {
+    const attn_layer *l = &plan->resolved;
+    attn__strides s;
+    s.q_head = attn__or(io->q_head, l->head_dim);
+    s.q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
+    s.o_head = attn__or(io->o_head, l->v_dim);
+    s.o_row = attn__or(io->o_row, (int64_t)l->heads * l->v_dim);
+    s.k_head = attn__or(io->k_head, l->head_dim);
+    s.k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
+    s.v_head = attn__or(io->v_head, l->v_dim);
+    s.v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
+    s.k_page = io->k_page;
+    s.v_page = io->v_page;
+    s.table_row = io->page_table_row;
+    if (l->page_size) {
+        s.k_page = attn__or(s.k_page, attn__max64(l->page_size * s.k_row, l->kv_heads * s.k_head));
+        s.v_page = attn__or(s.v_page, attn__max64(l->page_size * s.v_row, l->kv_heads * s.v_head));
+        s.table_row = attn__or(s.table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
+    }
+    return s;
+}
+
+static int attn__check_plan(const attn_plan *plan, attn_error *error) {
+    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan", " is NULL");
+    if (!plan->words || plan->words[0] != ATTN_VERSION || plan->words[1] != plan->n ||
+        plan->words[2] != plan->rows || plan->words[3] != plan->strips || plan->words[4] != plan->tasks) {
+        return attn__fail(error, ATTN_E_PLAN, "plan", " was not made by attn_plan_make, or its memory was reused");
+    }
+    return ATTN_OK;
+}
+
+static int attn__fail_layer_float(attn_error *error, const char *name, float value, float planned) {
+    attn__text t = attn__error_text(error, -1, -1);
+    attn__put(&t, name);
+    attn__put(&t, " = ");
+    attn__put_float(&t, value);
+    attn__put(&t, ", the plan has ");
+    attn__put_float(&t, planned);
+    return ATTN_E_PLAN;
+}
+
+/* The layer of a call must be the plan's, field by field. */
+static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
+    int i;
+    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
+    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
+        if (value != planned) {
+            attn__text t = attn__error_text(error, -1, -1);
+            attn__put_value(&t, attn__layer_fields[i].name, -1, -1, value);
+            attn__put(&t, ", the plan has ");
+            attn__put_int(&t, planned);
+            return ATTN_E_PLAN;
+        }
+    }
+    if (attn__bits_of(layer->scale) != attn__bits_of(plan->layer.scale)) {
+        return attn__fail_layer_float(error, "layer.scale", layer->scale, plan->layer.scale);
+    }
+    if (attn__bits_of(layer->softcap) != attn__bits_of(plan->layer.softcap)) {
+        return attn__fail_layer_float(error, "layer.softcap", layer->softcap, plan->layer.softcap);
+    }
+    return ATTN_OK;
+}
+
+static int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
+    if (!p && needed) return attn__fail(error, ATTN_E_ARGUMENT, name, " is NULL");
+    if ((uintptr_t)p % (uintptr_t)alignment) {
+        return attn__fail(error, ATTN_E_ARGUMENT, name, " is not aligned to its elements");
+    }
+    return ATTN_OK;
+}
+
+static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
+    const struct {
+        const char *name;
+        int64_t value;
+    } strides[] = {
+        { "io.q_row", io->q_row },   { "io.q_head", io->q_head }, { "io.o_row", io->o_row },
+        { "io.o_head", io->o_head }, { "io.k_page", io->k_page }, { "io.k_row", io->k_row },
+        { "io.k_head", io->k_head }, { "io.v_page", io->v_page }, { "io.v_row", io->v_row },
+        { "io.v_head", io->v_head }, { "io.page_table_row", io->page_table_row }
+    };
+    size_t i;
+    for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
+        if (strides[i].value < 0) {
+            return attn__fail_value(error, ATTN_E_ARGUMENT, strides[i].name, strides[i].value, " is negative");
+        }
+    }
+    return ATTN_OK;
+}
+
+/* Two rows or heads of o must not share memory: [row][head] or [head][row], with any gaps. */
+static int attn__check_output(const attn_plan *plan, const attn__strides *s, attn_error *error) {
+    const attn_layer *l = &plan->resolved;
+    int64_t row = plan->rows > 1 ? s->o_row : 0, head = l->heads > 1 ? s->o_head : 0;
+    int by_row = (l->heads < 2 || head >= l->v_dim) && (plan->rows < 2 || row >= (l->heads - 1) * head + l->v_dim);
+    int by_head = (plan->rows < 2 || row >= l->v_dim) && (l->heads < 2 || head >= (plan->rows - 1) * row + l->v_dim);
+    if (by_row || by_head) return ATTN_OK;
+    return attn__fail_pair(error, ATTN_E_ARGUMENT, "io.o_row", s->o_row, " makes rows of o overlap with ", "io.o_head",
+                           s->o_head);
+}
+
+/* Page ids of the keys first .. last - 1 of a request. */
+static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
+                             int32_t first, int32_t last, attn_error *error) {
+    int32_t size = plan->resolved.page_size, p;
+    for (p = first / size; p < attn__ceil_div(last, size); p++) {
+        int32_t page = io->page_table[request * table_row + p];
+        if (page < 0 || page >= io->pages) {
+            attn__text t = attn__error_text(error, request, p);
+            attn__put_value(&t, "page_table", request, p, page);
+            attn__put_line(&t, ", but there are ", io->pages, " pages");
+            return ATTN_E_PAGE;
+        }
+    }
+    return ATTN_OK;
+}
+
+/* The pages that this call will touch: the new keys of append, the seen keys of forward. */
+static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
+                                     int32_t q_len, int32_t kv_len, int append, attn_error *error) {
+    attn__span u = { 0, kv_len - q_len, kv_len };
+    int status;
+    if (!append) u = attn__union_span(&plan->resolved, q_len, kv_len, 0, q_len - 1);
+    status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
+    if (status) return status;
+    return u.hi > u.lo ? attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error) : ATTN_OK;
+}
+
+static int attn__check_table(const attn_plan *plan, const attn_io *io, int append, attn_error *error) {
+    attn__capacity c;
+    attn__view v;
+    int64_t table_row = attn__strides_of(plan, io).table_row;
+    int32_t i, size = plan->resolved.page_size;
+    attn__capacity_of_plan(&c, plan);
+    v = attn__view_of(plan->words, &c);
+    for (i = 0; i < plan->n; i++) {
+        int32_t q_len = v.q_start[i + 1] - v.q_start[i], kv_len = v.kv_start[i + 1] - v.kv_start[i];
+        int status;
+        if (!q_len || !kv_len) continue;
+        if (attn__ceil_div(kv_len, size) > table_row) {
+            attn__text t = attn__error_text(error, i, -1);
+            attn__put_value(&t, "io.page_table_row", -1, -1, table_row);
+            attn__put_value(&t, " is less than the pages of ", -1, -1, attn__ceil_div(kv_len, size));
+            attn__put_line(&t, " for request ", i, "");
+            return ATTN_E_ARGUMENT;
+        }
+        if (plan->resolved.flags & ATTN_TRUSTED) continue;
+        status = attn__check_request_pages(plan, io, table_row, i, q_len, kv_len, append, error);
+        if (status) return status;
+    }
+    return ATTN_OK;
+}
+
+static int attn__check_cache(const attn_plan *plan, const attn_io *io, int append, attn_error *error) {
+    const attn_layer *l = &plan->resolved;
+    int32_t align = attn__type_bytes(l->kv_type);
+    int needed = plan->rows > 0 && plan->words[ATTN__HEADER + plan->n + 1 + plan->n] > 0; /* any keys */
+    int status = attn__check_pointer("io.k", io->k, needed, align, error);
+    if (!status) status = attn__check_pointer("io.v", io->v, needed, align, error);
+    if (status || !l->page_size || !needed) return status;
+    status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
+    if (status) return status;
+    if (io->pages < 0) return attn__fail_value(error, ATTN_E_ARGUMENT, "io.pages", io->pages, " is negative");
+    return attn__check_table(plan, io, append, error);
+}
+
+static int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
+    int status = attn__check_plan(plan, error);
+    if (!status) status = attn__check_layer(plan, layer, error);
+    if (status) return status;
+    if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io", " is NULL");
+    return attn__check_stride_signs(io, error);
+}
+
+static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
+    const attn_layer *l = &plan->resolved;
+    attn__strides s = attn__strides_of(plan, io);
+    int needed = plan->rows > 0;
+    int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
+    if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
+    if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.sinks", io->sinks, 0, 4, error);
+    return status || !needed ? status : attn__check_output(plan, &s, error);
+}
+
+static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
+    if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec", " is NULL");
+    if (exec->lanes < 0 || exec->lanes > 65536) {
+        return attn__fail_value(error, ATTN_E_ARGUMENT, "exec.lanes", exec->lanes, ", but it must be 0 .. 65536");
+    }
+    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), sizeof(void *),
+                              error);
+}
+
+/* ---- >>state: partial results and memory ------------------------------------------------------------------------
+   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then m, the
+   largest logit; weights are exp(logit - m). l = 0 says that the row has seen no key. */
+
+ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) {
+    return (int32_t)attn__round_up((int64_t)l->v_dim + 2, 16);
+}
+
+/* What one lane needs, carved from exec.mem. */
+typedef struct attn__scratch {
+    const char **k_rows, **v_rows;  /* one pointer per key of a tile, padded by 16 */
+    float *wide_k, *wide_v;         /* the same keys in f32, for narrow caches */
+    float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
+    float *scores, *row;
+    uint64_t *mask;
+    float *states;
+} attn__scratch;
+
+static char *attn__take(char *base, int64_t *used, int64_t bytes) {
+    char *p = base ? base + *used : NULL;
+    *used += attn__round_up(bytes, 64);
+    return p;
+}
+
+static float *attn__take_floats(char *base, int64_t *used, int64_t count) {
+    return (float *)(void *)attn__take(base, used, count * (int64_t)sizeof(float));
+}
+
+/* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
+static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, const attn__capacity *c) {
+    int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l->isa)->lanes, used = 0;
+    int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
+    int64_t panel_rows = c->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, c->max_q_len * group) : 0;
+    int64_t decode_rows = c->families & 1 << ATTN_DECODE ? c->rows : 0;
+    int64_t wide = l->kv_type == ATTN_F32 ? 0 : l->key_tile;
+    int64_t depth = decode_rows ? c->depth : 1;
+    int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
+    panel_rows = attn__round_up(panel_rows, lanes);
+    s->k_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->v_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_k = attn__take_floats(base, &used, wide * d);
+    s->wide_v = attn__take_floats(base, &used, wide * v_dim);
+    s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
+    s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
+    s->m = attn__take_floats(base, &used, panel_rows);
+    s->l = attn__take_floats(base, &used, panel_rows);
+    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, decode_rows * (tile + 16)));
+    s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
+    s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
+    s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
+    return used;
+}
+
+/* exec.mem: the task counter in the first 64 bytes, the slots, the lanes. */
+static int64_t attn__exec_size(const attn_layer *l, const attn__capacity *c, int32_t lanes) {
+    attn__scratch s;
+    int64_t slots = attn__round_up(c->slots * c->rows * attn__state_stride(l) * 4, 64);
+    return 128 + slots + attn__max(1, lanes) * attn__carve(&s, NULL, l, c); /* 64 of them to align the start */
+}
+
+ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes) {
+    attn__capacity c;
+    if (attn__check_plan(plan, NULL) || lanes < 0 || lanes > 65536) return 0;
+    attn__capacity_of_plan(&c, plan);
+    return (size_t)attn__exec_size(&plan->resolved, &c, lanes);
+}
+
+static char *attn__exec_start(const attn_exec *exec) {
+    char *mem = (char *)exec->mem;
+    return mem + (64 - (uintptr_t)mem % 64) % 64;
+}
+
+/* One of the caches. Strides in bytes. */
+typedef struct attn__cache {
+    char *base;
+    int64_t page, row, head;
+    int32_t dim;
+} attn__cache;
+
+/* Everything a task needs, derived once per attn_task. */
+typedef struct attn__run {
+    const attn_plan *plan;
+    const attn_layer *layer;
+    const attn_io *io;
+    const attn__leaves *leaves;
+    attn__view view;
+    attn__strides strides;
+    attn__cache k, v;
+    attn__scratch scratch;
+    float *slots;
+    int32_t group, state_stride;
+    int64_t slot_floats;            /* floats of one slot or state */
+} attn__run;
+
+static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
+    const attn_layer *l = &plan->resolved;
+    int64_t bytes = attn__type_bytes(l->kv_type);
+    r->plan = plan;
+    r->layer = l;
+    r->io = io;
+    r->leaves = attn__leaves_of(l->isa);
+    r->strides = attn__strides_of(plan, io);
+    r->k.base = (char *)io->k;
+    r->k.page = r->strides.k_page * bytes;
+    r->k.row = r->strides.k_row * bytes;
+    r->k.head = r->strides.k_head * bytes;
+    r->k.dim = l->head_dim;
+    r->v.base = (char *)io->v;
+    r->v.page = r->strides.v_page * bytes;
+    r->v.row = r->strides.v_row * bytes;
+    r->v.head = r->strides.v_head * bytes;
+    r->v.dim = l->v_dim;
+}
+
+static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
+    attn__capacity c;
+    char *start = attn__exec_start(exec);
+    int64_t slots, lane_bytes;
+    attn__open_caches(r, plan, io);
+    attn__capacity_of_plan(&c, plan);
+    r->view = attn__view_of(plan->words, &c);
+    r->group = r->layer->heads / r->layer->kv_heads;
+    r->state_stride = attn__state_stride(r->layer);
+    r->slot_floats = c.rows * r->state_stride;
+    slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
+    lane_bytes = attn__carve(&r->scratch, NULL, r->layer, &c);
+    r->slots = (float *)(void *)(start + 64);
+    attn__carve(&r->scratch, start + 64 + slots + lane * lane_bytes, r->layer, &c);
+}
+
+static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
+    int32_t rows = s->heads * s->rows, i;
+    memset(state, 0, (size_t)rows * (size_t)r->state_stride * sizeof(float));
+    for (i = 0; i < rows; i++) state[(int64_t)i * r->state_stride + r->layer->v_dim + 1] = ATTN__LOWEST;
+}
+
+/* a = a merged with b, row by row; a row that saw no key changes nothing. */
+static void attn__merge_states(const attn__run *r, const attn__strip *s, float *a, const float *b) {
+    int32_t v_dim = r->layer->v_dim, i;
+    for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
+        float top;
+        if (b[v_dim] == 0) continue;
+        if (a[v_dim] == 0) {
+            memcpy(a, b, (size_t)(v_dim + 2) * sizeof(float));
+            continue;
+        }
+        top = a[v_dim + 1] > b[v_dim + 1] ? a[v_dim + 1] : b[v_dim + 1];
+        r->leaves->blend(a, b, attn__exp(a[v_dim + 1] - top), attn__exp(b[v_dim + 1] - top), v_dim + 1);
+        a[v_dim + 1] = top;
+    }
+}
+
+/* Normalises one row: what its sums are multiplied by, and its lse. */
+static float attn__finish_row(float m, float l, const float *sink, float *lse) {
+    float top, weight, sum;
+    if (l == 0) {
+        *lse = sink ? *sink : attn__float_of(0xff800000u);
+        return 0.0f;
+    }
+    top = sink && *sink > m ? *sink : m;
+    weight = attn__exp(m - top);
+    sum = l * weight;
+    if (sink) sum += attn__exp(*sink - top);
+    *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
+    return weight / sum;
+}
+
+/* Writes the finished rows of a strip to o and lse. */
+static void attn__emit(const attn__run *r, const attn__strip *s, const float *state) {
+    const attn_layer *l = r->layer;
+    int32_t bytes = attn__type_bytes(l->o_type), h, i;
+    for (h = 0; h < s->heads; h++) {
+        for (i = 0; i < s->rows; i++, state += r->state_stride) {
+            int64_t row = r->view.q_start[s->request] + (s->row + i) / r->group;
+            int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
+            const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
+            char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
+            float lse;
+            float factor = attn__finish_row(state[l->v_dim + 1], state[l->v_dim], sink, &lse);
+            r->leaves->narrow(o, state, l->v_dim, l->o_type, factor, 0.0f); /* + 0: no row ends in -0 */
+            if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
+        }
+    }
+}
+
+/* ---- >>tiles: keys to pointers, rows to masks --------------------------------------------------------------------- */
+
+static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
+    int32_t size = r->layer->page_size;
+    if (size) {
+        int64_t page = r->io->page_table[request * r->strides.table_row + key / size];
+        return c->base + page * c->page + key % size * c->row + head * c->head;
+    }
+    if (c->page) return c->base + request * c->page + key * c->row + head * c->head;
+    return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
+}
+
+/* Pointers to the keys first .. first + n - 1 as f32 rows, padded by 15 copies of the last. Keys in the gap between
+   sink keys and window are nobody's: they get a neighbour's address, since their page may not exist. */
+static const float *const *attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
+                                          attn__span seen, int32_t first, int32_t n, const char **rows, float *wide) {
+    int32_t size = r->layer->page_size, i = 0, ld;
+    while (i < n) {
+        int32_t key = first + i, run = n - i;
+        if (key >= seen.lead && key < seen.lo) {
+            for (; i < n && first + i < seen.lo; i++) rows[i] = rows[i - 1];
+            continue;
+        }
+        if (key < seen.lead) run = attn__min(run, seen.lead - key);
+        if (size) run = attn__min(run, size - key % size);
+        rows[i] = attn__key_address(r, c, s->request, head, key);
+        while (--run) {
+            rows[i + 1] = rows[i] + c->row;
+            i++;
+        }
+        i++;
+    }
+    if (r->layer->kv_type != ATTN_F32) {
+        ld = (int32_t)attn__round_up(c->dim, 16);
+        r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
+        for (i = 0; i < n; i++) rows[i] = (const char *)(wide + (int64_t)i * ld);
+    }
+    for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1];
+    return (const float *const *)(const void *)rows;
+}
+
+/* Does any of the n rows hold a NaN or an infinity? Only then can a weight of 0 spoil a sum. */
+static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
+    int32_t i, x;
+    for (i = 0; i < n; i++) {
+        uint32_t worst = 0;
+        for (x = 0; x < dim; x++) {
+            uint32_t exponent = attn__bits_of(rows[i][x]) & 0x7f800000u;
+            worst = exponent > worst ? exponent : worst;
+        }
+        if (worst == 0x7f800000u) return 0;
+    }
+    return 1;
+}
+
+static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
+    const attn__view *v = &r->view;
+    return attn__row_span(r->layer, v->q_start[s->request + 1] - v->q_start[s->request],
+                          v->kv_start[s->request + 1] - v->kv_start[s->request], (s->row + row) / r->group);
+}
+
+/* Keys that any of `rows` rows of the strip sees. */
+static attn__span attn__rows_union(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
+    const attn__view *v = &r->view;
+    return attn__union_span(r->layer, v->q_start[s->request + 1] - v->q_start[s->request],
+                            v->kv_start[s->request + 1] - v->kv_start[s->request], (s->row + row) / r->group,
+                            (s->row + row + rows - 1) / r->group);
+}
+
+/* Bits first .. last - 1 of a word; both are clamped to 0 .. 64. */
+static uint64_t attn__range_bits(int64_t first, int64_t last) {
+    uint64_t below_last = last >= 64 ? ~(uint64_t)0 : last <= 0 ? 0 : ((uint64_t)1 << last) - 1;
+    uint64_t below_first = first >= 64 ? ~(uint64_t)0 : first <= 0 ? 0 : ((uint64_t)1 << first) - 1;
+    return below_last & ~below_first;
+}
+
+static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t head, int32_t row, float *dst) {
+    const attn_layer *l = r->layer;
+    int64_t token = r->view.q_start[s->request] + (s->row + row) / r->group;
+    int64_t q_head = (int64_t)(s->head + head) * r->group + (s->row + row) % r->group;
+    const char *src = (const char *)r->io->q +
+                      (token * r->strides.q_row + q_head * r->strides.q_head) * attn__type_bytes(l->q_type);
+    int32_t x;
+    r->leaves->widen(dst, 0, &src, 1, l->head_dim, l->q_type);
+    for (x = 0; x < l->head_dim; x++) dst[x] *= l->scale;
+}
+
+/* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
+
+/* Rows become columns: panel p holds rows p * lanes ... of the strip as q[d][lanes]; unused lanes are 0. */
+static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lanes = r->leaves->lanes, d = r->layer->head_dim;
+    int64_t rows = attn__round_up(s->rows, lanes), i;
+    for (i = 0; i < rows; i++) {
+        float *lane = t->q + i / lanes * lanes * d + i % lanes;
+        int32_t x;
+        if (i < s->rows) {
+            attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
+        } else if (i == s->rows) {
+            memset(t->row, 0, (size_t)d * sizeof(float));
+        }
+        for (x = 0; x < d; x++) lane[(int64_t)x * lanes] = t->row[x];
+    }
+}
+
+static void attn__clear_panels(const attn__run *r, const attn__strip *s) {
+    const attn__scratch *t = &r->scratch;
+    int64_t rows = attn__round_up(s->rows, r->leaves->lanes), i;
+    memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
+    memset(t->l, 0, (size_t)rows * sizeof(float));
+    for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
+}
+
+static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float *state) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, i, x;
+    for (i = 0; i < s->rows; i++, state += r->state_stride) {
+        const float *lane = t->o + (int64_t)(i / lanes) * lanes * v_dim + i % lanes;
+        for (x = 0; x < v_dim; x++) state[x] = lane[(int64_t)x * lanes];
+        state[v_dim] = t->l[i];
+        state[v_dim + 1] = t->m[i];
+    }
+}
+
+/* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
+   and as a sink by all rows from some row on. */
+static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
+                             int32_t n) {
+    attn__span spans[64];
+    int32_t i, begin = 0, end = 0, sink = 0;
+    for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, row + i);
+    for (i = 0; i < n; i++) {
+        int32_t key = first + i;
+        while (begin < used && spans[begin].hi <= key) begin++;
+        while (end < used && spans[end].lo <= key) end++;
+        while (sink < used && spans[sink].lead <= key) sink++;
+        r->scratch.mask[i] = attn__range_bits(begin, end) | attn__range_bits(sink, used);
+    }
+}
+
+/* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. v_finite: -1 until it is known. */
+static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t tile,
+                                int32_t first, int32_t last, int *v_finite) {
+    const attn__scratch *t = &r->scratch;
+    const attn__leaves *f = r->leaves;
+    const float *const *k = (const float *const *)(const void *)t->k_rows + (first - tile);
+    const float *const *v = (const float *const *)(const void *)t->v_rows + (first - tile);
+    attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + used - 1);
+    int all = (top.hi >= last && bottom.lo <= first) || top.lead >= last;
+    int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - first;
+    const uint64_t *mask = all ? NULL : t->mask;
+    f->lane_scores(t->scores, t->q + (int64_t)row * d, k, n, d, used);
+    if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
+    if (mask) attn__mask_panel(r, s, row, used, first, n);
+    f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
+    if (mask && *v_finite < 0) *v_finite = attn__all_finite(v, n, v_dim);
+    f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, *v_finite == 0 ? mask : NULL, used);
+}
+
+static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
+                               int32_t last) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lanes = r->leaves->lanes, row;
+    int v_finite = -1;
+    attn__clip(seen, first, last, &first, &last);
+    if (first == last) return;
+    attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows, t->wide_k);
+    attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows, t->wide_v);
+    for (row = 0; row < s->rows; row += lanes) {
+        int32_t used = attn__min(lanes, s->rows - row), begin, end;
+        attn__clip(attn__rows_union(r, s, row, used), first, last, &begin, &end);
+        if (begin < end) attn__prefill_panel(r, s, row, used, first, begin, end, &v_finite);
+    }
+}
+
+/* First tile at or after `tile` that holds a seen key. */
+static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
+    if (tile >= seen.lead && tile < seen.lo) return attn__max64(tile, seen.lo / keys * (int64_t)keys);
+    return tile;
+}
+
+static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    attn__span seen = attn__rows_union(r, s, 0, s->rows);
+    int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL);
+    int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
+    int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
+    attn__clear_panels(r, s);
+    for (tile = attn__next_tile(seen, unit * unit_keys, keys); tile < end;
+         tile = attn__next_tile(seen, tile + keys, keys)) {
+        attn__prefill_tile(r, s, seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end));
+    }
+    attn__unpack_panels(r, s, state);
+}
+
+/* ---- >>decode: few rows, keys streamed once ---------------------------------------------------------------------- */
+
+static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
+    int64_t ld = attn__round_up(r->layer->head_dim, 16);
+    float *dst = r->scratch.q;
+    int32_t h, i, x;
+    for (h = 0; h < s->heads; h++) {
+        for (i = 0; i < s->rows; i++, dst += ld) {
+            attn__copy_q_row(r, s, h, i, dst);
+            for (x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
+        }
+    }
+}
+
+/* mask[2 * row] = the keys first .. first + 127 that the row sees, below `last`. Returns 1 if all rows see all keys
+   begin .. last - 1. */
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, int32_t first, int32_t begin, int32_t last) {
+    int32_t i, w;
+    int all = 1;
+    for (i = 0; i < s->rows; i++) {
+        attn__span p = attn__packed_span(r, s, i);
+        for (w = 0; w < 2; w++) {
+            int64_t base = (int64_t)first + 64 * w;
+            uint64_t wanted = attn__range_bits(begin - base, last - base);
+            uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
+            r->scratch.mask[2 * i + w] = seen & wanted;
+            if ((seen & wanted) != wanted) all = 0;
+        }
+    }
+    return all;
+}
+
+/* One row, only its visible keys: for V with NaN or inf in keys that other rows see. */
+static void attn__decode_visible_values(const attn__run *r, float *o, const float *p, float alpha, int32_t skipped,
+                                        const float *const *v, int32_t n, const uint64_t *mask) {
+    const float one = 1.0f;
+    int32_t v_dim = r->layer->v_dim, i, run;
+    r->leaves->row_values(o, 0, 1, p, 0, &alpha, v, 0, v_dim);
+    for (i = 0; i < n; i += run) {
+        int32_t bit = skipped + i;
+        run = 1;
+        if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(o, 0, 1, p + i, 0, &one, v + i, 1, v_dim);
+    }
+}
+
+/* One kv head of a strip over the keys begin .. last - 1 of the tile that starts at `first`. */
+static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen, int32_t first,
+                              int32_t begin, int32_t last, int all, float *state) {
+    const attn__scratch *t = &r->scratch;
+    const attn__leaves *f = r->leaves;
+    int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - begin, i;
+    int32_t ldq = (int32_t)attn__round_up(d, 16), lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    float *scores = t->scores + (begin - first);
+    const float *const *rows;
+    state += (int64_t)h * s->rows * r->state_stride;
+    rows = attn__key_rows(r, &r->k, s, s->head + h, seen, begin, n, t->k_rows, t->wide_k);
+    f->row_scores(scores, lds, t->q + (int64_t)h * s->rows * ldq, ldq, s->rows, rows, n, d);
+    for (i = 0; i < s->rows; i++) {
+        float *row = state + (int64_t)i * r->state_stride;
+        float *x = t->scores + (int64_t)i * lds;
+        if (r->layer->softcap > 0) f->softcap(x + (begin - first), n, r->layer->softcap);
+        t->alpha[i] = f->row_weights(x, last - first, t->mask + 2 * i, row + v_dim + 1, row + v_dim);
+    }
+    rows = attn__key_rows(r, &r->v, s, s->head + h, seen, begin, n, t->v_rows, t->wide_v);
+    if (all || attn__all_finite(rows, n, v_dim)) {
+        f->row_values(state, r->state_stride, s->rows, scores, lds, t->alpha, rows, n, v_dim);
+        return;
+    }
+    for (i = 0; i < s->rows; i++) {
+        attn__decode_visible_values(r, state + (int64_t)i * r->state_stride, scores + (int64_t)i * lds, t->alpha[i],
+                                    begin - first, rows, n, t->mask + 2 * i);
+    }
+}
+
+/* Keys outside, heads inside: token-major K and V are read as one stream. */
+static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    attn__span seen = attn__rows_union(r, s, 0, s->rows);
+    int32_t keys = attn__key_tile(r->layer, ATTN_DECODE), h;
+    int64_t end = attn__min64((int64_t)(unit + 1) * ATTN__UNIT, attn__max(seen.lead, seen.hi)), tile;
+    attn__clear_state(r, s, state);
+    for (tile = attn__next_tile(seen, (int64_t)unit * ATTN__UNIT, keys); tile < end;
+         tile = attn__next_tile(seen, tile + keys, keys)) {
+        int32_t first = (int32_t)tile, begin, last;
+        int all;
+        attn__clip(seen, first, (int32_t)attn__min64(tile + keys, end), &begin, &last);
+        if (begin == last) continue;
+        all = attn__mask_rows(r, s, first, begin, last);
+        for (h = 0; h < s->heads; h++) attn__decode_head(r, s, h, seen, first, begin, last, all, state);
+    }
+}
+
+/* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
+
+ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) {
+    return r->scratch.states + i * r->slot_floats;
+}
+
+/* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
+static void attn__compute(const attn__run *r, int32_t index) {
+    attn__task t = attn__task_at(&r->view, index);
+    attn__strip s = attn__strip_at(&r->view, t.strip);
+    int prefill = r->view.phase[s.request] == ATTN_PREFILL;
+    attn__fold f;
+    int32_t i;
+    f.before = t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1;
+    f.depth = 0;
+    if (prefill && s.units) attn__pack_panels(r, &s);
+    if (!prefill && s.units) attn__pack_rows(r, &s);
+    if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
+    for (i = t.begin; i < t.end; i++) {
+        int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
+        if (prefill) {
+            attn__prefill_unit(r, &s, unit, attn__state_at(r, f.depth));
+        } else {
+            attn__decode_unit(r, &s, unit, attn__state_at(r, f.depth));
+        }
+        f.unit[f.depth++] = unit;
+        while (attn__fold_step(&f, next)) {
+            attn__merge_states(r, &s, attn__state_at(r, f.depth - 1), attn__state_at(r, f.depth));
+        }
+    }
+    if (t.slot < 0) {
+        attn__emit(r, &s, attn__state_at(r, 0));
+        return;
+    }
+    ATTN_ASSERT(f.depth == t.slots);
+    for (i = 0; i < t.slots; i++) {
+        memcpy(r->slots + (t.slot + i) * r->slot_floats, attn__state_at(r, i),
+               (size_t)(s.heads * s.rows) * (size_t)r->state_stride * sizeof(float));
+    }
+}
+
+/* Finishes a strip from the slots of its tasks, in place. */
+static void attn__merge(const attn__run *r, int32_t index) {
+    const int32_t *m = r->view.merges + (int64_t)index * ATTN__MERGE;
+    attn__strip s = attn__strip_at(&r->view, m[0]);
+    float *stack[72];
+    attn__fold all, part;
+    int32_t task = m[1], end = 0, i;
+    all.before = -1;
+    all.depth = 0;
+    while (end < s.units) {
+        attn__task t = attn__task_at(&r->view, task++);
+        attn__fold_run(&part, &s, t.begin, t.end);
+        for (i = 0; i < t.slots; i++) {
+            while (attn__fold_step(&all, part.unit[i])) {
+                attn__merge_states(r, &s, stack[all.depth - 1], stack[all.depth]);
+            }
+            stack[all.depth] = r->slots + (t.slot + i) * r->slot_floats;
+            all.unit[all.depth++] = part.unit[i];
+        }
+        end = t.end;
+    }
+    while (attn__fold_step(&all, -1)) attn__merge_states(r, &s, stack[all.depth - 1], stack[all.depth]);
+    attn__emit(r, &s, stack[0]);
+}
+
+ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage) {
+    if (!plan) return 0;
+    return stage == ATTN_COMPUTE ? plan->tasks : stage == ATTN_MERGE ? plan->merges : 0;
+}
+
+ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage,
+                        int32_t index, int32_t lane) {
+    attn__run r;
+    attn__open(&r, plan, io, exec, lane);
+    if (stage == ATTN_COMPUTE) {
+        attn__compute(&r, index);
+    } else {
+        attn__merge(&r, index);
+    }
+}
+
+ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
+                        attn_error *error) {
+    int32_t zero = 0;
+    int status = attn__check_call(plan, layer, io, error);
+    if (!status) status = attn__check_rows(plan, io, error);
+    if (!status) status = attn__check_cache(plan, io, 0, error);
+    if (!status) status = attn__check_exec(plan, exec, error);
+    if (status) return status;
+    memcpy(attn__exec_start(exec), &zero, sizeof zero);
+    return attn__succeed(error);
+}
+
+/* What the lanes of one stage share. */
+typedef struct attn__stage_context {
+    const attn_plan *plan;
+    const attn_io *io;
+    const attn_exec *exec;
+    attn_stage stage;
+} attn__stage_context;
+
+static void attn__lane(void *context, int lane) {
+    const attn__stage_context *c = (const attn__stage_context *)context;
+    int32_t count = attn_task_count(c->plan, c->stage), i;
+#ifdef ATTN__FETCH_ADD
+    int32_t *counter = (int32_t *)(void *)attn__exec_start(c->exec);
+    for (i = (int32_t)ATTN__FETCH_ADD(counter); i < count; i = (int32_t)ATTN__FETCH_ADD(counter)) {
+        attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
+    }
+#else
+    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) {
+        attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
+    }
+#endif
+}
+
+static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
+    attn__stage_context c;
+    int32_t zero = 0;
+    c.plan = plan;
+    c.io = io;
+    c.exec = exec;
+    c.stage = stage;
+    if (!attn_task_count(plan, stage)) return;
+    memcpy(attn__exec_start(exec), &zero, sizeof zero);
+    if (exec->parallel_for && exec->lanes > 1) {
+        exec->parallel_for(exec->user, exec->lanes, attn__lane, &c);
+    } else {
+        int32_t i;
+        for (i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
+    }
+}
+
+ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
+                          attn_error *error) {
+    int status = attn_check(plan, layer, io, exec, error);
+    if (status) return status;
+    attn__run_stage(plan, io, exec, ATTN_COMPUTE);
+    attn__run_stage(plan, io, exec, ATTN_MERGE);
+    return ATTN_OK;
+}
+
+/* ---- >>tools: append, dense, merge, masks ------------------------------------------------------------------------- */
+
+/* One new row of one kv head into a cache. */
+static void attn__append_row(const attn__run *r, const attn__cache *c, const void *from, int64_t index,
+                             int32_t request, int32_t key) {
+    const attn_layer *l = r->layer;
+    int32_t q_bytes = attn__type_bytes(l->q_type), kv_bytes = attn__type_bytes(l->kv_type), head, x;
+    for (head = 0; head < l->kv_heads; head++) {
+        const char *src = (const char *)from + (index * l->kv_heads + head) * c->dim * q_bytes;
+        char *dst = attn__key_address(r, c, request, head, key);
+        if (l->q_type == l->kv_type) {
+            memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
+            continue;
+        }
+        for (x = 0; x < c->dim; x += 256) {
+            float wide[256];
+            int32_t n = attn__min(256, c->dim - x);
+            const char *at = src + (int64_t)x * q_bytes;
+            r->leaves->widen(wide, 0, &at, 1, n, l->q_type);
+            r->leaves->narrow(dst + (int64_t)x * kv_bytes, wide, n, l->kv_type, 1.0f, -0.0f); /* -0 keeps its sign */
+        }
+    }
+}
+
+static int attn__check_append(const attn_plan *plan, const void *new_k, const void *new_v, attn_error *error) {
+    const int32_t *q_start = plan->words + ATTN__HEADER, *kv_start = q_start + plan->n + 1;
+    int32_t align = attn__type_bytes(plan->resolved.q_type), i;
+    int status = attn__check_pointer("new_k", new_k, plan->rows > 0, align, error);
+    if (!status) status = attn__check_pointer("new_v", new_v, plan->rows > 0, align, error);
+    if (status) return status;
+    for (i = 0; i < plan->n; i++) {
+        int32_t q_len = q_start[i + 1] - q_start[i], kv_len = kv_start[i + 1] - kv_start[i];
+        if (q_len > kv_len) {
+            attn__text t = attn__error_text(error, i, -1);
+            attn__put_value(&t, "kv_len", i, -1, kv_len);
+            attn__put(&t, " is less than ");
+            attn__put_value(&t, "q_len", i, -1, q_len);
+            return ATTN_E_BATCH;
+        }
+    }
+    return ATTN_OK;
+}
+
+ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
+                         const void *new_v, attn_error *error) {
+    attn__capacity c;
+    attn__run r;
+    int32_t i, j;
+    int status = attn__check_call(plan, layer, io, error);
+    if (!status) status = attn__check_append(plan, new_k, new_v, error);
+    if (!status) status = attn__check_cache(plan, io, 1, error);
+    if (status) return status;
+    attn__open_caches(&r, plan, io);
+    attn__capacity_of_plan(&c, plan);
+    r.view = attn__view_of(plan->words, &c);
+    for (i = 0; i < plan->n; i++) {
+        int32_t q_len = r.view.q_start[i + 1] - r.view.q_start[i];
+        int32_t kv_len = r.view.kv_start[i + 1] - r.view.kv_start[i];
+        for (j = 0; j < q_len; j++) {
+            attn__append_row(&r, &r.k, new_k, r.view.q_start[i] + j, i, kv_len - q_len + j);
+            attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, kv_len - q_len + j);
+        }
+    }
+    return attn__succeed(error);
+}
+
+static attn_batch attn__dense_batch(const int32_t *q_len, const int32_t *kv_len) {
+    attn_batch b;
+    memset(&b, 0, sizeof b);
+    b.n = 1;
+    b.q_len = q_len;
+    b.kv_len = kv_len;
+    return b;
+}
+
+ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len) {
+    attn_batch batch = attn__dense_batch(&q_len, &kv_len);
+    attn_layer resolved;
+    attn__capacity c;
+    if (attn__plan_check(&batch, layer, &resolved, &c, NULL)) return 0;
+    if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
+    return (size_t)(attn__round_up(c.words * 4, 64) + attn__exec_size(&resolved, &c, 1));
+}
+
+ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
+                        size_t bytes, attn_error *error) {
+    attn_batch batch = attn__dense_batch(&q_len, &kv_len);
+    attn_layer resolved;
+    attn_plan plan;
+    attn_exec exec;
+    size_t plan_bytes;
+    int status = attn__check_capacity(&batch, error);
+    if (!status) status = attn__resolve(layer, &resolved, error);
+    if (!status) status = attn__check_lengths(&batch, &resolved, error);
+    if (status) return status;
+    if (layer->page_size) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size, ": attn_dense takes no pages");
+    }
+    status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), sizeof(void *), error);
+    if (status) return status;
+    plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
+    status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
+    if (status) return status;
+    memset(&exec, 0, sizeof exec);
+    exec.mem = (char *)mem + plan_bytes;
+    exec.bytes = bytes - plan_bytes;
+    return attn_forward(&plan, layer, io, &exec, error);
+}
+
+/* Joins one row of two results. */
+static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o,
+                            float *lse) {
+    const attn__leaves *f = attn__leaves_of(l->isa);
+    const uint32_t none = 0xff800000u;
+    int32_t bytes = attn__type_bytes(l->o_type), x;
+    float top, wa, wb;
+    if (attn__bits_of(a_lse) == none || attn__bits_of(b_lse) == none) {
+        int take_b = attn__bits_of(a_lse) == none;
+        memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
+        if (lse) *lse = take_b ? b_lse : a_lse;
+        return;
+    }
+    top = a_lse > b_lse ? a_lse : b_lse;
+    wa = attn__exp(a_lse - top);
+    wb = attn__exp(b_lse - top);
+    for (x = 0; x < l->v_dim; x += 256) {
+        float wide_a[256], wide_b[256];
+        int32_t n = attn__min(256, l->v_dim - x);
+        const char *at_a = a + (int64_t)x * bytes, *at_b = b + (int64_t)x * bytes;
+        f->widen(wide_a, 0, &at_a, 1, n, l->o_type);
+        f->widen(wide_b, 0, &at_b, 1, n, l->o_type);
+        f->blend(wide_a, wide_b, wa / (wa + wb), wb / (wa + wb), n);
+        f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, 1.0f, 0.0f);
+    }
+    if (lse) *lse = attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
+}
+
+ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
+                        const float *b_lse, void *o, float *lse, attn_error *error) {
+    attn_layer l;
+    int64_t i, count;
+    int32_t align;
+    int status = attn__resolve(layer, &l, error);
+    if (status) return status;
+    if (rows < 0) return attn__fail_value(error, ATTN_E_ARGUMENT, "rows", rows, " is negative");
+    align = attn__type_bytes(l.o_type);
+    status = attn__check_pointer("a_o", a_o, rows > 0, align, error);
+    if (!status) status = attn__check_pointer("a_lse", a_lse, rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("b_o", b_o, rows > 0, align, error);
+    if (!status) status = attn__check_pointer("b_lse", b_lse, rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("o", o, rows > 0, align, error);
+    if (!status) status = attn__check_pointer("lse", lse, 0, 4, error);
+    if (status) return status;
+    if (!l.isa) l.isa = (int32_t)attn_isa_detect();
+    count = rows * l.heads;
+    for (i = 0; i < count; i++) {
+        int64_t at = i * l.v_dim * align;
+        attn__merge_row(&l, (const char *)a_o + at, a_lse[i], (const char *)b_o + at, b_lse[i], (char *)o + at,
+                        lse ? lse + i : NULL);
+    }
+    return attn__succeed(error);
+}
+
+ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
+                          int32_t row, int32_t key) {
+    int64_t position;
+    (void)io;
+    if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
+    if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
+    position = (int64_t)batch->kv_len[request] - attn__q_len(batch, request) + row;
+    if (layer->mask == ATTN_CAUSAL && key > position) return 0;
+    if (key < layer->sink_keys) return 1;
+    if (layer->window_left && position - key >= layer->window_left) return 0;
+    if (layer->window_right && key - position >= layer->window_right) return 0;
+    return 1;
+}
+
+ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
+                            uint32_t *bits, size_t count, attn_error *error) {
+    attn_layer resolved;
+    int32_t row, key, q_len, kv_len;
+    int64_t words;
+    int status = attn__check_capacity(batch, error);
+    if (!status) status = attn__resolve(layer, &resolved, error);
+    if (!status) status = attn__check_lengths(batch, &resolved, error);
+    if (status) return status;
+    if (request < 0 || request >= batch->n) {
+        return attn__fail_pair(error, ATTN_E_ARGUMENT, "request", request, " is no request of ", "batch.n", batch->n);
+    }
+    q_len = attn__q_len(batch, request);
+    kv_len = batch->kv_len[request];
+    words = attn__ceil_div(kv_len, 32);
+    if (!bits && q_len * words > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits", " is NULL");
+    if ((int64_t)count < q_len * words) {
+        return attn__fail_pair(error, ATTN_E_ARGUMENT, "count", (int64_t)count, " is less than ", "q_len * words",
+                               q_len * words);
+    }
+    for (row = 0; row < q_len; row++) {
+        uint32_t *line = bits + row * words;
+        memset(line, 0, (size_t)words * sizeof *line);
+        for (key = 0; key < kv_len; key++) {
+            line[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
+        }
+    }
+    return attn__succeed(error);
+}
+
+ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) {
+    if (radius < 0 || !causal || cross) return 0;
+    return radius < INT32_MAX ? radius + 1 : INT32_MAX;
+}
+
+#if defined(__FAST_MATH__) && defined(__clang__)
+#pragma float_control(pop)
+#elif defined(__FAST_MATH__) && defined(__GNUC__)
+#pragma GCC pop_options
+#elif defined(_M_FP_FAST)
+#pragma float_control(pop)
+#endif
+
+#endif /* ATTN_IMPLEMENTED */
