@@ -195,8 +195,8 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
                         int32_t index, int32_t lane);
 
 /* Joins attention over two disjoint key sets, [rows][heads][v_dim] of o_type and [rows][heads]: o and lse become what
-   one call over both sets gives. o may be a_o or b_o, lse a_lse or b_lse; lse may be NULL. heads, v_dim and o_type are
-   read from `layer`. Pass sinks to exactly one of the two calls. Source: log-sum-exp algebra; lse = -inf is identity. */
+   one call over both sets gives. o may be a_o or b_o, lse a_lse or b_lse; lse may be NULL. `layer` gives heads, v_dim
+   and o_type. Pass sinks to exactly one of the two calls. Source: log-sum-exp algebra; lse = -inf is identity. */
 ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
                         const float *b_lse, void *o, float *lse, attn_error *error);
 
@@ -698,7 +698,7 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
 
    Words, all int32, in this order, sizes from the capacities:
      header[16]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
-                           max_kv_len, families, 0, 0, 0
+                           max_kv_len, families, and the word where strips, tasks and merges start
      q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n]
      strips[][8]           request, kv head, kv heads, first packed row, rows, lead units, first unit, units:
                            the units are 0 .. lead - 1, then first unit, first unit + 1, ...
@@ -1111,7 +1111,7 @@ static int attn__check_memory(const char *name, const void *mem, size_t bytes, s
     return ATTN_E_MEMORY;
 }
 
-static void attn__write_header(const attn_plan *plan) {
+static void attn__write_header(const attn_plan *plan, attn__view view) {
     int32_t header[ATTN__HEADER] = { ATTN_VERSION };
     header[1] = plan->n;
     header[2] = plan->rows;
@@ -1125,6 +1125,9 @@ static void attn__write_header(const attn_plan *plan) {
     header[10] = plan->max_q_len;
     header[11] = plan->max_kv_len;
     header[12] = plan->families;
+    header[13] = (int32_t)(view.strips - plan->words);
+    header[14] = (int32_t)(view.tasks - plan->words);
+    header[15] = (int32_t)(view.merges - plan->words);
     memcpy(plan->words, header, sizeof header);
 }
 
@@ -1164,7 +1167,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     plan->largest_task = p.largest_task;
     plan->words = (int32_t *)mem;
     plan->bytes = (size_t)c.words * sizeof(int32_t);
-    attn__write_header(plan);
+    attn__write_header(plan, p.view);
     return attn__succeed(error);
 }
 
@@ -1302,12 +1305,15 @@ typedef struct attn__leaves {
     /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
     void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
                         const uint64_t *mask, int32_t used);
+    /* ahead, also of row_values: rows of ahead_bytes that are read next, one per key, NULL: none. Fetching them while
+       the arithmetic runs is what brings DECODE to the memory's rate. */
     void (*row_scores)(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows, const float *const *k,
-                       int32_t n, int32_t d);
+                       int32_t n, int32_t d, const char *const *ahead, int32_t ahead_bytes);
     /* one row of n scores; returns alpha */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l);
     void (*row_values)(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp, const float *alpha,
-                       const float *const *v, int32_t n, int32_t v_dim);
+                       const float *const *v, int32_t n, int32_t v_dim, const char *const *ahead,
+                       int32_t ahead_bytes);
 } attn__leaves;
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
@@ -1415,8 +1421,11 @@ static float attn__dot_scalar(const float *a, const float *b, int32_t d) {
 }
 
 static void attn__row_scores_scalar(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                    const float *const *k, int32_t n, int32_t d) {
+                                    const float *const *k, int32_t n, int32_t d, const char *const *ahead,
+                                    int32_t ahead_bytes) {
     int32_t r, j;
+    (void)ahead;
+    (void)ahead_bytes;
     for (r = 0; r < rows; r++) {
         for (j = 0; j < n; j++) s[r * lds + j] = attn__dot_scalar(q + (ptrdiff_t)r * ldq, k[j], d);
     }
@@ -1439,8 +1448,11 @@ static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask,
 }
 
 static void attn__row_values_scalar(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                    const float *alpha, const float *const *v, int32_t n, int32_t v_dim) {
+                                    const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
+                                    const char *const *ahead, int32_t ahead_bytes) {
     int32_t r, j, x;
+    (void)ahead;
+    (void)ahead_bytes;
     for (r = 0; r < rows; r++) {
         float *row = o + (ptrdiff_t)r * ldo;
         for (x = 0; x < v_dim; x++) row[x] *= alpha[r];
@@ -1455,6 +1467,14 @@ static void attn__row_values_scalar(float *o, int32_t ldo, int32_t rows, const f
 /* ---- >>leaves_avx2: AVX2, FMA and F16C; 16 rows in the lanes, 6 keys at a time fill the registers ---------------- */
 
 #define ATTN__AVX2 ATTN__TARGET("avx2,fma,f16c")
+
+/* Asks for n rows of `bytes` bytes. */
+ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes) {
+    int32_t i, x;
+    for (i = 0; i < n; i++) {
+        for (x = 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
+    }
+}
 
 enum { ATTN__LANES_AVX2 = 16 };
 
@@ -1730,22 +1750,29 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, flo
 }
 
 ATTN__AVX2 static void attn__row_scores_avx2(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                             const float *const *k, int32_t n, int32_t d) {
-    int32_t r = 0, j;
-    for (; r + 4 <= rows; r += 4) {
+                                             const float *const *k, int32_t n, int32_t d, const char *const *ahead,
+                                             int32_t ahead_bytes) {
+    int32_t r, j;
+    for (r = 0; r + 4 <= rows; r += 4) {
         for (j = 0; j < n; j += 2) {
+            if (ahead) attn__fetch(ahead + j, 2, ahead_bytes);
             attn__row_scores_block_avx2(4, 2, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
     for (; r + 2 <= rows; r += 2) {
         for (j = 0; j < n; j += 4) {
+            if (ahead) attn__fetch(ahead + j, 4, ahead_bytes);
             attn__row_scores_block_avx2(2, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
     for (; r < rows; r++) {
         for (j = 0; j < n; j += 8) {
+            if (ahead) attn__fetch(ahead + j, 8, ahead_bytes);
             attn__row_scores_block_avx2(1, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
 }
 
@@ -1785,7 +1812,8 @@ ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64
 /* rows x (8 * vectors) columns of o; the last vector may be partial */
 ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, float *o, int32_t ldo, const float *p,
                                                          int32_t ldp, const float *alpha, const float *const *v,
-                                                         int32_t n, int32_t x, int32_t left) {
+                                                         int32_t n, int32_t x, int32_t left, const char *const *ahead,
+                                                         int32_t ahead_bytes) {
     __m256 sum[4][4];
     __m256i last = attn__first_avx2(left - 8 * (vectors - 1));
     int32_t j;
@@ -1802,6 +1830,7 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
     for (j = 0; j < n; j++) {
         const float *row = v[j] + x;
         __m256 value[4];
+        if (ahead) attn__fetch(ahead + j, 1, ahead_bytes);
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
@@ -1828,21 +1857,24 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
 }
 
 ATTN__AVX2 static void attn__row_values_avx2(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                             const float *alpha, const float *const *v, int32_t n, int32_t v_dim) {
+                                             const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
+                                             const char *const *ahead, int32_t ahead_bytes) {
     int32_t x, r;
     for (x = 0; x + 8 < v_dim; x += 16) {
-        r = 0;
-        for (; r + 4 <= rows; r += 4) {
+        for (r = 0; r + 4 <= rows; r += 4) {
             attn__row_values_block_avx2(4, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
-                                        v_dim - x);
+                                        v_dim - x, ahead, ahead_bytes);
+            ahead = NULL;
         }
         for (; r < rows; r++) {
             attn__row_values_block_avx2(1, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
-                                        v_dim - x);
+                                        v_dim - x, ahead, ahead_bytes);
+            ahead = NULL;
         }
     }
     for (r = 0; x < v_dim && r < rows; r++) {
-        attn__row_values_block_avx2(1, 1, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+        attn__row_values_block_avx2(1, 1, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x,
+                                    NULL, 0);
     }
 }
 
@@ -1867,7 +1899,7 @@ ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
     __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
-    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t));
     __m512 f = _mm512_sub_ps(t, n);
     __m512 p = _mm512_set1_ps(ATTN__EXP5);
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP4));
@@ -1926,7 +1958,8 @@ ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_
         if (type == ATTN_F32) {
             _mm512_mask_storeu_ps((float *)dst + x, first, y);
         } else {
-            __m256i half = type == ATTN_F16 ? _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx512(y);
+            __m256i half = type == ATTN_F16 ? _mm512_maskz_cvtps_ph((__mmask16)0xffff, y, _MM_FROUND_TO_NEAREST_INT)
+                                            : attn__to_bf16_avx512(y);
             _mm256_mask_storeu_epi16((uint16_t *)dst + x, first, half);
         }
     }
@@ -2154,22 +2187,29 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
 }
 
 ATTN__AVX512 static void attn__row_scores_avx512(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                                 const float *const *k, int32_t n, int32_t d) {
+                                                 const float *const *k, int32_t n, int32_t d, const char *const *ahead,
+                                                 int32_t ahead_bytes) {
     int32_t r, j;
     for (r = 0; r + 4 <= rows; r += 4) {
         for (j = 0; j < n; j += 4) {
+            if (ahead) attn__fetch(ahead + j, 4, ahead_bytes);
             attn__row_scores_block_avx512(4, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
     for (; r + 2 <= rows; r += 2) {
         for (j = 0; j < n; j += 8) {
+            if (ahead) attn__fetch(ahead + j, 8, ahead_bytes);
             attn__row_scores_block_avx512(2, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
     for (; r < rows; r++) {
         for (j = 0; j < n; j += 16) {
+            if (ahead) attn__fetch(ahead + j, 16, ahead_bytes);
             attn__row_scores_block_avx512(1, 16, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
         }
+        ahead = NULL;
     }
 }
 
@@ -2212,7 +2252,8 @@ ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const ui
 ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, float *o, int32_t ldo,
                                                              const float *p, int32_t ldp, const float *alpha,
                                                              const float *const *v, int32_t n, int32_t x,
-                                                             int32_t left) {
+                                                             int32_t left, const char *const *ahead,
+                                                             int32_t ahead_bytes) {
     __m512 sum[4][8];
     __mmask16 last = attn__first_avx512(left - 16 * (vectors - 1));
     int32_t j;
@@ -2229,6 +2270,7 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
     for (j = 0; j < n; j++) {
         const float *row = v[j] + x;
         __m512 value[8];
+        if (ahead) attn__fetch(ahead + j, 1, ahead_bytes);
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
@@ -2251,25 +2293,29 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
 }
 
 ATTN__AVX512 static void attn__row_values_avx512(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                                 const float *alpha, const float *const *v, int32_t n,
-                                                 int32_t v_dim) {
+                                                 const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
+                                                 const char *const *ahead, int32_t ahead_bytes) {
     int32_t r, x;
     for (r = 0; r + 4 <= rows; r += 4) {
         float *at = o + (ptrdiff_t)r * ldo;
         for (x = 0; x + 48 < v_dim; x += 64) {
-            attn__row_values_block_avx512(4, 4, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+            attn__row_values_block_avx512(4, 4, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, ahead,
+                                          ahead_bytes);
+            ahead = NULL;
         }
         for (; x < v_dim; x += 16) {
-            attn__row_values_block_avx512(4, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+            attn__row_values_block_avx512(4, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, NULL, 0);
         }
     }
     for (; r < rows; r++) {
         float *at = o + (ptrdiff_t)r * ldo;
         for (x = 0; x + 112 < v_dim; x += 128) {
-            attn__row_values_block_avx512(1, 8, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+            attn__row_values_block_avx512(1, 8, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, ahead,
+                                          ahead_bytes);
+            ahead = NULL;
         }
         for (; x < v_dim; x += 16) {
-            attn__row_values_block_avx512(1, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x);
+            attn__row_values_block_avx512(1, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, NULL, 0);
         }
     }
 }
@@ -2652,10 +2698,14 @@ ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) {
     return (int32_t)attn__round_up((int64_t)l->v_dim + 2, 16);
 }
 
+/* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. */
+enum { ATTN__WIDE = 32 };
+
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
-    const char **k_rows, **v_rows;  /* one pointer per key of a tile, padded by 16 */
-    float *wide_k, *wide_v;         /* the same keys in f32, for narrow caches */
+    const char **k_rows[2], **v_rows; /* one pointer per key of a tile, padded by 16; K also of the tile that follows */
+    const float **wide_k_rows, **wide_v_rows;
+    float *wide_k, *wide_v;         /* the same keys in f32, for narrow caches, and their addresses */
     float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
     float *scores, *row;
     uint64_t *mask;
@@ -2682,9 +2732,12 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     panel_rows = attn__round_up(panel_rows, lanes);
-    s->k_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->k_rows[0] = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->k_rows[1] = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->v_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_k = attn__take_floats(base, &used, wide * d);
+    s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_k = attn__take_floats(base, &used, attn__max64(wide * d, wide ? ATTN__WIDE * v_dim : 0));
     s->wide_v = attn__take_floats(base, &used, wide * v_dim);
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
     s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
@@ -2830,7 +2883,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
     }
 }
 
-/* ---- >>tiles: keys to pointers, rows to masks --------------------------------------------------------------------- */
+/* ---- >>tiles: keys to pointers, rows to masks -------------------------------------------------------------------- */
 
 static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
     int32_t size = r->layer->page_size;
@@ -2842,11 +2895,11 @@ static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
-/* Pointers to the keys first .. first + n - 1 as f32 rows, padded by 15 copies of the last. Keys in the gap between
-   sink keys and window are nobody's: they get a neighbour's address, since their page may not exist. */
-static const float *const *attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
-                                          attn__span seen, int32_t first, int32_t n, const char **rows, float *wide) {
-    int32_t size = r->layer->page_size, i = 0, ld;
+/* Addresses of the keys first .. first + n - 1. Keys in the gap between sink keys and window are nobody's: they get a
+   neighbour's address, since their page may not exist. */
+static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
+                           attn__span seen, int32_t first, int32_t n, const char **rows) {
+    int32_t size = r->layer->page_size, i = 0;
     while (i < n) {
         int32_t key = first + i, run = n - i;
         if (key >= seen.lead && key < seen.lo) {
@@ -2862,13 +2915,17 @@ static const float *const *attn__key_rows(const attn__run *r, const attn__cache 
         }
         i++;
     }
-    if (r->layer->kv_type != ATTN_F32) {
-        ld = (int32_t)attn__round_up(c->dim, 16);
-        r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
-        for (i = 0; i < n; i++) rows[i] = (const char *)(wide + (int64_t)i * ld);
-    }
-    for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1];
-    return (const float *const *)(const void *)rows;
+    for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
+}
+
+/* The same keys as f32 rows: themselves, or copies in `wide` with their addresses in `list`. */
+static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
+                                           int32_t n, float *wide, const float **list) {
+    int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
+    if (r->layer->kv_type == ATTN_F32) return (const float *const *)(const void *)rows;
+    r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
+    for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
+    return list;
 }
 
 /* Does any of the n rows hold a NaN or an infinity? Only then can a weight of 0 spoil a sum. */
@@ -2972,12 +3029,11 @@ static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t r
 }
 
 /* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. v_finite: -1 until it is known. */
-static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t tile,
-                                int32_t first, int32_t last, int *v_finite) {
+static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used,
+                                const float *const *k, const float *const *v, int32_t first, int32_t last,
+                                int *v_finite) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    const float *const *k = (const float *const *)(const void *)t->k_rows + (first - tile);
-    const float *const *v = (const float *const *)(const void *)t->v_rows + (first - tile);
     attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + used - 1);
     int all = (top.hi >= last && bottom.lo <= first) || top.lead >= last;
     int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - first;
@@ -2993,16 +3049,21 @@ static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
                                int32_t last) {
     const attn__scratch *t = &r->scratch;
+    const float *const *k, *const *v;
     int32_t lanes = r->leaves->lanes, row;
     int v_finite = -1;
     attn__clip(seen, first, last, &first, &last);
     if (first == last) return;
-    attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows, t->wide_k);
-    attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows, t->wide_v);
+    attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+    attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows);
+    k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
+    v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
     for (row = 0; row < s->rows; row += lanes) {
         int32_t used = attn__min(lanes, s->rows - row), begin, end;
         attn__clip(attn__rows_union(r, s, row, used), first, last, &begin, &end);
-        if (begin < end) attn__prefill_panel(r, s, row, used, first, begin, end, &v_finite);
+        if (begin < end) {
+            attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, &v_finite);
+        }
     }
 }
 
@@ -3039,16 +3100,20 @@ static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     }
 }
 
-/* mask[2 * row] = the keys first .. first + 127 that the row sees, below `last`. Returns 1 if all rows see all keys
-   begin .. last - 1. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, int32_t first, int32_t begin, int32_t last) {
+/* Keys begin .. last - 1 of the key tile that starts at `first`. */
+typedef struct attn__tile {
+    int32_t first, begin, last;
+} attn__tile;
+
+/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
     int32_t i, w;
     int all = 1;
     for (i = 0; i < s->rows; i++) {
         attn__span p = attn__packed_span(r, s, i);
         for (w = 0; w < 2; w++) {
-            int64_t base = (int64_t)first + 64 * w;
-            uint64_t wanted = attn__range_bits(begin - base, last - base);
+            int64_t base = (int64_t)tile->first + 64 * w;
+            uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
             r->scratch.mask[2 * i + w] = seen & wanted;
             if ((seen & wanted) != wanted) all = 0;
@@ -3062,57 +3127,103 @@ static void attn__decode_visible_values(const attn__run *r, float *o, const floa
                                         const float *const *v, int32_t n, const uint64_t *mask) {
     const float one = 1.0f;
     int32_t v_dim = r->layer->v_dim, i, run;
-    r->leaves->row_values(o, 0, 1, p, 0, &alpha, v, 0, v_dim);
+    r->leaves->row_values(o, 0, 1, p, 0, &alpha, v, 0, v_dim, NULL, 0);
     for (i = 0; i < n; i += run) {
         int32_t bit = skipped + i;
         run = 1;
-        if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(o, 0, 1, p + i, 0, &one, v + i, 1, v_dim);
+        if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(o, 0, 1, p + i, 0, &one, v + i, 1, v_dim, NULL, 0);
     }
 }
 
-/* One kv head of a strip over the keys begin .. last - 1 of the tile that starts at `first`. */
-static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen, int32_t first,
-                              int32_t begin, int32_t last, int all, float *state) {
+static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_t h, const char *const *k, int32_t n,
+                                float *scores, int32_t lds) {
     const attn__scratch *t = &r->scratch;
-    const attn__leaves *f = r->leaves;
-    int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - begin, i;
-    int32_t ldq = (int32_t)attn__round_up(d, 16), lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
-    float *scores = t->scores + (begin - first);
-    const float *const *rows;
+    int32_t d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
+    int32_t bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t block = r->layer->kv_type == ATTN_F32 ? n : ATTN__WIDE;
+    const float *q = t->q + (int64_t)h * s->rows * ldq;
+    for (i = 0; i < n; i += block) {
+        int32_t keys = attn__min(block, n - i);
+        const float *const *rows = attn__wide_rows(r, &r->k, k + i, keys, t->wide_k, t->wide_k_rows);
+        r->leaves->row_scores(scores + i, lds, q, ldq, s->rows, rows, keys, d, t->v_rows + i, bytes);
+    }
+}
+
+/* all: every row sees every key; else V may hold a NaN that only some rows see. */
+static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__tile *tile, int all,
+                                const char *const *ahead, int32_t lds, float *state) {
+    const attn__scratch *t = &r->scratch;
+    int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, v_dim = r->layer->v_dim, i, row;
+    int32_t bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t block = r->layer->kv_type == ATTN_F32 ? n : ATTN__WIDE;
+    for (i = 0; i < n; i += block) {
+        int32_t keys = attn__min(block, n - i);
+        const float *const *rows = attn__wide_rows(r, &r->v, t->v_rows + i, keys, t->wide_k, t->wide_k_rows);
+        if (all || attn__all_finite(rows, keys, v_dim)) {
+            r->leaves->row_values(state, r->state_stride, s->rows, t->scores + skipped + i, lds, t->alpha, rows, keys,
+                                  v_dim, ahead ? ahead + i : NULL, bytes);
+        } else {
+            for (row = 0; row < s->rows; row++) {
+                attn__decode_visible_values(r, state + (int64_t)row * r->state_stride,
+                                            t->scores + (int64_t)row * lds + skipped + i, t->alpha[row], skipped + i,
+                                            rows, keys, t->mask + 2 * row);
+            }
+        }
+        for (row = 0; row < s->rows; row++) t->alpha[row] = 1.0f;
+    }
+}
+
+/* One kv head of a strip over one tile; `which` list holds the keys' addresses, `next` keys follow in the other. */
+static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen,
+                              const attn__tile *tile, int all, int which, int32_t next, float *state) {
+    const attn__scratch *t = &r->scratch;
+    int32_t v_dim = r->layer->v_dim, n = tile->last - tile->begin, i;
+    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = tile->begin - tile->first;
     state += (int64_t)h * s->rows * r->state_stride;
-    rows = attn__key_rows(r, &r->k, s, s->head + h, seen, begin, n, t->k_rows, t->wide_k);
-    f->row_scores(scores, lds, t->q + (int64_t)h * s->rows * ldq, ldq, s->rows, rows, n, d);
+    attn__key_rows(r, &r->v, s, s->head + h, seen, tile->begin, n, t->v_rows);
+    attn__decode_scores(r, s, h, t->k_rows[which], n, t->scores + skipped, lds);
     for (i = 0; i < s->rows; i++) {
-        float *row = state + (int64_t)i * r->state_stride;
-        float *x = t->scores + (int64_t)i * lds;
-        if (r->layer->softcap > 0) f->softcap(x + (begin - first), n, r->layer->softcap);
-        t->alpha[i] = f->row_weights(x, last - first, t->mask + 2 * i, row + v_dim + 1, row + v_dim);
+        float *row = state + (int64_t)i * r->state_stride, *x = t->scores + (int64_t)i * lds;
+        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n, r->layer->softcap);
+        t->alpha[i] = r->leaves->row_weights(x, tile->last - tile->first, t->mask + 2 * i, row + v_dim + 1,
+                                             row + v_dim);
     }
-    rows = attn__key_rows(r, &r->v, s, s->head + h, seen, begin, n, t->v_rows, t->wide_v);
-    if (all || attn__all_finite(rows, n, v_dim)) {
-        f->row_values(state, r->state_stride, s->rows, scores, lds, t->alpha, rows, n, v_dim);
-        return;
+    attn__decode_values(r, s, tile, all, next >= n ? t->k_rows[!which] : NULL, lds, state);
+}
+
+/* The tiles of a unit that hold seen keys. */
+static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t unit, attn__tile *tiles) {
+    int32_t keys = attn__key_tile(r->layer, ATTN_DECODE), count = 0;
+    int64_t end = attn__min64((int64_t)(unit + 1) * ATTN__UNIT, attn__max(seen.lead, seen.hi)), first;
+    for (first = (int64_t)unit * ATTN__UNIT; first < end; first += keys) {
+        attn__tile *t = &tiles[count];
+        t->first = (int32_t)first;
+        attn__clip(seen, t->first, (int32_t)attn__min64(first + keys, end), &t->begin, &t->last);
+        if (t->begin < t->last) count++;
     }
-    for (i = 0; i < s->rows; i++) {
-        attn__decode_visible_values(r, state + (int64_t)i * r->state_stride, scores + (int64_t)i * lds, t->alpha[i],
-                                    begin - first, rows, n, t->mask + 2 * i);
-    }
+    return count;
 }
 
 /* Keys outside, heads inside: token-major K and V are read as one stream. */
 static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
     attn__span seen = attn__rows_union(r, s, 0, s->rows);
-    int32_t keys = attn__key_tile(r->layer, ATTN_DECODE), h;
-    int64_t end = attn__min64((int64_t)(unit + 1) * ATTN__UNIT, attn__max(seen.lead, seen.hi)), tile;
+    attn__tile tiles[ATTN__UNIT / 32];
+    int32_t count = attn__unit_tiles(r, seen, unit, tiles), i, h;
+    int which = 0;
     attn__clear_state(r, s, state);
-    for (tile = attn__next_tile(seen, (int64_t)unit * ATTN__UNIT, keys); tile < end;
-         tile = attn__next_tile(seen, tile + keys, keys)) {
-        int32_t first = (int32_t)tile, begin, last;
-        int all;
-        attn__clip(seen, first, (int32_t)attn__min64(tile + keys, end), &begin, &last);
-        if (begin == last) continue;
-        all = attn__mask_rows(r, s, first, begin, last);
-        for (h = 0; h < s->heads; h++) attn__decode_head(r, s, h, seen, first, begin, last, all, state);
+    if (!count) return;
+    attn__key_rows(r, &r->k, s, s->head, seen, tiles[0].begin, tiles[0].last - tiles[0].begin, r->scratch.k_rows[0]);
+    for (i = 0; i < count; i++) {
+        int all = attn__mask_rows(r, s, &tiles[i]);
+        for (h = 0; h < s->heads; h++, which = !which) {
+            int32_t head = h + 1 < s->heads ? h + 1 : 0, n = 0;
+            const attn__tile *next = head ? &tiles[i] : &tiles[i + 1];
+            if (head || i + 1 < count) {
+                n = next->last - next->begin;
+                attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, r->scratch.k_rows[!which]);
+            }
+            attn__decode_head(r, s, h, seen, &tiles[i], all, which, n, state);
+        }
     }
 }
 
@@ -3259,7 +3370,7 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
     return ATTN_OK;
 }
 
-/* ---- >>tools: append, dense, merge, masks ------------------------------------------------------------------------- */
+/* ---- >>tools: append, dense, merge, masks ------------------------------------------------------------------------ */
 
 /* One new row of one kv head into a cache. */
 static void attn__append_row(const attn__run *r, const attn__cache *c, const void *from, int64_t index,
@@ -3355,7 +3466,8 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     if (!status) status = attn__check_lengths(&batch, &resolved, error);
     if (status) return status;
     if (layer->page_size) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size, ": attn_dense takes no pages");
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size,
+                                ": attn_dense takes no pages");
     }
     status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), sizeof(void *), error);
     if (status) return status;
