@@ -3,14 +3,109 @@
    DO THIS
       #define ATTN_IMPLEMENTATION     in exactly one .c or .cpp file, before
       #include "attn.h"               elsewhere include it plainly.
-      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time; do not
-      pass -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
+      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time; do not pass
+      -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
 
    CONTENTS (search for the anchor)
-      >>example  >>concepts  >>layouts  >>masks  >>numerics  >>memory  >>threads  >>errors  >>options  >>does_not
-      >>types  >>api
-      implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>explain  >>convert  >>maths  >>leaves_scalar
-      >>leaves_avx2  >>leaves_avx512  >>dispatch  >>check  >>state  >>tiles  >>prefill  >>decode  >>run  >>tools
+      >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
+      >>does_not  >>types  >>api
+      implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert  >>maths  >>leaves  >>leaves_scalar
+      >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state  >>tiles  >>prefill  >>decode  >>run
+      >>tools
+
+   >>example  Three new query rows over five keys, causal, two heads. A complete program:
+
+      #define ATTN_IMPLEMENTATION
+      #include "attn.h"
+      #include <stdio.h>
+      #include <stdlib.h>
+      int main(void) {
+          enum { ROWS = 3, KEYS = 5, HEADS = 2, D = 4 };          // two keys were there before, three are new
+          static float q[ROWS * HEADS * D], k[KEYS * HEADS * D], v[KEYS * HEADS * D], o[ROWS * HEADS * D];
+          for (int i = 0; i < KEYS * HEADS * D; i++) v[i] = (float)(i / (HEADS * D)); // q = k = 0: o is the mean of v
+          int32_t q_len = ROWS, kv_len = KEYS;
+          attn_batch batch = { .n = 1, .q_len = &q_len, .kv_len = &kv_len };
+          attn_layer layer = { .heads = HEADS, .head_dim = D };
+          attn_io io = { .q = q, .k = k, .v = v, .o = o };
+          attn_plan plan;
+          attn_error err;
+          size_t bytes = attn_plan_bytes(&batch, &layer);
+          void *plan_mem = malloc(bytes);
+          if (attn_plan_make(&plan, &batch, &layer, plan_mem, bytes, &err)) { puts(err.text); return 1; }
+          attn_exec exec = { .bytes = attn_exec_bytes(&plan, 1) };
+          exec.mem = malloc(exec.bytes);
+          if (attn_forward(&plan, &layer, &io, &exec, &err)) { puts(err.text); return 1; }
+          for (int r = 0; r < ROWS; r++) printf("row %d sees keys 0..%d: %g\n", r, KEYS - ROWS + r, o[r * HEADS * D]);
+          free(exec.mem); free(plan_mem);                         // prints: row 0 sees keys 0..2: 1
+          return 0;                                               // prints: row 1 sees keys 0..3: 1.5
+      }                                                           // prints: row 2 sees keys 0..4: 2
+
+   >>concepts  A step of an inference program runs every layer of a model over a batch of requests.
+      batch  who: for each request how many new query rows (q_len = E) and how many keys (kv_len = KV, the new ones
+             included, already in the cache). A decode step has E = 1, a prompt E = KV, a chunk of a prompt E < KV.
+      layer  what: heads, dims, types, mask, window, scale. Layers that agree in all of it are one class.
+      plan   made once per step and class by attn_plan_make: copies the lengths and cuts the work into tasks. Every
+             layer of the class runs with the same plan; the length arrays are not read again.
+      io     where: pointers and strides of one layer's q, k, v and o.
+      exec   how: scratch memory, and threads if there are any.
+      Per step: fill batch, make a plan per class; per layer: attn_append the new keys, attn_forward.
+      Phases: PREFILL rows are computed many at a time, DECODE rows few at a time with the keys streamed once. Each
+      request has a phase (batch.phase; without it: DECODE if batch.q_len is NULL, else PREFILL). Any E works in both:
+      drafts that a target model verifies run as DECODE with E = 2, 3, ..., to get the bits of plain decoding.
+
+   >>layouts  All strides count elements; 0 means packed.
+      q, o    [row][head][dim], the rows of all requests one after another in request order
+      k, v    contiguous  [key][kv_head][dim]; request i starts after the keys of the requests before it (ragged), or
+                          at i * k_page when k_page is set (a padded cache)
+              paged       [page][slot][kv_head][dim] with layer.page_size slots a page; key p of request i lies in page
+                          page_table[i][p / page_size], slot p % page_size. Any page size, any order, pages may be
+                          shared; entries that no row needs are never read
+              head-major  k_head = capacity * head_dim, k_row = head_dim
+      lse     [row][head]
+
+   >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned).
+      CAUSAL        keys 0 .. P + j. Needs E <= KV.
+      FULL          all keys: encoders and cross attention. Any E and KV.
+      window_left   n: only the n keys up to the row's own position, itself included; 1 is the row itself, 0 no limit.
+                    Engines that speak of a radius (sliding_window_size): attn_window_from_radius.
+      window_right  n: only the n keys from the row's own position on. CAUSAL ignores it.
+      sink_keys     n: keys 0 .. n - 1 stay visible outside the window.
+      attn_visible is the definition in code.
+
+   >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); then the mask; o = sum of
+      exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head] as one more logit
+      that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf. Pass sinks to only one of
+      the parts that attn_merge joins.
+
+   >>numerics  Sums are f32. A row's bits depend on its q, its visible keys and values, the layer, the phase and the
+      instruction set, and on nothing else: not on the other requests or their order, on threads, on how a prompt is
+      chunked, on E, on the page layout, strides, capacities, row_tile or workers. So a verified draft row equals the
+      decode row, and a chunked prompt the whole one, byte for byte. key_tile and split_keys do belong to the layer and
+      change bits. Between phases and instruction sets results agree within rounding. A NaN or inf among a row's visible
+      inputs may spoil that row, never another; what lies past a length or in unused pages is not looked at.
+      Types of q, o and KV: f32, f16, bf16, in any mixture; stores round to nearest even.
+
+   >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
+      block per lane, and, if requests may be in phase DECODE, room for the partial results of split rows, bounded by
+      layer.workers, not by the number of requests. (split_keys keeps one partial result per row tile and split.) Both
+      sizes follow from batch.max_q_len, max_kv_len and max_rows; set them, and buffers once sized serve every step.
+
+   >>threads  None are started. attn_forward calls exec.parallel_for, if set, with a function that pulls tasks; or run
+      the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count, attn_task.
+      plan.largest_task says how coarse they are; layer.workers (DECODE), row_tile and split_keys (PREFILL) make them
+      smaller. Nothing is shared between calls: any number of threads may use one plan, each with its own exec.
+
+   >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
+      request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store.
+      n = 0 and zero lengths are no errors.
+
+   >>options  #define before the implementation:
+      ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
+      ATTN_ASSERT(x)  for the library's own invariants; default nothing
+      ATTN_NO_SIMD    only the portable leaves
+
+   >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or the environment, keep state
+      between calls. No mutable static storage.
 */
 #ifndef ATTN_H
 #define ATTN_H
@@ -158,7 +253,7 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes what the plan will do, in words, as attn__explain lines; returns the length without the final 0, whatever
+/* Writes what the plan will do, in words, one fact a line; returns the length without the final 0, whatever
    bytes is (as snprintf does). Thread safety: any thread. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
@@ -3592,3 +3687,22 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 #endif
 
 #endif /* ATTN_IMPLEMENTED */
+
+/* ------------------------------------------------------------------------------------------------------------------
+   MIT License
+
+   Copyright (c) 2026 the attn.h authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+   documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+   rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+   permit persons to whom the Software is furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+   Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+   WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+   OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+   OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+   ------------------------------------------------------------------------------------------------------------------ */
