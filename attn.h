@@ -74,8 +74,8 @@
 
    >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); then the mask; o = sum of
       exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head] as one more logit
-      that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf. Pass sinks to only one of
-      the parts that attn_merge joins.
+      that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf. Pass sinks to only
+      one of the parts that attn_merge joins.
 
    >>numerics  Sums are f32. A row's bits depend on its q, its visible keys and values, the layer, the phase and the
       instruction set, and on nothing else: not on the other requests or their order, on threads, on how a prompt is
@@ -2800,7 +2800,7 @@ enum { ATTN__WIDE = 32 };
 typedef struct attn__scratch {
     const char **k_rows[2], **v_rows; /* one pointer per key of a tile, padded by 16; K also of the tile that follows */
     const float **wide_k_rows, **wide_v_rows;
-    float *wide_k, *wide_v;         /* the same keys in f32, for narrow caches, and their addresses */
+    float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
     float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
     float *scores, *row;
     uint64_t *mask;
@@ -2823,7 +2823,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
     int64_t panel_rows = c->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, c->max_q_len * group) : 0;
     int64_t decode_rows = c->families & 1 << ATTN_DECODE ? c->rows : 0;
-    int64_t wide = l->kv_type == ATTN_F32 ? 0 : l->key_tile;
+    int64_t copies = panel_rows ? l->key_tile : 0;
+    int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     panel_rows = attn__round_up(panel_rows, lanes);
@@ -2832,8 +2833,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->v_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_k = attn__take_floats(base, &used, attn__max64(wide * d, wide ? ATTN__WIDE * v_dim : 0));
-    s->wide_v = attn__take_floats(base, &used, wide * v_dim);
+    s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
+    s->wide_v = attn__take_floats(base, &used, copies * v_dim);
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
     s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
     s->m = attn__take_floats(base, &used, panel_rows);
@@ -3013,11 +3014,11 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
 }
 
-/* The same keys as f32 rows: themselves, or copies in `wide` with their addresses in `list`. */
+/* The same keys as f32 rows: copies in `wide` with their addresses in `list`, or, with wide NULL, themselves. */
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
-    if (r->layer->kv_type == ATTN_F32) return (const float *const *)(const void *)rows;
+    if (!wide) return (const float *const *)(const void *)rows;
     r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
     return list;
@@ -3151,6 +3152,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     if (first == last) return;
     attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows);
+    /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
     v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
     for (row = 0; row < s->rows; row += lanes) {
@@ -3235,11 +3237,12 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     const attn__scratch *t = &r->scratch;
     int32_t d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
     int32_t bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    int32_t block = r->layer->kv_type == ATTN_F32 ? n : ATTN__WIDE;
+    float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
+    int32_t block = wide ? ATTN__WIDE : n;
     const float *q = t->q + (int64_t)h * s->rows * ldq;
     for (i = 0; i < n; i += block) {
         int32_t keys = attn__min(block, n - i);
-        const float *const *rows = attn__wide_rows(r, &r->k, k + i, keys, t->wide_k, t->wide_k_rows);
+        const float *const *rows = attn__wide_rows(r, &r->k, k + i, keys, wide, t->wide_k_rows);
         r->leaves->row_scores(scores + i, lds, q, ldq, s->rows, rows, keys, d, t->v_rows + i, bytes);
     }
 }
@@ -3250,10 +3253,11 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     const attn__scratch *t = &r->scratch;
     int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, v_dim = r->layer->v_dim, i, row;
     int32_t bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    int32_t block = r->layer->kv_type == ATTN_F32 ? n : ATTN__WIDE;
+    float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
+    int32_t block = wide ? ATTN__WIDE : n;
     for (i = 0; i < n; i += block) {
         int32_t keys = attn__min(block, n - i);
-        const float *const *rows = attn__wide_rows(r, &r->v, t->v_rows + i, keys, t->wide_k, t->wide_k_rows);
+        const float *const *rows = attn__wide_rows(r, &r->v, t->v_rows + i, keys, wide, t->wide_k_rows);
         if (all || attn__all_finite(rows, keys, v_dim)) {
             r->leaves->row_values(state, r->state_stride, s->rows, t->scores + skipped + i, lds, t->alpha, rows, keys,
                                   v_dim, ahead ? ahead + i : NULL, bytes);
