@@ -88,7 +88,8 @@
    >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
       block per lane, and, if requests may be in phase DECODE, room for the partial results of split rows, bounded by
       layer.workers, not by the number of requests. (split_keys keeps one partial result per row tile and split.) Both
-      sizes follow from batch.max_q_len, max_kv_len and max_rows; set them, and buffers once sized serve every step.
+      sizes follow from the layer, n, max_q_len, max_kv_len, max_rows and from which of q_len and phase are NULL: set
+      the capacities, and buffers once sized serve every step.
 
    >>threads  None are started. attn_forward calls exec.parallel_for, if set, with a function that pulls tasks; or run
       the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count, attn_task.
@@ -971,7 +972,8 @@ static void attn__bound(attn__capacity *c, const attn_layer *l) {
     int64_t splits = l->split_keys ? attn__ceil_div(c->max_kv_len, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = attn__bit_length((uint32_t)attn__ceil_div(c->max_kv_len, ATTN__UNIT));
-    c->strips = l->kv_heads * (c->max_rows * group / l->row_tile + c->n);
+    /* above 2^31 the plan is refused: the bound keeps the products below in range */
+    c->strips = attn__min64(l->kv_heads * (c->max_rows * group / l->row_tile + c->n), (int64_t)1 << 31);
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
     c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
     c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
@@ -1171,8 +1173,13 @@ static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, at
         if (status) return status;
     }
     attn__capacity_of(c, batch, resolved);
-    if (c->words > INT32_MAX || c->slots > INT32_MAX || c->max_q_len * (int64_t)(resolved->heads) > INT32_MAX) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch", c->words, " words of plan are more than 2^31-1");
+    if (c->max_q_len * (int64_t)resolved->heads > INT32_MAX) {
+        return attn__fail_pair(error, ATTN_E_BATCH, "batch.max_q_len", c->max_q_len,
+                               " gives more than 2^31-1 rows with ", "layer.heads", resolved->heads);
+    }
+    if (c->words > INT32_MAX || c->slots > INT32_MAX) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", c->max_rows,
+                                ": the plan would have more than 2^31-1 words");
     }
     return ATTN_OK;
 }
@@ -1818,27 +1825,37 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
     return _mm256_add_ps(_mm256_permute2f128_ps(c[0], c[1], 0x20), _mm256_permute2f128_ps(c[0], c[1], 0x31));
 }
 
+/* One step of eight elements of d; only the last one may be partial. */
+ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
+                                                        const float *const *k, int32_t x, int32_t left) {
+    __m256 key[8];
+    int i, r;
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) {
+        key[i] = left >= 8 ? _mm256_loadu_ps(k[i] + x) : _mm256_maskload_ps(k[i] + x, attn__first_avx2(left));
+    }
+    ATTN__UNROLL
+    for (r = 0; r < rows; r++) {
+        __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
+        ATTN__UNROLL
+        for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
+    }
+}
+
 /* rows x keys dot products, at most eight */
 ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, float *s, int32_t lds, const float *q,
                                                          int32_t ldq, const float *const *k, int32_t d) {
     __m256 sum[8];
+    const float *row[8];
     float out[8];
     int32_t x;
     int i, r;
     ATTN__UNROLL
     for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
-    for (x = 0; x < d; x += 8) {
-        __m256 key[8];
-        __m256i first = attn__first_avx2(d - x);
-        ATTN__UNROLL
-        for (i = 0; i < keys; i++) key[i] = _mm256_maskload_ps(k[i] + x, first);
-        ATTN__UNROLL
-        for (r = 0; r < rows; r++) {
-            __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
-            ATTN__UNROLL
-            for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
-        }
-    }
+    ATTN__UNROLL
+    for (i = 0; i < keys; i++) row[i] = k[i];
+    for (x = 0; x + 8 <= d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, ldq, row, x, 8);
+    if (x < d) attn__row_scores_step_avx2(rows, keys, sum, q, ldq, row, x, d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL
     for (r = 0; r < rows; r++) memcpy(s + r * lds, out + r * keys, (size_t)keys * sizeof(float));
@@ -2243,7 +2260,7 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xDD));
 }
 
-/* One step of 16 elements of d; first NULL-free: full vectors take no mask */
+/* One step of 16 elements of d; only the last one may be partial. */
 ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, __m512 *sum, const float *q,
                                                             int32_t ldq, const float *const *row, int32_t x,
                                                             __mmask16 first) {
