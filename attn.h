@@ -847,6 +847,14 @@ static attn__task attn__task_at(const attn__view *v, int64_t i) {
     return t;
 }
 
+/* Keys that any of `rows` packed rows of a strip sees, from row `row` on. */
+static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v, const attn__strip *s, int32_t row,
+                                   int32_t rows) {
+    int32_t group = layer->heads / layer->kv_heads, i = s->request;
+    return attn__union_span(layer, v->q_start[i + 1] - v->q_start[i], v->kv_start[i + 1] - v->kv_start[i],
+                            (s->row + row) / group, (s->row + row + rows - 1) / group);
+}
+
 /* Unit number of entry `index` of a strip's list. */
 ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t index) {
     return index < s->lead ? index : s->unit + (index - s->lead);
@@ -1022,10 +1030,9 @@ typedef struct attn__planner {
 } attn__planner;
 
 /* Appends a strip, with the units that any of its rows sees. */
-static void attn__add_strip(attn__planner *p, attn__strip s, int32_t q_len, int32_t kv_len, int phase) {
-    int32_t group = p->layer->heads / p->layer->kv_heads;
-    int32_t unit_keys = attn__unit_keys(p->layer, phase);
-    attn__span u = attn__union_span(p->layer, q_len, kv_len, s.row / group, (s.row + s.rows - 1) / group);
+static void attn__add_strip(attn__planner *p, attn__strip s) {
+    int32_t unit_keys = attn__unit_keys(p->layer, p->view.phase[s.request]);
+    attn__span u = attn__strip_span(p->layer, &p->view, &s, 0, s.rows);
     int32_t end = u.hi > u.lo ? (int32_t)attn__ceil_div(u.hi, unit_keys) : 0;
     s.lead = (int32_t)attn__ceil_div(u.lead, unit_keys);
     s.unit = attn__max(s.lead, u.lo / unit_keys);
@@ -1035,7 +1042,7 @@ static void attn__add_strip(attn__planner *p, attn__strip s, int32_t q_len, int3
 }
 
 /* Largest row tiles first inside a head: the last tiles of causal rows are the longest. */
-static void attn__add_prefill(attn__planner *p, int32_t request, int32_t q_len, int32_t kv_len) {
+static void attn__add_prefill(attn__planner *p, int32_t request, int32_t q_len) {
     int32_t rows = q_len * (p->layer->heads / p->layer->kv_heads);
     int32_t tile = p->layer->row_tile;
     int32_t head, row;
@@ -1043,12 +1050,12 @@ static void attn__add_prefill(attn__planner *p, int32_t request, int32_t q_len, 
         for (row = (rows - 1) / tile * tile; row >= 0; row -= tile) {
             attn__strip s = { request, head, 1, row, 0, 0, 0, 0 };
             s.rows = attn__min(tile, rows - row);
-            attn__add_strip(p, s, q_len, kv_len, ATTN_PREFILL);
+            attn__add_strip(p, s);
         }
     }
 }
 
-static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len, int32_t kv_len) {
+static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len) {
     int32_t kv_heads = p->layer->kv_heads;
     int32_t rows = q_len * (p->layer->heads / kv_heads);
     int32_t tile = p->layer->row_tile;
@@ -1060,7 +1067,7 @@ static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len, i
             attn__strip s = { request, head, 0, row, 0, 0, 0, 0 };
             s.heads = attn__min(heads, kv_heads - head);
             s.rows = attn__min(tile, rows - row);
-            attn__add_strip(p, s, q_len, kv_len, ATTN_DECODE);
+            attn__add_strip(p, s);
         }
     }
 }
@@ -1071,9 +1078,9 @@ ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) {
 }
 
 static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
-                           int32_t unit_keys, int32_t kv_len) {
+                           int32_t unit_keys, int32_t seen_keys) {
     attn__task t = { strip, begin, end, -1, 0 };
-    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, kv_len);
+    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys);
     int64_t work = keys * s->rows * s->heads;
     if (end - begin < s->units) {
         attn__fold f;
@@ -1095,14 +1102,14 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip
 }
 
 /* The unit that starts at cost c belongs to worker c / quota. */
-static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t kv_len) {
+static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t seen_keys) {
     int64_t cost = attn__unit_cost(s);
     int32_t begin = 0;
     while (begin < s->units) {
         int64_t worker = (p->decode_cost + begin * cost) / p->quota;
         int64_t end = attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost);
         end = attn__min64(end, s->units);
-        attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, kv_len);
+        attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
         begin = (int32_t)end;
     }
     p->decode_cost += cost * s->units;
@@ -1120,14 +1127,15 @@ static void attn__add_tasks(attn__planner *p) {
     p->quota = attn__max64(1, attn__ceil_div(total, p->layer->workers));
     for (i = 0; i < p->strips; i++) {
         attn__strip s = attn__strip_at(v, i);
-        int32_t kv_len = v->kv_start[s.request + 1] - v->kv_start[s.request];
         int32_t unit_keys = attn__unit_keys(p->layer, v->phase[s.request]);
+        attn__span seen = attn__strip_span(p->layer, v, &s, 0, s.rows);
+        int32_t seen_keys = seen.lead + (seen.hi - seen.lo);
         if (!s.units) {
-            attn__add_task(p, &s, i, 0, 0, unit_keys, kv_len);
+            attn__add_task(p, &s, i, 0, 0, unit_keys, 0);
         } else if (v->phase[s.request] == ATTN_DECODE) {
-            attn__cut_decode(p, &s, i, kv_len);
+            attn__cut_decode(p, &s, i, seen_keys);
         } else {
-            for (u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, kv_len);
+            for (u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, seen_keys);
         }
     }
 }
@@ -1152,12 +1160,11 @@ static void attn__add_strips(attn__planner *p, int32_t n) {
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < n; i++) {
             int32_t q_len = v->q_start[i + 1] - v->q_start[i];
-            int32_t kv_len = v->kv_start[i + 1] - v->kv_start[i];
             if (v->phase[i] != phase || !q_len) continue;
             if (phase == ATTN_PREFILL) {
-                attn__add_prefill(p, i, q_len, kv_len);
+                attn__add_prefill(p, i, q_len);
             } else {
-                attn__add_decode(p, i, q_len, kv_len);
+                attn__add_decode(p, i, q_len);
             }
         }
     }
@@ -3061,14 +3068,6 @@ static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, in
                           v->kv_start[s->request + 1] - v->kv_start[s->request], (s->row + row) / r->group);
 }
 
-/* Keys that any of `rows` rows of the strip sees. */
-static attn__span attn__rows_union(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
-    const attn__view *v = &r->view;
-    return attn__union_span(r->layer, v->q_start[s->request + 1] - v->q_start[s->request],
-                            v->kv_start[s->request + 1] - v->kv_start[s->request], (s->row + row) / r->group,
-                            (s->row + row + rows - 1) / r->group);
-}
-
 /* Bits first .. last - 1 of a word; both are clamped to 0 .. 64. */
 static uint64_t attn__range_bits(int64_t first, int64_t last) {
     uint64_t below_last = last >= 64 ? ~(uint64_t)0 : last <= 0 ? 0 : ((uint64_t)1 << last) - 1;
@@ -3174,7 +3173,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
     for (row = 0; row < s->rows; row += lanes) {
         int32_t used = attn__min(lanes, s->rows - row), begin, end;
-        attn__clip(attn__rows_union(r, s, row, used), first, last, &begin, &end);
+        attn__clip(attn__strip_span(r->layer, &r->view, s, row, used), first, last, &begin, &end);
         if (begin < end) {
             attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, &v_finite);
         }
@@ -3188,7 +3187,7 @@ static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
-    attn__span seen = attn__rows_union(r, s, 0, s->rows);
+    attn__span seen = attn__strip_span(r->layer, &r->view, s, 0, s->rows);
     int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL);
     int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
@@ -3322,7 +3321,7 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
 
 /* Keys outside, heads inside: token-major K and V are read as one stream. */
 static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
-    attn__span seen = attn__rows_union(r, s, 0, s->rows);
+    attn__span seen = attn__strip_span(r->layer, &r->view, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
     int32_t count = attn__unit_tiles(r, seen, unit, tiles), i, h;
     int which = 0;
