@@ -2012,7 +2012,7 @@ enum { ATTN__LANES_AVX512 = 64 };
 
 /* The first n lanes; n >= 16 is all. */
 ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
-    return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
 }
 
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
@@ -2170,7 +2170,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     for (c = 0; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), top = old, sum;
         for (j = 0; j < n; j++) {
-            __mmask16 visible = mask ? (__mmask16)(mask[j] >> c) : (__mmask16)0xffff;
+            __mmask16 visible = (__mmask16)(mask ? mask[j] >> c : 0xffffu);
             top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), top);
         }
         old = attn__exp_avx512(_mm512_sub_ps(old, top));
