@@ -357,6 +357,7 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
 #endif
 #include <immintrin.h>
 #if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
+#include <smmintrin.h>
 #include <avxintrin.h>
 #include <avx2intrin.h>
 #include <f16cintrin.h>
@@ -365,6 +366,7 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
 #include <avx512bwintrin.h>
 #include <avx512dqintrin.h>
 #include <avx512vlintrin.h>
+#include <avx512vlbwintrin.h>
 #endif
 #endif
 
@@ -554,6 +556,12 @@ static void attn__put_value(attn__text *t, const char *name, int32_t i, int32_t 
     attn__put_name(t, name, i, j);
     attn__put(t, " = ");
     attn__put_int(t, value);
+}
+
+static void attn__put_line(attn__text *t, const char *label, int64_t value, const char *rest) {
+    attn__put(t, label);
+    attn__put_int(t, value);
+    attn__put(t, rest);
 }
 
 /* An error text under construction; with error NULL it goes nowhere. */
@@ -1333,12 +1341,15 @@ static uint16_t attn__to_bf16(float x) {
 #define ATTN__EXP4 0.00967151299f
 #define ATTN__EXP5 0.00132647273f
 
-/* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|). */
+/* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|), with
+   the reciprocal of 0.5 .. 1 by Newton's iteration: under fast-math clang turns a vector division into an estimate. */
 #define ATTN__TANH_SMALL 0.6f
 #define ATTN__TANH1 (-0.333326216f)
 #define ATTN__TANH2 0.133135206f
 #define ATTN__TANH3 (-0.0522310982f)
 #define ATTN__TANH4 0.0156404656f
+#define ATTN__RECIPROCAL0 2.82352941f /* 48/17 - 32/17 y: within 1/17 of 1/y */
+#define ATTN__RECIPROCAL1 (-1.88235294f)
 
 /* For x <= 0; NaN stays NaN. */
 static float attn__exp(float x) {
@@ -1381,12 +1392,16 @@ static float attn__log(float x) {
 static float attn__tanh(float x) {
     float a = x < 0 ? -x : x;
     float y = x * x;
-    float e;
+    float e, half, r;
+    int i;
     if (a < ATTN__TANH_SMALL) {
         return x + x * y * (ATTN__TANH1 + y * (ATTN__TANH2 + y * (ATTN__TANH3 + y * ATTN__TANH4)));
     }
     e = attn__exp(-2.0f * a);
-    e = (1.0f - e) / (1.0f + e);
+    half = 0.5f + 0.5f * e;
+    r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
+    for (i = 0; i < 3; i++) r = r + r * (1.0f - half * r);
+    e = (0.5f - 0.5f * e) * r;
     return x < 0 ? -e : e;
 }
 
@@ -1403,8 +1418,9 @@ typedef struct attn__leaves {
     int32_t lanes;
     /* rows of d elements to f32, ld floats apart */
     void (*widen)(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d, attn_type type);
-    /* dst = src * scale + add, rounded to type */
-    void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, float scale, float add);
+    /* Rounds to type; factor not NULL: times *factor first, -0 becoming +0. Without it no arithmetic touches the
+       values: a host that flushes subnormals still gets its cache's bits. */
+    void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, const float *factor);
     void (*softcap)(float *x, int32_t n, float cap);
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
@@ -1447,14 +1463,16 @@ static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, i
     for (i = 0; i < rows; i++) attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type);
 }
 
-static void attn__narrow_scalar(void *dst, const float *src, int32_t n, attn_type type, float scale, float add) {
+static void attn__narrow_scalar(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
     int32_t i;
-    if (type == ATTN_F32) {
-        for (i = 0; i < n; i++) ((float *)dst)[i] = src[i] * scale + add;
-    } else if (type == ATTN_F16) {
-        for (i = 0; i < n; i++) ((uint16_t *)dst)[i] = attn__to_f16(src[i] * scale + add);
-    } else {
-        for (i = 0; i < n; i++) ((uint16_t *)dst)[i] = attn__to_bf16(src[i] * scale + add);
+    for (i = 0; i < n; i++) {
+        float x = src[i];
+        if (factor) x = x * *factor + 0.0f;
+        if (type == ATTN_F32) {
+            ((float *)dst)[i] = x;
+        } else {
+            ((uint16_t *)dst)[i] = type == ATTN_F16 ? attn__to_f16(x) : attn__to_bf16(x);
+        }
     }
 }
 
@@ -1649,19 +1667,20 @@ ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000)); /* fast-math would drop x != x */
     __m256i r = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 
-ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type, float scale,
-                                         float add) {
-    const __m256 factor = _mm256_set1_ps(scale), addend = _mm256_set1_ps(add);
+ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type,
+                                         const float *factor) {
     int32_t x;
     for (x = 0; x < n; x += 8) {
         __m256i first = attn__first_avx2(n - x);
-        __m256 y = _mm256_fmadd_ps(_mm256_maskload_ps(src + x, first), factor, addend);
+        __m256 y = _mm256_maskload_ps(src + x, first);
         __m128i half;
+        if (factor) y = _mm256_fmadd_ps(y, _mm256_broadcast_ss(factor), _mm256_setzero_ps());
         if (type == ATTN_F32) {
             _mm256_maskstore_ps((float *)dst + x, first, y);
             continue;
@@ -1677,8 +1696,17 @@ ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n,
     }
 }
 
+/* 1 / y for 0.5 <= y <= 1 */
+ATTN__AVX2 ATTN__INLINE __m256 attn__reciprocal_avx2(__m256 y) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    __m256 r = _mm256_fmadd_ps(y, _mm256_set1_ps(ATTN__RECIPROCAL1), _mm256_set1_ps(ATTN__RECIPROCAL0));
+    r = _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
+    r = _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
+    return _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
+}
+
 ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
-    const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), one = _mm256_set1_ps(1.0f);
+    const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), half = _mm256_set1_ps(0.5f);
     const __m256 sign = _mm256_set1_ps(-0.0f);
     int32_t i;
     for (i = 0; i < n; i += 8) {
@@ -1688,11 +1716,12 @@ ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
         __m256 y = _mm256_mul_ps(t, t);
         __m256 small = _mm256_set1_ps(ATTN__TANH4);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
-        __m256 big = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
+        __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
         small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH3));
         small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH2));
         small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH1));
         small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
+        big = _mm256_mul_ps(_mm256_fnmadd_ps(e, half, half), big);
         big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
         t = _mm256_blendv_ps(big, small, _mm256_cmp_ps(a, _mm256_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ));
         _mm256_maskstore_ps(x + i, first, _mm256_mul_ps(t, limit));
@@ -2063,17 +2092,18 @@ ATTN__AVX512 ATTN__INLINE __m256i attn__to_bf16_avx512(__m512 x) {
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
-    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+    __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 
-ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_t n, attn_type type, float scale,
-                                             float add) {
-    const __m512 factor = _mm512_set1_ps(scale), addend = _mm512_set1_ps(add);
+ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_t n, attn_type type,
+                                             const float *factor) {
     int32_t x;
     for (x = 0; x < n; x += 16) {
         __mmask16 first = attn__first_avx512(n - x);
-        __m512 y = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first, src + x), factor, addend);
+        __m512 y = _mm512_maskz_loadu_ps(first, src + x);
+        if (factor) y = _mm512_fmadd_ps(y, _mm512_set1_ps(*factor), _mm512_setzero_ps());
         if (type == ATTN_F32) {
             _mm512_mask_storeu_ps((float *)dst + x, first, y);
         } else {
@@ -2084,8 +2114,17 @@ ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_
     }
 }
 
+/* 1 / y for 0.5 <= y <= 1 */
+ATTN__AVX512 ATTN__INLINE __m512 attn__reciprocal_avx512(__m512 y) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 r = _mm512_fmadd_ps(y, _mm512_set1_ps(ATTN__RECIPROCAL1), _mm512_set1_ps(ATTN__RECIPROCAL0));
+    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
+    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
+}
+
 ATTN__AVX512 static void attn__softcap_avx512(float *x, int32_t n, float cap) {
-    const __m512 limit = _mm512_set1_ps(cap), inverse = _mm512_set1_ps(1.0f / cap), one = _mm512_set1_ps(1.0f);
+    const __m512 limit = _mm512_set1_ps(cap), inverse = _mm512_set1_ps(1.0f / cap), half = _mm512_set1_ps(0.5f);
     const __m512i sign = _mm512_set1_epi32(INT32_MIN);
     int32_t i;
     for (i = 0; i < n; i += 16) {
@@ -2096,11 +2135,12 @@ ATTN__AVX512 static void attn__softcap_avx512(float *x, int32_t n, float cap) {
         __m512 y = _mm512_mul_ps(t, t);
         __m512 small = _mm512_set1_ps(ATTN__TANH4);
         __m512 e = attn__exp_avx512(_mm512_mul_ps(a, _mm512_set1_ps(-2.0f)));
-        __m512 big = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+        __m512 big = attn__reciprocal_avx512(_mm512_fmadd_ps(e, half, half));
         small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH3));
         small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH2));
         small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH1));
         small = _mm512_fmadd_ps(_mm512_mul_ps(t, y), small, t);
+        big = _mm512_mul_ps(_mm512_fnmadd_ps(e, half, half), big);
         big = _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(big), _mm512_and_si512(sign, bits)));
         is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ);
         _mm512_mask_storeu_ps(x + i, first, _mm512_mul_ps(_mm512_mask_mov_ps(big, is_small, small), limit));
@@ -2518,12 +2558,6 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
-static void attn__put_line(attn__text *t, const char *label, int64_t value, const char *rest) {
-    attn__put(t, label);
-    attn__put_int(t, value);
-    attn__put(t, rest);
-}
-
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16" };
     attn__put(t, "layer: ");
@@ -2747,21 +2781,22 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int appen
     attn__capacity c;
     attn__view v;
     int64_t table_row = attn__strides_of(plan, io).table_row;
-    int32_t i, size = plan->resolved.page_size;
+    int32_t i, status, size = plan->resolved.page_size;
     attn__capacity_of_plan(&c, plan);
     v = attn__view_of(plan->words, &c);
     for (i = 0; i < plan->n; i++) {
-        int32_t q_len = v.q_start[i + 1] - v.q_start[i], kv_len = v.kv_start[i + 1] - v.kv_start[i];
-        int status;
-        if (!q_len || !kv_len) continue;
-        if (attn__ceil_div(kv_len, size) > table_row) {
+        int32_t kv_len = v.kv_start[i + 1] - v.kv_start[i];
+        if (v.q_start[i + 1] > v.q_start[i] && attn__ceil_div(kv_len, size) > table_row) {
             attn__text t = attn__error_text(error, i, -1);
             attn__put_value(&t, "io.page_table_row", -1, -1, table_row);
-            attn__put_value(&t, " is less than the pages of ", -1, -1, attn__ceil_div(kv_len, size));
-            attn__put_line(&t, " for request ", i, "");
+            attn__put_line(&t, " is less than the ", attn__ceil_div(kv_len, size), " pages of ");
+            attn__put_value(&t, "kv_len", i, -1, kv_len);
             return ATTN_E_ARGUMENT;
         }
-        if (plan->resolved.flags & ATTN_TRUSTED) continue;
+    }
+    for (i = 0; i < plan->n && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
+        int32_t q_len = v.q_start[i + 1] - v.q_start[i], kv_len = v.kv_start[i + 1] - v.kv_start[i];
+        if (!q_len || !kv_len) continue;
         status = attn__check_request_pages(plan, io, table_row, i, q_len, kv_len, append, error);
         if (status) return status;
     }
@@ -2997,7 +3032,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
             float lse;
             float factor = attn__finish_row(state[l->v_dim + 1], state[l->v_dim], sink, &lse);
-            r->leaves->narrow(o, state, l->v_dim, l->o_type, factor, 0.0f); /* + 0: no row ends in -0 */
+            r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
         }
     }
@@ -3504,7 +3539,7 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const voi
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
             r->leaves->widen(wide, 0, &at, 1, n, l->q_type);
-            r->leaves->narrow(dst + (int64_t)x * kv_bytes, wide, n, l->kv_type, 1.0f, -0.0f); /* -0 keeps its sign */
+            r->leaves->narrow(dst + (int64_t)x * kv_bytes, wide, n, l->kv_type, NULL);
         }
     }
 }
@@ -3564,7 +3599,7 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
     attn_batch batch = attn__dense_batch(&q_len, &kv_len);
     attn_layer resolved;
     attn__capacity c;
-    if (attn__plan_check(&batch, layer, &resolved, &c, NULL)) return 0;
+    if (attn__plan_check(&batch, layer, &resolved, &c, NULL) || layer->page_size) return 0;
     if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
     return (size_t)(attn__round_up(c.words * 4, 64) + attn__exec_size(&resolved, &c, 1));
 }
@@ -3600,6 +3635,7 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
                             float *lse) {
     const attn__leaves *f = attn__leaves_of(l->isa);
     const uint32_t none = 0xff800000u;
+    const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), x;
     float top, wa, wb;
     if (attn__bits_of(a_lse) == none || attn__bits_of(b_lse) == none) {
@@ -3618,7 +3654,7 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
         f->widen(wide_a, 0, &at_a, 1, n, l->o_type);
         f->widen(wide_b, 0, &at_b, 1, n, l->o_type);
         f->blend(wide_a, wide_b, wa / (wa + wb), wb / (wa + wb), n);
-        f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, 1.0f, 0.0f);
+        f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, &one);
     }
     if (lse) *lse = attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
 }
@@ -3673,7 +3709,10 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if (!status) status = attn__check_lengths(batch, &resolved, error);
     if (status) return status;
     if (request < 0 || request >= batch->n) {
-        return attn__fail_pair(error, ATTN_E_ARGUMENT, "request", request, " is no request of ", "batch.n", batch->n);
+        attn__text t = attn__error_text(error, -1, -1);
+        attn__put_value(&t, "request", -1, -1, request);
+        attn__put_line(&t, ", but there are ", batch->n, " requests");
+        return ATTN_E_ARGUMENT;
     }
     q_len = attn__q_len(batch, request);
     kv_len = batch->kv_len[request];

@@ -66,7 +66,7 @@ static void *random_array(size_t count, attn_type type) {
         float x;
         seed = seed * 1664525u + 1013904223u;
         x = (float)(seed >> 8) / 8388608.0f - 1.0f;
-        attn__narrow_scalar(data + i * size, &x, 1, type, 1.0f, 0.0f);
+        attn__narrow_scalar(data + i * size, &x, 1, type, NULL);
     }
     return data;
 }

@@ -1,0 +1,107 @@
+# Two commands: `make demo` and `make test`. Both need a C compiler, make and a POSIX shell, nothing else.
+#
+#   make demo        builds and runs three examples
+#   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
+#   make size        the budgets: lines, columns, functions, compile time, bytes of code
+#   make bench       builds and runs bench/*.c
+#   make test-O0     the test programs without optimisation
+#   make test-asan   the test programs under the address and undefined-behaviour sanitizers
+#   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
+#
+# CC, OPT (optimisation and sanitizer flags), WERROR=-Werror and JOBS may be set. ATTN_REQUIRE lists the names of the
+# tests that may be skipped, separated by commas, * is a wildcard; any other skip is then a failure. `all` allows none.
+
+CC       ?= cc
+OPT      ?= -O2
+WERROR   ?=
+B        ?= build
+JOBS     ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+N        ?= 30
+SEED     ?= 1
+
+WARN     := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef $(WERROR)
+CFLAGS   ?= -std=c99
+LIBS     := -lm -lpthread
+export CC
+
+SUPPORT  := tests/ref.c tests/cases.c
+WITH_REF := attention properties sliding_window
+NAMES    := $(filter-out ref cases,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
+SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples
+HEADERS  := attn.h $(wildcard tests/*.h)
+
+# What `make test` runs, one log each. The long ones come first, so that they do not trail.
+PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES))
+LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
+
+.PHONY: all demo test logs test-programs test-O0 test-asan size bench mutants clean
+
+all: demo
+
+demo:
+	@mkdir -p build
+	$(CC) -O2 -I. -o build/hello examples/hello.c -lm
+	./build/hello
+	$(CC) -O2 -I. -o build/paged_decode examples/paged_decode.c -lm
+	./build/paged_decode
+	$(CC) -O2 -I. -o build/mask_picture examples/mask_picture.c -lm
+	./build/mask_picture
+
+test:
+	@rm -rf $(B)/log
+	@mkdir -p $(B)/log
+	@$(MAKE) -s -k -j $(JOBS) logs || true
+	@sh tests/sum.sh $(B)/log $(PARTS)
+
+logs: $(LOGS)
+
+test-programs:
+	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES))"
+
+test-O0:
+	@$(MAKE) -s test-programs OPT=-O0 B=$(B)/O0
+
+test-asan:
+	@$(MAKE) -s test-programs OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" B=$(B)/asan
+
+size:
+	@mkdir -p $(B)
+	@sh tests/size.sh $(B)
+
+# The headers decide when a program is built again; tests/run.sh turns a crash or a hang into a counted failure.
+PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
+.SECONDARY: $(PROGRAMS)
+
+$(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
+	@mkdir -p $(B)
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(LIBS)
+
+$(patsubst %,$(B)/log/%.log,$(filter-out ofast,$(NAMES))): $(B)/log/%.log: $(B)/%
+	@sh tests/run.sh $* $@ $(B)/$*
+
+$(B)/log/compile-%.log:
+	@sh tests/run.sh compile $@ sh tests/compile.sh $*
+
+$(B)/log/size.log:
+	@sh tests/run.sh size $@ sh tests/size.sh
+
+$(B)/log/fast-math.log:
+	@sh tests/run.sh fast-math $@ sh tests/fast_math.sh
+
+$(B)/log/examples.log:
+	@sh tests/run.sh examples $@ sh tests/examples.sh
+
+bench:
+	@mkdir -p build
+	@for f in bench/*.c; do \
+	    p=build/bench_$$(basename $$f .c); \
+	    echo "$(CC) -O2 -o $$p $$f $(LIBS)"; \
+	    $(CC) -O2 -o $$p $$f $(LIBS) || exit 1; \
+	    $$p || exit 1; \
+	done
+
+mutants:
+	@python3 tools/mutate.py --count $(N) --seed $(SEED)
+
+clean:
+	rm -rf build

@@ -1,0 +1,273 @@
+# compile.sh [use|gcc|clang|targets]... - the ways in which a program can take the header in. Without an argument: all.
+#   use      translation units, options, C and C++, symbols, sections, the example of the manual
+#   gcc      warnings at every optimisation level and language version
+#   clang    the same
+#   targets  other systems and processors, and no C library at all, with clang alone
+# Prints the lines of the test protocol. Compilers that are missing are skipped by name. Run from the repository root.
+CC=${CC:-cc}
+CXX=${CXX:-c++}
+WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror"
+dir=tests/compile
+out=$(mktemp -d "${TMPDIR:-/tmp}/attn-compile.XXXXXX") || exit 1
+trap 'rm -rf "$out"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0
+failed=0
+skipped=0
+
+ok() {
+    passed=$((passed + 1))
+    echo "ok   $1"
+}
+
+bad() {
+    failed=$((failed + 1))
+    if [ -s "$out/text" ]; then
+        sed 's/^/  /' "$out/text" | head -n 20
+    fi
+    echo "FAIL $1"
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    echo "skip $1: $2"
+}
+
+have() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# try NAME COMMAND...
+try() {
+    name=$1
+    shift
+    if "$@" >"$out/text" 2>&1; then
+        ok "$name"
+    else
+        bad "$name"
+    fi
+}
+
+# build_run COMPILER... : the command gets -o PROGRAM appended, then PROGRAM runs
+build_run() {
+    rm -f "$out/program"
+    "$@" -o "$out/program" || return 1
+    "$out/program"
+    status=$?
+    [ "$status" -eq 0 ] || echo "exit status $status"
+    return "$status"
+}
+
+# ---- use ------------------------------------------------------------------------------------------------------------
+
+two_units() {
+    $CC -O1 $WARN -std=c99 -c -o "$out/impl.o" $dir/two_impl.c &&
+        $CC -O1 $WARN -std=c99 -c -o "$out/use.o" $dir/two_use.c &&
+        build_run $CC "$out/use.o" "$out/impl.o"
+}
+
+two_languages() {
+    $CC -O1 -c -o "$out/impl.o" $dir/two_impl.c &&
+        $CXX -O1 $WARN -std=c++11 -c -o "$out/use.o" $dir/two_use.cc &&
+        build_run $CXX "$out/use.o" "$out/impl.o"
+}
+
+# A header without the implementation defines nothing, so the link of a lone user must fail.
+lone_user() {
+    ! $CC -o "$out/program" $dir/two_use.c
+}
+
+only_attn_symbols() {
+    nm -g "$out/impl.o" | awk 'NF == 3 { print $3 }' | sed 's/^_//' >"$out/names"
+    grep -q '^attn_forward$' "$out/names" || return 1
+    ! grep -v '^attn_[a-z]' "$out/names"
+}
+
+# memcpy and its family, and what position-independent or hardened builds add. No malloc, no stdio, no libm.
+only_string_calls() {
+    nm -u "$out/impl.o" | awk '{ print $NF }' >"$out/names"
+    ! grep -v -x -E '_?(memcpy|memmove|memset|memcmp|strlen|_?_stack_chk_fail|_GLOBAL_OFFSET_TABLE_)' "$out/names"
+}
+
+# Constant tables of pointers lie in .data.rel.ro under PIC: the loader writes them once, the program never.
+no_mutable_state() {
+    size -A "$out/impl.o" >"$out/sections" || return 1
+    grep -q '^\.text' "$out/sections" || return 1
+    ! awk '$1 ~ /^\.(data|bss|tdata|tbss)/ && $1 !~ /^\.data\.rel\.ro/ && $2 > 0 { print; bad = 1 } END { exit !bad }' \
+        "$out/sections"
+}
+
+part_use() {
+    try "compile: C99, one file" build_run $CC $WARN -std=c99 $dir/c99.c
+    try "compile: C11, one file" build_run $CC $WARN -std=c11 $dir/c99.c
+    try "compile: no flags at all" build_run $CC $dir/c99.c
+    if have "${CXX%% *}"; then
+        try "compile: C++11, one file" build_run $CXX $WARN -std=c++11 $dir/cxx11.cc
+        if $CXX -std=c++20 -fsyntax-only -x c++ /dev/null >/dev/null 2>&1; then
+            # a designated initialiser leaves members out on purpose
+            try "compile: C++20, one file" build_run $CXX $WARN -Wno-missing-field-initializers -std=c++20 $dir/cxx20.cc
+        else
+            skip "compile: C++20, one file" "$CXX has no -std=c++20"
+        fi
+        try "compile: C++ calls an implementation in C" two_languages
+    else
+        for name in "C++11, one file" "C++20, one file" "C++ calls an implementation in C"; do
+            skip "compile: $name" "no $CXX"
+        done
+    fi
+    try "compile: included four times" build_run $CC $WARN -std=c99 $dir/twice.c
+    try "compile: header, later the implementation" build_run $CC $WARN -std=c99 $dir/header_then_impl.c
+    try "compile: two files, one implements" two_units
+    try "compile: the header alone defines nothing" lone_user
+    try "compile: two private copies (ATTN_STATIC)" build_run $CC $WARN -std=c99 $dir/static_a.c $dir/static_b.c
+    try "compile: ATTN_NO_SIMD" build_run $CC $WARN -std=c99 $dir/no_simd.c
+    try "compile: ATTN_API of the caller" build_run $CC $WARN -std=c99 $dir/own_api.c
+    for opt in -O0 -O2; do
+        if ! have nm || ! have size || ! $CC $opt -c -o "$out/impl.o" $dir/impl.c; then
+            skip "compile: symbols and sections $opt" "no nm, no size, or no object"
+            continue
+        fi
+        try "compile: only attn_ symbols are exported $opt" only_attn_symbols
+        try "compile: only string.h is called $opt" only_string_calls
+        try "compile: no mutable static storage $opt" no_mutable_state
+    done
+    if have tcc; then
+        try "compile: tcc" build_run tcc $dir/c99.c
+    else
+        skip "compile: tcc" "no tcc"
+    fi
+    part_manual
+}
+
+# ---- the example of the manual --------------------------------------------------------------------------------------
+
+# The program stands between the heading >>example and the next heading, indented. What it prints stands in its
+# comments: // prints: TEXT
+extract_example() {
+    awk '/^\*\// || /end of header/ { exit }
+         /^   >>example/ { on = 1; next }
+         on && /^   >>/ { exit }
+         on { sub(/^ */, ""); print }' attn.h | sed -n '/^#define ATTN_IMPLEMENTATION/,/^}/p' >"$1"
+    grep -q 'int main' "$1"
+}
+
+run_example() {
+    empty=$out/empty
+    rm -rf "$empty"
+    mkdir "$empty" || return 1
+    extract_example "$empty/prog.c" || { echo "no program under >>example"; return 1; }
+    cp attn.h "$empty/" || return 1
+    (cd "$empty" && "$@" prog.c -o prog && ./prog >printed) || return 1
+    sed -n 's|.*// prints:* *||p' "$empty/prog.c" >"$empty/promised"
+    if [ ! -s "$empty/promised" ]; then
+        echo "the example does not say what it prints"
+        return 1
+    fi
+    diff "$empty/promised" "$empty/printed"
+}
+
+part_manual() {
+    try "compile: the example of the manual, plain $CC" run_example $CC
+    try "compile: the example of the manual, all warnings" run_example $CC $WARN -std=c99 -O2
+}
+
+# ---- gcc, clang -----------------------------------------------------------------------------------------------------
+
+# matrix CC CXX: every combination must be silent
+matrix() {
+    for opt in -O0 -O2 -O3 -Ofast; do
+        for std in c99 gnu11 c++11; do
+            case $std in
+                c++*) driver="$2 -x c++" ;;
+                *) driver=$1 ;;
+            esac
+            if have "${driver%% *}"; then
+                try "compile: $driver -std=$std $opt" $driver -std=$std $opt $WARN -c -o "$out/$1.o" $dir/impl.c
+            else
+                skip "compile: $driver -std=$std $opt" "no ${driver%% *}"
+            fi
+        done
+    done
+    try "compile: $1 ATTN_NO_SIMD" $1 -std=c99 -O2 $WARN -DATTN_NO_SIMD -c -o "$out/$1.o" $dir/impl.c
+    try "compile: $1 ATTN_STATIC" $1 -std=c99 -O1 $WARN -DATTN_STATIC -c -o "$out/$1.o" $dir/impl.c
+    try "compile: $1 -fPIC" $1 -std=c99 -O1 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
+    case $(uname -m) in
+        x86_64)
+            try "compile: $1 -march=x86-64-v3" $1 -std=c99 -O2 $WARN -mavx2 -mfma -mf16c -c -o "$out/$1.o" $dir/impl.c
+            try "compile: $1 -mavx512f" $1 -std=c99 -O2 $WARN -mavx512f -mavx512bw -c -o "$out/$1.o" $dir/impl.c
+            ;;
+        *)
+            skip "compile: $1 -march=x86-64-v3" "this is not x86-64"
+            skip "compile: $1 -mavx512f" "this is not x86-64"
+            ;;
+    esac
+}
+
+part_gcc() {
+    if have gcc && ! gcc --version | grep -qi clang; then
+        matrix gcc g++
+    else
+        skip "compile: gcc" "no gcc"
+    fi
+}
+
+part_clang() {
+    if have clang; then
+        matrix clang clang++
+    else
+        skip "compile: clang" "no clang"
+    fi
+}
+
+# ---- targets --------------------------------------------------------------------------------------------------------
+
+# target TRIPLE FLAGS... : with the headers of the compiler and the shim of string.h, nothing of any system
+target() {
+    triple=$1
+    shift
+    if ! clang --target="$triple" -ffreestanding -c -o "$out/t.o" -x c /dev/null >/dev/null 2>&1; then
+        skip "compile: $triple" "this clang has no such target"
+        return
+    fi
+    for std in c99 c++11; do
+        language=c
+        [ $std = c99 ] || language=c++
+        try "compile: $triple -std=$std" clang --target="$triple" "$@" -ffreestanding -nostdlibinc \
+            -I$dir/freestanding -x $language -std=$std -O1 $WARN -c -o "$out/t.o" $dir/impl.c
+    done
+}
+
+part_targets() {
+    if have gcc; then
+        try "compile: gcc without a C library" gcc -std=c99 -O1 $WARN -ffreestanding -c -o "$out/t.o" $dir/impl.c
+    else
+        skip "compile: gcc without a C library" "no gcc"
+    fi
+    if ! have clang; then
+        skip "compile: targets" "no clang"
+        return
+    fi
+    target x86_64-linux-gnu
+    target i686-linux-gnu
+    target x86_64-pc-windows-msvc
+    target i686-pc-windows-msvc
+    target aarch64-pc-windows-msvc
+    target x86_64-w64-windows-gnu
+    target x86_64-apple-macos11
+    target arm64-apple-macos11
+    target aarch64-linux-gnu
+    target aarch64-linux-android21
+    target armv7a-linux-gnueabihf
+    target thumbv7em-none-eabi -mfloat-abi=soft
+    target wasm32-unknown-unknown
+    target riscv64-linux-gnu
+    target s390x-linux-gnu
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+for part in ${*:-use gcc clang targets}; do
+    "part_$part"
+done
+echo "compile: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

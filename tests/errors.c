@@ -1,0 +1,823 @@
+/* errors.c - every public input broken once.
+
+   A case changes one or two members of a valid world and makes a call. Expected: the status, the words and numbers in
+   the text, request and slot, not one changed byte anywhere (inputs, outputs, cache, plan and scratch memory), and the
+   same status without an attn_error. The unbroken world passes every call, so each case fails for its own reason. */
+#define ATTN_IMPLEMENTATION
+#include "../attn.h"
+#include "test.h"
+
+#include <math.h>
+
+enum {
+    N = 20,
+    HEADS = 4,
+    KV_HEADS = 2,
+    DIM = 8,
+    PAGE = 4,
+    PAGES = 96,
+    COLUMNS = 16,
+    MAX_Q = 8,
+    MAX_KV = COLUMNS * PAGE,
+    MAX_ROWS = 64,
+    CACHE = PAGES * PAGE * KV_HEADS * DIM,
+    PLAN_WORDS = 8192,
+    EXEC_WORDS = 1 << 16,
+    BITS = 64
+};
+
+/* Everything that a call can read or write, so that one memcmp sees any change. */
+typedef struct world {
+    int32_t q_len[N], kv_len[N], phase[N];
+    int32_t table[N * COLUMNS];
+    attn_batch batch, *batch_arg;
+    attn_layer layer, *layer_arg;
+    attn_io io, *io_arg;
+    attn_exec exec, *exec_arg;
+    attn_plan plan, *plan_arg;
+    void *mem;                      /* of attn_plan_make and attn_dense */
+    size_t mem_bytes;
+    void *new_k, *new_v;
+    int32_t dense_q, dense_kv;
+    int64_t merge_rows;
+    void *a_o, *b_o, *merged_o;
+    float *a_lse, *b_lse, *merged_lse;
+    int32_t request;
+    uint32_t *bits;
+    size_t bit_words;
+    float q[MAX_ROWS * HEADS * DIM], o[MAX_ROWS * HEADS * DIM], lse[MAX_ROWS * HEADS];
+    float k[CACHE], v[CACHE], rows[MAX_ROWS * KV_HEADS * DIM];
+    float sinks[HEADS];
+    uint32_t bit_memory[BITS];
+    double plan_memory[PLAN_WORDS], call_memory[PLAN_WORDS + EXEC_WORDS], exec_memory[EXEC_WORDS];
+} world;
+
+static world now, before;
+
+/* ---- the valid world -------------------------------------------------------------------------------------------- */
+
+static void fill(float *x, int count, test_rng *rng) {
+    int i;
+    for (i = 0; i < count; i++) x[i] = test_uniform(rng);
+}
+
+static void set_lengths(world *w) {
+    int i;
+    for (i = 0; i < N; i++) {
+        w->q_len[i] = 1 + i % 3;
+        w->kv_len[i] = 5 + i % 7;
+        w->phase[i] = i % 2 ? ATTN_DECODE : ATTN_PREFILL;
+    }
+    w->kv_len[3] = 50;              /* thirteen pages */
+    w->q_len[17] = 8;
+    w->kv_len[17] = 16;
+}
+
+static void set_table(world *w) {
+    int i, c, next = 0;
+    for (i = 0; i < N; i++) {
+        for (c = 0; c < COLUMNS; c++) {
+            w->table[i * COLUMNS + c] = c < (w->kv_len[i] + PAGE - 1) / PAGE ? next++ : -7;
+        }
+    }
+}
+
+static void set_io(world *w, int paged) {
+    w->io.q = w->q;
+    w->io.k = w->k;
+    w->io.v = w->v;
+    w->io.o = w->o;
+    w->io.lse = w->lse;
+    w->io.sinks = w->sinks;
+    if (!paged) return;
+    w->io.page_table = w->table;
+    w->io.page_table_row = COLUMNS;
+    w->io.pages = PAGES;
+}
+
+static void set_calls(world *w) {
+    w->batch_arg = &w->batch;
+    w->layer_arg = &w->layer;
+    w->io_arg = &w->io;
+    w->exec_arg = &w->exec;
+    w->plan_arg = &w->plan;
+    w->mem = w->call_memory;
+    w->mem_bytes = sizeof w->call_memory;
+    w->new_k = w->rows;
+    w->new_v = w->rows;
+    w->dense_q = 3;
+    w->dense_kv = 20;
+    w->merge_rows = 7;
+    w->a_o = w->q;
+    w->b_o = w->k;
+    w->merged_o = w->o;
+    w->a_lse = w->rows;
+    w->b_lse = w->rows + 64;
+    w->merged_lse = w->lse;
+    w->request = 17;
+    w->bits = w->bit_memory;
+    w->bit_words = BITS;
+}
+
+static void make_world(world *w, int paged) {
+    test_rng rng = { 7 };
+    memset(w, 0, sizeof *w);
+    fill(w->q, MAX_ROWS * HEADS * DIM, &rng);
+    fill(w->o, MAX_ROWS * HEADS * DIM, &rng);
+    fill(w->lse, MAX_ROWS * HEADS, &rng);
+    fill(w->k, CACHE, &rng);
+    fill(w->v, CACHE, &rng);
+    fill(w->rows, MAX_ROWS * KV_HEADS * DIM, &rng);
+    fill(w->sinks, HEADS, &rng);
+    memset(w->bit_memory, 0x5a, sizeof w->bit_memory);
+    memset(w->call_memory, 0x5a, sizeof w->call_memory);
+    memset(w->exec_memory, 0x5a, sizeof w->exec_memory);
+    set_lengths(w);
+    set_table(w);
+    w->batch.n = N;
+    w->batch.q_len = w->q_len;
+    w->batch.kv_len = w->kv_len;
+    w->batch.phase = w->phase;
+    w->batch.max_q_len = MAX_Q;
+    w->batch.max_kv_len = MAX_KV;
+    w->batch.max_rows = MAX_ROWS;
+    w->layer.heads = HEADS;
+    w->layer.kv_heads = KV_HEADS;
+    w->layer.head_dim = DIM;
+    w->layer.window_left = 1024;
+    w->layer.row_tile = 16;
+    w->layer.key_tile = 32;
+    w->layer.workers = 2;
+    w->layer.isa = ATTN_ISA_SCALAR;
+    w->layer.page_size = paged ? PAGE : 0;
+    set_io(w, paged);
+    set_calls(w);
+}
+
+/* The plan and its scratch memory; `batch` and `layer` may have been changed by a case's preparation. */
+static int make_plan(world *w) {
+    attn_error error;
+    int status = attn_plan_make(&w->plan, &w->batch, &w->layer, w->plan_memory, sizeof w->plan_memory, &error);
+    CHECK(status == ATTN_OK, "the valid plan: %s", status ? error.text : "");
+    w->exec.mem = w->exec_memory;
+    w->exec.bytes = attn_exec_bytes(&w->plan, 1);
+    w->exec.lanes = 1;
+    CHECK(w->exec.bytes <= sizeof w->exec_memory, "scratch memory of %lu bytes", (unsigned long)w->exec.bytes);
+    return status;
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------ */
+
+enum {
+    PLAN = 1,
+    FORWARD = 2,
+    CHECKER = 4,
+    APPEND = 8,
+    DENSE = 16,
+    MERGE = 32,
+    MASK_BITS = 64,
+    CALLS = 7,
+    CONTIGUOUS = 1024,              /* the world without pages */
+    FULL = 2048,                    /* the plan is made for ATTN_FULL */
+    SHORT = 4096                    /* ... and has a request with q_len > kv_len */
+};
+
+static const char *const call_names[CALLS] = { "attn_plan_make", "attn_forward", "attn_check", "attn_append",
+                                               "attn_dense", "attn_merge", "attn_mask_bits" };
+
+static int call(world *w, int which, attn_error *error) {
+    switch (which) {
+    case PLAN:
+        return attn_plan_make(w->plan_arg, w->batch_arg, w->layer_arg, w->mem, w->mem_bytes, error);
+    case FORWARD:
+        return attn_forward(w->plan_arg, w->layer_arg, w->io_arg, w->exec_arg, error);
+    case CHECKER:
+        return attn_check(w->plan_arg, w->layer_arg, w->io_arg, w->exec_arg, error);
+    case APPEND:
+        return attn_append(w->plan_arg, w->layer_arg, w->io_arg, w->new_k, w->new_v, error);
+    case DENSE:
+        return attn_dense(w->layer_arg, w->dense_q, w->dense_kv, w->io_arg, w->mem, w->mem_bytes, error);
+    case MERGE:
+        return attn_merge(w->layer_arg, w->merge_rows, w->a_o, w->a_lse, w->b_o, w->b_lse, w->merged_o, w->merged_lse,
+                          error);
+    default:
+        return attn_mask_bits(w->batch_arg, w->layer_arg, w->io_arg, w->request, w->bits, w->bit_words, error);
+    }
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
+
+typedef enum kind { NONE = 0, I32, I64, F32, SIZE, NIL, SHIFT } kind;
+
+typedef struct patch {
+    kind kind;
+    size_t at;
+    int64_t value;                  /* SHIFT: bytes added to a pointer; SIZE: added when negative */
+    float real;
+} patch;
+
+#define I32(member, value) { I32, offsetof(world, member), (value), 0 }
+#define I64(member, value) { I64, offsetof(world, member), (value), 0 }
+#define F32(member, value) { F32, offsetof(world, member), 0, (value) }
+#define SIZE(member, value) { SIZE, offsetof(world, member), (value), 0 }
+#define NIL(member) { NIL, offsetof(world, member), 0, 0 }
+#define SHIFT(member, value) { SHIFT, offsetof(world, member), (value), 0 }
+
+typedef struct error_case {
+    unsigned calls;
+    patch patch[4];
+    attn_status status;
+    int32_t request, slot;
+    const char *text[4];            /* all of these are in the message */
+} error_case;
+
+#define ANY (-1)                    /* request and slot are both -1 */
+#define PLANS (PLAN | DENSE | CONTIGUOUS)
+#define RUNS (FORWARD | CHECKER)
+
+static const error_case arguments[] = {
+    { PLAN, { NIL(plan_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "plan" } },
+    { PLAN | MASK_BITS, { NIL(batch_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "batch" } },
+    { PLAN | MERGE | MASK_BITS, { NIL(layer_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "layer" } },
+    { DENSE | CONTIGUOUS, { NIL(layer_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "layer" } },
+    { RUNS | APPEND, { NIL(plan_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "plan" } },
+    { RUNS | APPEND, { NIL(layer_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "layer" } },
+    { RUNS | APPEND, { NIL(io_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "io" } },
+    { DENSE | CONTIGUOUS, { NIL(io_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "io" } },
+    { RUNS, { NIL(exec_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "exec" } },
+    { RUNS, { NIL(io.q) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q " } },
+    { RUNS | APPEND, { NIL(io.k) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k " } },
+    { RUNS | APPEND, { NIL(io.v) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v " } },
+    { RUNS, { NIL(io.o) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o " } },
+    { DENSE | CONTIGUOUS, { NIL(io.q) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q " } },
+    { DENSE | CONTIGUOUS, { NIL(io.k) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k " } },
+    { DENSE | CONTIGUOUS, { NIL(io.v) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v " } },
+    { DENSE | CONTIGUOUS, { NIL(io.o) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o " } },
+    { APPEND, { NIL(new_k) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_k" } },
+    { APPEND, { NIL(new_v) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_v" } },
+    { RUNS | DENSE | CONTIGUOUS, { I64(io.q_row, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q_row = -1" } },
+    { RUNS | DENSE | CONTIGUOUS, { I64(io.q_head, -2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q_head = -2" } },
+    { RUNS | DENSE | CONTIGUOUS, { I64(io.o_row, -3) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o_row = -3" } },
+    { RUNS | DENSE | CONTIGUOUS, { I64(io.o_head, -4) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o_head = -4" } },
+    { RUNS | APPEND, { I64(io.k_page, -5) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_page = -5" } },
+    { RUNS | APPEND, { I64(io.k_row, -6) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_row = -6" } },
+    { RUNS | APPEND, { I64(io.k_head, -7) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_head = -7" } },
+    { RUNS | APPEND, { I64(io.v_page, -8) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_page = -8" } },
+    { RUNS | APPEND, { I64(io.v_row, -9) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_row = -9" } },
+    { RUNS | APPEND, { I64(io.v_head, -10) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_head = -10" } },
+    { RUNS | APPEND | CONTIGUOUS, { I64(io.k_page, -5) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_page = -5" } },
+    { RUNS | APPEND | CONTIGUOUS, { I64(io.v_page, -8) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_page = -8" } },
+    { RUNS | APPEND, { NIL(io.page_table) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.page_table " } },
+    { RUNS | APPEND, { I64(io.page_table_row, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.page_table_row = -1" } },
+    { RUNS | APPEND, { I64(io.page_table_row, 12) }, ATTN_E_ARGUMENT, 3, ANY, { "io.page_table_row = 12", "13" } },
+    { RUNS | APPEND, { I32(io.pages, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.pages = -1" } },
+    { RUNS, { I32(exec.lanes, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "exec.lanes = -1" } },
+    { DENSE | CONTIGUOUS, { I32(dense_q, -1) }, ATTN_E_BATCH, 0, ANY, { "q_len", "-1" } },
+    { DENSE | CONTIGUOUS, { I32(dense_kv, -1) }, ATTN_E_BATCH, 0, ANY, { "kv_len", "-1" } },
+    { DENSE | CONTIGUOUS, { I32(dense_q, 21) }, ATTN_E_BATCH, 0, ANY, { "kv_len", "= 20", "q_len", "= 21" } },
+    { MERGE, { I64(merge_rows, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "rows = -1" } },
+    { MERGE, { NIL(a_o) }, ATTN_E_ARGUMENT, ANY, ANY, { "a_o" } },
+    { MERGE, { NIL(a_lse) }, ATTN_E_ARGUMENT, ANY, ANY, { "a_lse" } },
+    { MERGE, { NIL(b_o) }, ATTN_E_ARGUMENT, ANY, ANY, { "b_o" } },
+    { MERGE, { NIL(b_lse) }, ATTN_E_ARGUMENT, ANY, ANY, { "b_lse" } },
+    { MERGE, { NIL(merged_o) }, ATTN_E_ARGUMENT, ANY, ANY, { "o " } },
+    { MASK_BITS, { I32(request, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "request = -1", "20" } },
+    { MASK_BITS, { I32(request, 20) }, ATTN_E_ARGUMENT, ANY, ANY, { "request = 20", "20 requests" } },
+    { MASK_BITS, { NIL(bits) }, ATTN_E_ARGUMENT, ANY, ANY, { "bits" } },
+};
+
+static const error_case memory[] = {
+    { PLAN, { NIL(mem) }, ATTN_E_MEMORY, ANY, ANY, { "mem " } },
+    { PLAN, { SHIFT(mem, 2) }, ATTN_E_MEMORY, ANY, ANY, { "mem", "aligned" } },
+    { PLAN, { SIZE(mem_bytes, 8) }, ATTN_E_MEMORY, ANY, ANY, { "bytes = 8" } },
+    { PLAN, { SIZE(mem_bytes, 0) }, ATTN_E_MEMORY, ANY, ANY, { "bytes = 0" } },
+    { DENSE | CONTIGUOUS, { NIL(mem) }, ATTN_E_MEMORY, ANY, ANY, { "mem " } },
+    { DENSE | CONTIGUOUS, { SHIFT(mem, 2) }, ATTN_E_MEMORY, ANY, ANY, { "mem", "aligned" } },
+    { DENSE | CONTIGUOUS, { SIZE(mem_bytes, 8) }, ATTN_E_MEMORY, ANY, ANY, { "bytes = 8" } },
+    { RUNS, { NIL(exec.mem) }, ATTN_E_MEMORY, ANY, ANY, { "exec.mem " } },
+    { RUNS, { SHIFT(exec.mem, 4) }, ATTN_E_MEMORY, ANY, ANY, { "exec.mem", "aligned" } },
+    { RUNS, { SIZE(exec.bytes, -1) }, ATTN_E_MEMORY, ANY, ANY, { "exec.mem", "bytes = " } },
+    { RUNS, { SIZE(exec.bytes, 0) }, ATTN_E_MEMORY, ANY, ANY, { "exec.mem", "bytes = 0" } },
+    { RUNS, { I32(exec.lanes, 1000) }, ATTN_E_MEMORY, ANY, ANY, { "exec.mem", "bytes = " } },
+    { MASK_BITS, { SIZE(bit_words, 7) }, ATTN_E_ARGUMENT, ANY, ANY, { "count = 7", "8" } },
+};
+
+static const error_case batches[] = {
+    { PLAN | MASK_BITS, { I32(batch.n, -1) }, ATTN_E_BATCH, ANY, ANY, { "n = -1" } },
+    { PLAN | MASK_BITS, { NIL(batch.kv_len) }, ATTN_E_BATCH, ANY, ANY, { "kv_len " } },
+    { PLAN | MASK_BITS, { I32(q_len[17], -3) }, ATTN_E_BATCH, 17, ANY, { "q_len[17] = -3" } },
+    { PLAN | MASK_BITS, { I32(kv_len[17], -2) }, ATTN_E_BATCH, 17, ANY, { "kv_len[17] = -2" } },
+    { PLAN, { I32(phase[6], 7) }, ATTN_E_BATCH, 6, ANY, { "phase[6] = 7" } },
+    { PLAN, { I32(phase[6], -1) }, ATTN_E_BATCH, 6, ANY, { "phase[6] = -1" } },
+    { PLAN | MASK_BITS, { I32(kv_len[17], 5) }, ATTN_E_BATCH, 17, ANY,
+      { "kv_len[17] = 5 is less than q_len[17] = 8" } },
+    { PLAN, { NIL(batch.q_len), I32(kv_len[4], 0), I32(phase[4], ATTN_PREFILL) }, ATTN_E_BATCH, 4, ANY,
+      { "kv_len[4] = 0", "q_len[4] = 1" } },
+    { PLAN, { I32(kv_len[2], 65) }, ATTN_E_BATCH, 2, ANY, { "kv_len[2] = 65", "max_kv_len", "64" } },
+    { PLAN, { I32(q_len[2], 9), I32(kv_len[2], 9) }, ATTN_E_BATCH, 2, ANY, { "q_len[2] = 9", "max_q_len", "8" } },
+    { PLAN, { I64(batch.max_rows, 10) }, ATTN_E_BATCH, ANY, ANY, { "rows", "max_rows", "10" } },
+    { PLAN, { I32(batch.max_q_len, -1) }, ATTN_E_BATCH, ANY, ANY, { "max_q_len = -1" } },
+    { PLAN, { I32(batch.max_kv_len, -1) }, ATTN_E_BATCH, ANY, ANY, { "max_kv_len = -1" } },
+    { PLAN, { I64(batch.max_rows, -1) }, ATTN_E_BATCH, ANY, ANY, { "max_rows = -1" } },
+    { PLAN, { I64(batch.max_rows, (int64_t)1 << 31) }, ATTN_E_BATCH, ANY, ANY, { "max_rows = 2147483648" } },
+    { PLAN, { I64(batch.max_rows, INT64_MAX) }, ATTN_E_BATCH, ANY, ANY, { "max_rows = 9223372036854775807" } },
+};
+
+/* q_len or kv_len add up to more than 2^31 - 1; the capacities come from the arrays. */
+static const error_case sums[] = {
+    { PLAN, { I32(q_len[1], 1 << 30), I32(kv_len[1], 1 << 30), I32(q_len[9], 1 << 30), I32(kv_len[9], 1 << 30) },
+      ATTN_E_BATCH, ANY, ANY, { "q_len[9] = 1073741824", "2^31-1" } },
+    { PLAN | CONTIGUOUS, { I32(kv_len[1], INT32_MAX), I32(kv_len[9], INT32_MAX) },
+      ATTN_E_BATCH, ANY, ANY, { "kv_len[1] = 2147483647", "2^31-1" } },
+};
+
+static const error_case layers[] = {
+    { PLANS, { I32(layer.heads, 0) }, ATTN_E_LAYER, ANY, ANY, { "layer.heads = 0" } },
+    { PLANS, { I32(layer.heads, -4) }, ATTN_E_LAYER, ANY, ANY, { "layer.heads = -4" } },
+    { PLANS, { I32(layer.kv_heads, -2) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_heads = -2" } },
+    { PLANS, { I32(layer.kv_heads, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.heads = 4", "kv_heads = 3" } },
+    { PLANS, { I32(layer.kv_heads, 8) }, ATTN_E_LAYER, ANY, ANY, { "layer.heads = 4", "kv_heads = 8" } },
+    { PLANS, { I32(layer.head_dim, 0) }, ATTN_E_LAYER, ANY, ANY, { "layer.head_dim = 0" } },
+    { PLANS, { I32(layer.head_dim, -8) }, ATTN_E_LAYER, ANY, ANY, { "layer.head_dim = -8" } },
+    { PLANS, { I32(layer.v_dim, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.v_dim = -1" } },
+    { PLANS, { I32(layer.q_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = 3" } },
+    { PLANS, { I32(layer.kv_type, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = " } },
+    { PLANS, { I32(layer.kv_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = 3" } },
+    { PLANS, { I32(layer.o_type, 99) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 99" } },
+    { PLANS, { I32(layer.mask, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 2" } },
+    { PLANS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
+    { PLANS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
+    { PLANS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
+    { PLAN, { I32(layer.page_size, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = -1" } },
+    { DENSE | CONTIGUOUS, { I32(layer.page_size, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = 4" } },
+    { PLANS, { I32(layer.split_keys, -256) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = -256" } },
+    { PLANS, { I32(layer.split_keys, 100) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = 100", "256" } },
+    { PLANS, { I32(layer.split_keys, 384) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = 384", "256" } },
+    { PLANS, { I32(layer.row_tile, -16) }, ATTN_E_LAYER, ANY, ANY, { "layer.row_tile = -16" } },
+    { PLANS, { I32(layer.row_tile, 5) }, ATTN_E_LAYER, ANY, ANY, { "layer.row_tile = 5", "16" } },
+    { PLANS, { I32(layer.row_tile, 24) }, ATTN_E_LAYER, ANY, ANY, { "layer.row_tile = 24" } },
+    { PLANS, { I32(layer.row_tile, 272) }, ATTN_E_LAYER, ANY, ANY, { "layer.row_tile = 272", "256" } },
+    { PLANS, { I32(layer.key_tile, -32) }, ATTN_E_LAYER, ANY, ANY, { "layer.key_tile = -32" } },
+    { PLANS, { I32(layer.key_tile, 16) }, ATTN_E_LAYER, ANY, ANY, { "layer.key_tile = 16" } },
+    { PLANS, { I32(layer.key_tile, 48) }, ATTN_E_LAYER, ANY, ANY, { "layer.key_tile = 48" } },
+    { PLANS, { I32(layer.key_tile, 160) }, ATTN_E_LAYER, ANY, ANY, { "layer.key_tile = 160" } },
+    { PLANS, { I32(layer.key_tile, 96), I32(layer.split_keys, 256) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.key_tile = 96", "split_keys" } },
+    { PLANS, { I32(layer.workers, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.workers = -1" } },
+    { PLANS, { F32(layer.scale, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "layer.scale" } },
+    { PLANS, { F32(layer.scale, (float)INFINITY) }, ATTN_E_LAYER, ANY, ANY, { "layer.scale" } },
+    { PLANS, { F32(layer.scale, -(float)INFINITY) }, ATTN_E_LAYER, ANY, ANY, { "layer.scale" } },
+    { PLANS, { F32(layer.softcap, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "layer.softcap" } },
+    { PLANS, { F32(layer.softcap, (float)INFINITY) }, ATTN_E_LAYER, ANY, ANY, { "layer.softcap" } },
+    { PLANS, { F32(layer.softcap, -1.0f) }, ATTN_E_LAYER, ANY, ANY, { "layer.softcap" } },
+    { PLANS, { I32(layer.isa, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.isa = 4" } },
+    { PLANS, { I32(layer.isa, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.isa = -1" } },
+    { PLANS, { I32(layer.flags, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = 2" } },
+    { PLANS, { I32(layer.flags, INT32_MIN) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = -2147483648" } },
+    { PLANS, { I32(layer.heads, INT32_MAX), I32(layer.kv_heads, 0), I32(layer.head_dim, INT32_MAX) },
+      ATTN_E_LAYER, ANY, ANY, { "layer." } },
+    { MASK_BITS, { I32(layer.mask, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 2" } },
+    { MASK_BITS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
+    { MASK_BITS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
+    { MASK_BITS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
+    { MERGE, { I32(layer.heads, 0) }, ATTN_E_LAYER, ANY, ANY, { "layer.heads = 0" } },
+    { MERGE, { I32(layer.v_dim, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.v_dim = -1" } },
+    { MERGE, { I32(layer.o_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 3" } },
+};
+
+/* The layer of the call differs from the plan's copy. */
+#define OTHER(field, value, was)                                                                                      \
+    { RUNS | APPEND, { I32(layer.field, value) }, ATTN_E_PLAN, ANY, ANY,                                              \
+      { "layer." #field " = " #value ",", "plan has " was } }
+
+static const error_case differences[] = {
+    OTHER(heads, 8, "4"),
+    OTHER(kv_heads, 4, "2"),
+    OTHER(head_dim, 16, "8"),
+    OTHER(v_dim, 4, "0"),
+    OTHER(q_type, 1, "0"),
+    OTHER(kv_type, 2, "0"),
+    OTHER(o_type, 2, "0"),
+    OTHER(mask, 1, "0"),
+    OTHER(window_left, 0, "1024"),
+    OTHER(window_right, 5, "0"),
+    OTHER(sink_keys, 2, "0"),
+    OTHER(page_size, 8, "4"),
+    OTHER(split_keys, 256, "0"),
+    OTHER(row_tile, 32, "16"),
+    OTHER(key_tile, 64, "32"),
+    OTHER(workers, 3, "2"),
+    OTHER(isa, 0, "1"),
+    OTHER(flags, 1, "0"),
+    { RUNS | APPEND, { F32(layer.scale, 0.5f) }, ATTN_E_PLAN, ANY, ANY, { "layer.scale = 0.5", "plan has 0" } },
+    { RUNS | APPEND, { F32(layer.softcap, 30.0f) }, ATTN_E_PLAN, ANY, ANY, { "layer.softcap = 30", "plan has 0" } },
+    { RUNS | APPEND, { F32(layer.scale, (float)NAN) }, ATTN_E_PLAN, ANY, ANY, { "layer.scale", "plan has 0" } },
+};
+
+static const error_case pages[] = {
+    { RUNS | APPEND, { I32(table[3 * COLUMNS + 12], 4096) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = 4096", "96 pages" } },
+    { RUNS | APPEND, { I32(table[3 * COLUMNS + 12], PAGES) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = 96", "96 pages" } },
+    { RUNS | APPEND, { I32(table[3 * COLUMNS + 12], -1) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = -1", "96 pages" } },
+    { RUNS | APPEND, { I32(table[3 * COLUMNS + 12], INT32_MIN) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = -2147483648", "96 pages" } },
+    { RUNS | APPEND, { I32(table[3 * COLUMNS + 12], INT32_MAX) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = 2147483647", "96 pages" } },
+    { RUNS, { I32(table[3 * COLUMNS], 96) }, ATTN_E_PAGE, 3, 0, { "page_table[3][0] = 96", "96 pages" } },
+    { RUNS, { I32(table[3 * COLUMNS + 7], -1) }, ATTN_E_PAGE, 3, 7, { "page_table[3][7] = -1", "96 pages" } },
+    { RUNS | APPEND, { I32(table[19 * COLUMNS + 2], 777) }, ATTN_E_PAGE, 19, 2, { "page_table[19][2] = 777" } },
+    { RUNS, { I32(table[0], -1) }, ATTN_E_PAGE, 0, 0, { "page_table[0][0] = -1" } },
+    { RUNS, { I32(io.pages, 13) }, ATTN_E_PAGE, ANY - 1, ANY - 1, { "page_table[", "13 pages" } },
+};
+
+static const error_case appends[] = {
+    { APPEND | FULL | SHORT, { { NONE, 0, 0, 0 } }, ATTN_E_BATCH, 2, ANY,
+      { "kv_len[2] = 1 is less than q_len[2] = 3" } },
+};
+
+/* ---- the check of one case -------------------------------------------------------------------------------------- */
+
+static void apply(world *w, const patch *p) {
+    unsigned char *at = (unsigned char *)w + p->at;
+    int32_t word = (int32_t)p->value;
+    size_t size = (size_t)p->value;
+    unsigned char *pointer;
+    switch (p->kind) {
+    case I32:
+        memcpy(at, &word, sizeof word);
+        break;
+    case I64:
+        memcpy(at, &p->value, sizeof p->value);
+        break;
+    case F32:
+        memcpy(at, &p->real, sizeof p->real);
+        break;
+    case SIZE:
+        if (p->value < 0) {
+            memcpy(&size, at, sizeof size);
+            size--;
+        }
+        memcpy(at, &size, sizeof size);
+        break;
+    case NIL:
+        pointer = NULL;
+        memcpy(at, &pointer, sizeof pointer);
+        break;
+    case SHIFT:
+        memcpy(&pointer, at, sizeof pointer);
+        pointer += p->value;
+        memcpy(at, &pointer, sizeof pointer);
+        break;
+    default:
+        break;
+    }
+}
+
+static void make_case(const error_case *c, int which) {
+    int i;
+    make_world(&now, !(c->calls & CONTIGUOUS));
+    if (c->calls & FULL) now.layer.mask = ATTN_FULL;
+    if (c->calls & SHORT) now.kv_len[2] = 1;
+    if (which != PLAN && which != DENSE && which != MASK_BITS) make_plan(&now);
+    for (i = 0; i < 4; i++) apply(&now, &c->patch[i]);
+}
+
+static void check_index(const error_case *c, const attn_error *error) {
+    if (c->request < ANY) {
+        CHECK(error->request >= 0 && error->slot >= 0, "request %d, slot %d", error->request, error->slot);
+        return;
+    }
+    CHECK(error->request == c->request, "%s: request %d, not %d", error->text, error->request, c->request);
+    CHECK(error->slot == c->slot, "%s: slot %d, not %d", error->text, error->slot, c->slot);
+}
+
+static void check_text(const error_case *c, const char *name, const attn_error *error) {
+    int i;
+    CHECK(memchr(error->text, 0, sizeof error->text), "%s: the text is not terminated", name);
+    for (i = 0; i < 4 && c->text[i]; i++) {
+        CHECK(strstr(error->text, c->text[i]), "%s: \"%s\" lacks \"%s\"", name, error->text, c->text[i]);
+    }
+}
+
+/* Where the world changed, for the message. The memory of attn_dense is scratch: the plan is made there before io is
+   looked at, so it does not count. */
+static long changed(int which) {
+    const unsigned char *a = (const unsigned char *)&now, *b = (const unsigned char *)&before;
+    size_t i;
+    if (which == DENSE) memcpy(before.call_memory, now.call_memory, sizeof now.call_memory);
+    for (i = 0; i < sizeof now; i++) {
+        if (a[i] != b[i]) return (long)i;
+    }
+    return -1;
+}
+
+static int needs_arrays(const error_case *c) {
+    return c->patch[0].at == offsetof(world, batch.kv_len) || c->patch[0].at == offsetof(world, batch.max_rows);
+}
+
+static void check_call(const error_case *c, int which, const char *name) {
+    attn_error error;
+    int status, silent;
+    memset(&error, 0x7f, sizeof error);
+    make_case(c, which);
+    memcpy(&before, &now, sizeof now);
+    status = call(&now, which, &error);
+    CHECK(status == (int)c->status, "%s, case \"%s\": status %d, not %d, text \"%.239s\"", name, c->text[0], status,
+          (int)c->status, status ? error.text : "");
+    CHECK(changed(which) < 0, "%s, case \"%s\": byte %ld of the world changed", name, c->text[0], changed(which));
+    if (status != ATTN_OK) {
+        check_text(c, name, &error);
+        check_index(c, &error);
+    }
+    silent = call(&now, which, NULL);
+    CHECK(silent == status, "%s, case \"%s\": status %d without an attn_error", name, c->text[0], silent);
+    CHECK(changed(which) < 0, "%s, case \"%s\": byte %ld changed without an attn_error", name, c->text[0],
+          changed(which));
+    /* with every capacity set attn_plan_bytes reads no array, so it cannot see a bad entry: test_bad_entries does */
+    if (which == PLAN && c->status != ATTN_E_MEMORY && now.plan_arg && c->request < 0 && !needs_arrays(c)) {
+        CHECK(attn_plan_bytes(now.batch_arg, now.layer_arg) == 0, "case \"%s\": attn_plan_bytes is not 0", c->text[0]);
+    }
+    if (which == DENSE && (c->status == ATTN_E_LAYER || c->status == ATTN_E_BATCH)) {
+        CHECK(attn_dense_bytes(now.layer_arg, now.dense_q, now.dense_kv) == 0, "case \"%s\": attn_dense_bytes",
+              c->text[0]);
+    }
+}
+
+static void check_cases(const error_case *c, int count) {
+    int i, j;
+    for (i = 0; i < count; i++) {
+        for (j = 0; j < CALLS; j++) {
+            if (c[i].calls & (1u << j)) check_call(&c[i], 1 << j, call_names[j]);
+        }
+    }
+}
+
+#define CASES(table) check_cases(table, (int)(sizeof table / sizeof table[0]))
+
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
+
+/* Without this the other tests could pass because the world is broken from the start. */
+static void test_valid(void) {
+    int paged, j;
+    for (paged = 0; paged < 2; paged++) {
+        for (j = 0; j < CALLS; j++) {
+            attn_error error;
+            int status, which;
+            if (paged && 1 << j == DENSE) continue;
+            make_world(&now, paged);
+            make_plan(&now);
+            CHECK(attn_plan_bytes(&now.batch, &now.layer) <= sizeof now.plan_memory, "plan memory of %lu bytes",
+                  (unsigned long)attn_plan_bytes(&now.batch, &now.layer));
+            CHECK(paged || attn_dense_bytes(&now.layer, 3, 20) <= sizeof now.call_memory, "dense memory");
+            which = 1 << j;
+            memcpy(&before, &now, sizeof now);
+            status = call(&now, which, &error);
+            CHECK(status == ATTN_OK, "%s: %s", call_names[j], status ? error.text : "");
+            CHECK(which == CHECKER || changed(which) >= 0, "%s wrote nothing", call_names[j]);
+            CHECK(call(&now, which, NULL) == ATTN_OK, "%s without an attn_error", call_names[j]);
+        }
+    }
+}
+
+static void test_arguments(void) {
+    CASES(arguments);
+}
+
+static void test_memory(void) {
+    CASES(memory);
+}
+
+static void test_batches(void) {
+    CASES(batches);
+}
+
+static void test_layers(void) {
+    CASES(layers);
+}
+
+static void test_differences(void) {
+    CASES(differences);
+}
+
+static void test_pages(void) {
+    CASES(pages);
+}
+
+static void test_appends(void) {
+    CASES(appends);
+}
+
+static void clear_capacities(void) {
+    now.batch.max_q_len = 0;
+    now.batch.max_kv_len = 0;
+    now.batch.max_rows = 0;
+}
+
+/* The case table holds four patches, so the capacities are cleared here. */
+static void test_sums(void) {
+    size_t i;
+    for (i = 0; i < sizeof sums / sizeof sums[0]; i++) {
+        attn_error error;
+        int status;
+        make_case(&sums[i], PLAN);
+        clear_capacities();
+        memcpy(&before, &now, sizeof now);
+        status = call(&now, PLAN, &error);
+        CHECK(status == ATTN_E_BATCH, "status %d", status);
+        CHECK(changed(PLAN) < 0, "byte %ld changed", changed(PLAN));
+        if (status != ATTN_OK) check_text(&sums[i], "attn_plan_make", &error);
+        CHECK(call(&now, PLAN, NULL) == status, "without an attn_error");
+        CHECK(attn_plan_bytes(&now.batch, &now.layer) == 0, "attn_plan_bytes");
+    }
+}
+
+/* Without capacities attn_plan_bytes reads the arrays, and gives 0 for every batch that attn_plan_make refuses. */
+static void test_bad_entries(void) {
+    size_t i;
+    make_world(&now, 1);
+    clear_capacities();
+    CHECK(attn_plan_bytes(&now.batch, &now.layer) > 0, "the valid batch");
+    for (i = 0; i < sizeof batches / sizeof batches[0]; i++) {
+        if (!(batches[i].calls & PLAN)) continue;
+        make_case(&batches[i], PLAN);
+        clear_capacities();
+        apply(&now, &batches[i].patch[0]);
+        if (call(&now, PLAN, NULL) == ATTN_OK) continue;
+        CHECK(attn_plan_bytes(&now.batch, &now.layer) == 0, "case \"%s\"", batches[i].text[0]);
+    }
+}
+
+/* Numbers in messages: six digits, plain or with an exponent. */
+static void test_numbers(void) {
+    static const struct {
+        float value;
+        const char *text;
+    } numbers[] = {
+        { 0.5f, " = 0.5," }, { 100.0f, " = 100," }, { 12.5f, " = 12.5," }, { 0.0883883461f, " = 0.0883883," },
+        { -3.25f, " = -3.25," }, { 1e-5f, " = 1e-5," }, { 1e6f, " = 1e6," }, { 3.4028235e38f, " = 3.40282e38," },
+        { 0.001f, " = 0.001," }, { 999999.9375f, " = 1e6," }, { 123456.0f, " = 123456," }, { 1.0f, " = 1," },
+        { 1e-45f, "e-45," }
+    };
+    size_t i;
+    for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        attn_error error;
+        make_world(&now, 1);
+        make_plan(&now);
+        now.layer.scale = numbers[i].value;
+        error.text[0] = 0;
+        CHECK(call(&now, FORWARD, &error) == ATTN_E_PLAN, "scale %g", (double)numbers[i].value);
+        CHECK(strstr(error.text, numbers[i].text), "%s: no \"%s\"", error.text, numbers[i].text);
+    }
+}
+
+/* Every field of attn_layer stands in `differences`: a new field must be added there and to attn_forward. */
+static void test_every_field(void) {
+    static unsigned char seen[sizeof(attn_layer)];
+    size_t i, base = offsetof(world, layer);
+    memset(seen, 0, sizeof seen);
+    for (i = 0; i < sizeof differences / sizeof differences[0]; i++) {
+        memset(seen + (differences[i].patch[0].at - base), 1, 4);
+    }
+    for (i = 0; i < sizeof seen; i++) CHECK(seen[i], "byte %lu of attn_layer belongs to no case", (unsigned long)i);
+}
+
+/* A plan of zero bytes, and one whose memory holds something else by now. */
+static void test_foreign_plan(void) {
+    static const int calls[] = { FORWARD, CHECKER, APPEND };
+    size_t i;
+    for (i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        make_world(&now, 1);
+        make_plan(&now);
+        memset(&now.plan, 0, sizeof now.plan);
+        memcpy(&before, &now, sizeof now);
+        CHECK(call(&now, calls[i], NULL) == ATTN_E_PLAN, "a plan of zero bytes");
+        CHECK(changed(calls[i]) < 0, "byte %ld changed", changed(calls[i]));
+    }
+}
+
+/* n = 0, an idle batch, and requests of zero length in between are no errors. */
+static void test_empty(void) {
+    int variant;
+    for (variant = 0; variant < 4; variant++) {
+        attn_error error;
+        int i, j, status;
+        make_world(&now, 1);
+        for (i = 0; i < N; i++) {
+            if (variant == 3 && i % 2) continue;
+            now.q_len[i] = 0;
+            if (variant != 2) now.kv_len[i] = 0;
+        }
+        if (variant == 0) {
+            now.batch.n = 0;
+            now.batch.q_len = NULL;
+            now.batch.kv_len = NULL;
+            now.batch.phase = NULL;
+        }
+        set_table(&now);
+        make_plan(&now);
+        memcpy(&before, &now, sizeof now);
+        for (j = FORWARD; j <= APPEND; j <<= 1) {
+            status = call(&now, j, &error);
+            CHECK(status == ATTN_OK, "variant %d, call %d: %s", variant, j, status ? error.text : "");
+        }
+        if (variant < 3) {
+            CHECK(!memcmp(now.o, before.o, sizeof now.o), "variant %d: o changed", variant);
+            CHECK(!memcmp(now.lse, before.lse, sizeof now.lse), "variant %d: lse changed", variant);
+            CHECK(!memcmp(now.k, before.k, sizeof now.k), "variant %d: k changed", variant);
+        } else {
+            CHECK(memcmp(now.o, before.o, sizeof now.o), "variant %d: o did not change", variant);
+        }
+    }
+}
+
+/* Optional inputs: none of these is an error. */
+static void test_optional(void) {
+    attn_error error;
+    int status;
+    make_world(&now, 1);
+    make_plan(&now);
+    now.io.lse = NULL;
+    now.io.sinks = NULL;
+    now.exec.lanes = 0;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "no lse, no sinks, lanes 0: %s", status ? error.text : "");
+    make_world(&now, 1);
+    now.merged_lse = NULL;
+    status = call(&now, MERGE, &error);
+    CHECK(status == ATTN_OK, "no merged lse: %s", status ? error.text : "");
+    make_world(&now, 1);
+    now.io_arg = NULL;
+    status = call(&now, MASK_BITS, &error);
+    CHECK(status == ATTN_OK, "attn_mask_bits without io: %s", status ? error.text : "");
+}
+
+/* ATTN_TRUSTED: pages says 13 although there are 96 of them, so the checked call fails and the trusted one is right. */
+static void test_trusted(void) {
+    static float o[MAX_ROWS * HEADS * DIM], k[CACHE];
+    int round;
+    for (round = 0; round < 2; round++) {
+        make_world(&now, 1);
+        now.layer.flags = round ? ATTN_TRUSTED : 0;
+        make_plan(&now);
+        if (!round) {
+            CHECK(call(&now, FORWARD, NULL) == ATTN_OK, "the reference");
+            CHECK(call(&now, APPEND, NULL) == ATTN_OK, "the reference cache");
+            memcpy(o, now.o, sizeof o);
+            memcpy(k, now.k, sizeof k);
+            now.io.pages = 13;
+            CHECK(call(&now, FORWARD, NULL) == ATTN_E_PAGE, "a checked call");
+            CHECK(call(&now, APPEND, NULL) == ATTN_E_PAGE, "a checked append");
+        } else {
+            now.io.pages = 13;
+            CHECK(call(&now, FORWARD, NULL) == ATTN_OK, "a trusted call");
+            CHECK(call(&now, APPEND, NULL) == ATTN_OK, "a trusted append");
+            CHECK(!memcmp(o, now.o, sizeof o), "the output of a trusted call");
+            CHECK(!memcmp(k, now.k, sizeof k), "the cache after a trusted append");
+        }
+    }
+}
+
+/* Table entries that no row needs may hold anything: past the length, before the window, before the new rows. */
+static void test_unread_pages(void) {
+    static float o[MAX_ROWS * HEADS * DIM];
+    attn_error error;
+    int c, status;
+    make_world(&now, 1);
+    now.layer.window_left = 9;
+    make_plan(&now);
+    CHECK(call(&now, FORWARD, NULL) == ATTN_OK, "the reference");
+    memcpy(o, now.o, sizeof o);
+    /* request 3: kv_len 50, one row at position 49, so keys 41 .. 49 are in the window: pages 10, 11 and 12 */
+    for (c = 0; c < 10; c++) now.table[3 * COLUMNS + c] = c % 2 ? INT32_MAX : -1;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "pages before the window: %s", status ? error.text : "");
+    CHECK(!memcmp(o, now.o, sizeof o), "pages before the window changed the output");
+    now.table[3 * COLUMNS + 10] = -1;
+    CHECK(call(&now, FORWARD, NULL) == ATTN_E_PAGE, "the first page of the window is checked");
+    status = call(&now, APPEND, &error);
+    CHECK(status == ATTN_OK, "pages before the new rows: %s", status ? error.text : "");
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) test.only = argv[1];
+    test_run("errors: the unbroken world passes every call", test_valid);
+    test_run("errors: arguments", test_arguments);
+    test_run("errors: memory that is missing, misaligned or too small", test_memory);
+    test_run("errors: batches", test_batches);
+    test_run("errors: sums above 2^31 - 1", test_sums);
+    test_run("errors: attn_plan_bytes of a bad batch", test_bad_entries);
+    test_run("errors: layers", test_layers);
+    test_run("errors: a layer that differs from the plan's (sglang trap 15)", test_differences);
+    test_run("errors: every field of attn_layer is compared", test_every_field);
+    test_run("errors: numbers in messages", test_numbers);
+    test_run("errors: page ids (features trap 8)", test_pages);
+    test_run("errors: appending more rows than keys", test_appends);
+    test_run("errors: a plan that was never made", test_foreign_plan);
+    test_run("no error: n = 0 and zero lengths", test_empty);
+    test_run("no error: what is optional", test_optional);
+    test_run("no error: ATTN_TRUSTED does not check pages", test_trusted);
+    test_run("no error: table entries that are never read", test_unread_pages);
+    return test_close("errors");
+}

@@ -1,0 +1,32 @@
+# examples.sh - builds each example with the one command that its own first comment gives, and runs it.
+# Prints the lines of the test protocol. Run from the repository root.
+out=$(mktemp -d "${TMPDIR:-/tmp}/attn-examples.XXXXXX") || exit 1
+trap 'rm -rf "$out"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0
+failed=0
+
+mkdir -p build
+for file in examples/*.c; do
+    name=$(basename "$file" .c)
+    line=$(sed -n 's|.*\(cc .*examples/'"$name"'\.c.* -o [a-z0-9_/]*\).*|\1|p' "$file" | head -n 1)
+    command=$(printf '%s\n' "$line" | sed -e "s|^cc|${CC:-cc}|" -e "s| -o [a-z0-9_/]*| -o $out/program|")
+    rm -f "$out/program"
+    if [ -z "$line" ]; then
+        echo "no build command in the first comment" >"$out/text"
+        status=1
+    else
+        sh -c "$command" >"$out/text" 2>&1 && "$out/program" >>"$out/text" 2>&1 </dev/null
+        status=$?
+    fi
+    if [ "$status" -eq 0 ] && [ -s "$out/text" ]; then
+        passed=$((passed + 1))
+        echo "ok   example: $name"
+    else
+        failed=$((failed + 1))
+        sed 's/^/  /' "$out/text" | tail -n 10
+        echo "FAIL example: $name (exit status $status)"
+    fi
+done
+echo "examples: $passed passed, $failed failed, 0 skipped"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,74 @@
+# fast_math.sh - the host's flags compile our code: whatever they allow a compiler to do, the bits must stay.
+# tests/ofast.c prints a hash per instruction set and case; each flag set below must print what -O2 prints, compiler by
+# compiler. Prints the lines of the test protocol. Run from the repository root.
+out=$(mktemp -d "${TMPDIR:-/tmp}/attn-fast-math.XXXXXX") || exit 1
+trap 'rm -rf "$out"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0
+failed=0
+skipped=0
+
+# run NAME COMPILER FLAGS...
+run() {
+    name=$1
+    shift
+    "$@" -o "$out/program" tests/ofast.c >"$out/$name.text" 2>&1 || { head -n 5 "$out/$name.text"; return 1; }
+    "$out/program" >"$out/$name"
+}
+
+# same NAME REFERENCE ISA
+same() {
+    grep "^$3 " "$out/$1" >"$out/a"
+    grep "^$3 " "$out/$2" >"$out/b"
+    if [ -s "$out/b" ] && cmp -s "$out/a" "$out/b"; then
+        passed=$((passed + 1))
+        echo "ok   fast-math: $1 $3"
+    else
+        failed=$((failed + 1))
+        diff "$out/b" "$out/a" | sed 's/^/  /' | head -n 10
+        echo "FAIL fast-math: $1 $3"
+    fi
+}
+
+# variant COMPILER NAME FLAGS...: against the -O2 program of that compiler
+variant() {
+    compiler=$1
+    name="$1 $2"
+    shift 2
+    rm -f "$out/$name"
+    if ! run "$name" "$compiler" "$@"; then
+        failed=$((failed + 1))
+        echo "FAIL fast-math: $name does not build or run"
+        return
+    fi
+    for isa in scalar avx2 avx512; do
+        if grep -q "^$isa " "$out/$compiler -O2"; then
+            same "$name" "$compiler -O2" "$isa"
+        else
+            skipped=$((skipped + 1))
+            echo "skip fast-math: $name $isa: this machine lacks it"
+        fi
+    done
+}
+
+for compiler in gcc clang; do
+    if ! command -v $compiler >/dev/null 2>&1; then
+        skipped=$((skipped + 1))
+        echo "skip fast-math: $compiler: no $compiler"
+        continue
+    fi
+    if ! run "$compiler -O2" $compiler -std=c99 -O2; then
+        failed=$((failed + 1))
+        echo "FAIL fast-math: $compiler -O2 does not build or run"
+        continue
+    fi
+    variant $compiler -Ofast -std=c99 -Ofast
+    variant $compiler "-O3 -ffast-math" -std=gnu11 -O3 -ffast-math
+    case $(uname -m) in
+        # the functions of this header then belong to the host: they are parsed before we can ask for IEEE rules
+        x86_64) variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h ;;
+    esac
+    variant $compiler -O0 -std=c99 -O0
+done
+echo "fast-math: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,1092 @@
+/* properties.c - what must not change a bit, tested with memcmp: page layout, chunking, neighbours, order, threads,
+   capacities, tile and worker counts, old memory. Every comparison first proves that its case has something to get
+   wrong: at least 3 units of 256 keys, 2 row tiles, and merges where the work is cut.
+   Usage: properties [name part] */
+#define _POSIX_C_SOURCE 200809L
+#define ATTN_IMPLEMENTATION
+#include "../attn.h"
+#include "cases.h"
+#include "ref.h"
+#include "test.h"
+
+#include <math.h>
+#include <pthread.h>
+
+#define COUNT(list) ((int)(sizeof(list) / sizeof *(list)))
+
+static attn_isa isas[4];
+static int isa_count;
+
+/* ---- layers ----------------------------------------------------------------------------------------------------- */
+
+typedef struct layer_case {
+    const char *name;
+    int heads, kv_heads, head_dim, v_dim;
+    attn_type q_type, kv_type, o_type;
+    attn_mask mask;
+    int left, right, sink_keys, split_keys, sinks;
+    float softcap;
+} layer_case;
+
+static const layer_case layers[] = {
+    { "f32", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0 },
+    { "f16 window", 4, 1, 24, 16, ATTN_F16, ATTN_F16, ATTN_F32, ATTN_CAUSAL, 600, 0, 0, 0, 0, 0 },
+    { "bf16 sinks softcap", 6, 2, 40, 20, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 1, 20 },
+    { "sink keys", 2, 2, 16, 8, ATTN_F32, ATTN_F16, ATTN_F16, ATTN_CAUSAL, 500, 0, 300, 0, 1, 0 },
+    { "split 256", 3, 1, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 1, 0 },
+    { "split 512 window", 4, 2, 8, 24, ATTN_F16, ATTN_BF16, ATTN_F32, ATTN_CAUSAL, 650, 0, 3, 512, 0, 0 },
+    { "full windows", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_FULL, 600, 70, 10, 256, 1, 0 },
+};
+
+static void set_layer(case_spec *s, const layer_case *l) {
+    s->layer.heads = l->heads;
+    s->layer.kv_heads = l->kv_heads;
+    s->layer.head_dim = l->head_dim;
+    s->layer.v_dim = l->v_dim;
+    s->layer.q_type = l->q_type;
+    s->layer.kv_type = l->kv_type;
+    s->layer.o_type = l->o_type;
+    s->layer.mask = l->mask;
+    s->layer.window_left = l->left;
+    s->layer.window_right = l->right;
+    s->layer.sink_keys = l->sink_keys;
+    s->layer.split_keys = l->split_keys;
+    s->layer.softcap = l->softcap;
+    s->layer.row_tile = 16;
+    s->layer.workers = 7;
+    s->sinks = l->sinks;
+}
+
+static void add_request(case_spec *s, int q_len, int kv_len, int phase, uint32_t content) {
+    case_request *r = &s->request[s->n];
+    memset(r, 0, sizeof *r);
+    r->q_len = q_len;
+    r->kv_len = kv_len;
+    r->phase = phase;
+    r->content = content;
+    s->n++;
+}
+
+/* One long request of 40 rows and 1,000 keys and two short ones. */
+static void base_spec(case_spec *s, const layer_case *l, int phase) {
+    case_defaults(s);
+    set_layer(s, l);
+    s->n = 0;
+    add_request(s, 40, 1000, phase, 0);
+    add_request(s, 3, 700, phase, 1);
+    add_request(s, 1, 513, phase, 2);
+}
+
+/* ---- running and comparing -------------------------------------------------------------------------------------- */
+
+static void run(test_case *c) {
+    int status = case_plan(c);
+    if (status == 0) status = case_forward(c);
+    CHECK(status == 0, "status %d: %s %s", status, c->message, c->error.text);
+}
+
+static void open_run(test_case *c, const case_spec *s, attn_isa isa) {
+    case_open(c, s);
+    c->layer.isa = (int32_t)isa;
+    run(c);
+}
+
+/* Units of 256 keys that the first row of the request with the longest cache sees. */
+static int units_seen(const test_case *c) {
+    int units = 0;
+    int i;
+    for (i = 0; i < c->spec.n; i++) {
+        int position = c->kv_len[i] - c->q_len[i];
+        int first = c->layer.window_left ? position + 1 - c->layer.window_left : 0;
+        int seen = position / 256 - (first > 0 ? first / 256 : 0) + 1;
+        if (c->q_len[i] && seen > units) units = seen;
+    }
+    return units;
+}
+
+/* Fails when the planned case could not show a difference. */
+static void meaningful(const test_case *c) {
+    int cut = c->layer.split_keys != 0;
+    int i;
+    for (i = 0; i < c->spec.n; i++) cut = cut || (c->q_len[i] && c->phase[i] == ATTN_DECODE);
+    CHECK(units_seen(c) >= 3, "only %d units", units_seen(c));
+    CHECK(c->plan.strips >= 2, "only %d row tiles", c->plan.strips);
+    CHECK(!cut || c->plan.merges > 0, "%d tasks but nothing to merge", c->plan.tasks);
+    CHECK(c->plan.tasks >= 2, "only %d tasks", c->plan.tasks);
+}
+
+static void same_rows(const test_case *a, int ra, int ja, const test_case *b, int rb, int jb, int rows,
+                      const char *what) {
+    int j;
+    for (j = 0; j < rows; j++) {
+        CHECK(case_same_row(a, ra, ja + j, b, rb, jb + j), "%s, %s: row %d of request %d", what,
+              case_isa_name((attn_isa)a->layer.isa), ja + j, ra);
+    }
+}
+
+/* a is meaningful; b holds the same requests and must give the same bits. */
+static void same_specs(const case_spec *a, const case_spec *b, const char *what) {
+    test_case x;
+    test_case y;
+    int i;
+    for (i = 0; i < isa_count; i++) {
+        open_run(&x, a, isas[i]);
+        open_run(&y, b, isas[i]);
+        meaningful(&x);
+        CHECK(case_same(&x, &y), "%s, %s", what, case_isa_name(isas[i]));
+        case_close(&x);
+        case_close(&y);
+    }
+}
+
+/* Calls test(layer, phase) for every layer and phase. */
+static void each_layer(void (*fn)(const layer_case *l, int phase)) {
+    int l;
+    for (l = 0; l < COUNT(layers); l++) {
+        fn(&layers[l], ATTN_PREFILL);
+        fn(&layers[l], ATTN_DECODE);
+    }
+}
+
+/* ---- layout ----------------------------------------------------------------------------------------------------- */
+
+static void paged_layer(const layer_case *l, int phase) {
+    static const int pages[] = { 1, 2, 3, 16, 48, 64, 256, 300 };
+    case_spec a;
+    case_spec b;
+    int p;
+    base_spec(&a, l, phase);
+    b = a;
+    b.padded = 1;
+    b.q_head_gap = b.o_head_gap = b.k_head_gap = b.v_head_gap = 9;
+    b.k_row_gap = 31;
+    same_specs(&a, &b, "padded");
+    b.padded = 0;
+    b.head_major = 1;
+    same_specs(&a, &b, "head-major");
+    for (p = 0; p < COUNT(pages); p++) {
+        b = a;
+        b.layer.page_size = pages[p];
+        b.order = (case_order)(p % 4);
+        b.head_major = p & 1;
+        b.k_head_gap = b.v_head_gap = p % 3 - 1;
+        b.v_page_gap = p;
+        b.shift = p;
+        b.hide = 1;
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void paged_equals_contiguous(void) {
+    each_layer(paged_layer);
+}
+
+/* ---- chunks and verify rows ------------------------------------------------------------------------------------- */
+
+/* The chunk that starts at token `start` and has `rows` rows, compared with the same rows of the whole. */
+static void chunk_run(const test_case *whole, const layer_case *l, int phase, int start, int rows) {
+    case_spec s;
+    test_case c;
+    case_defaults(&s);
+    set_layer(&s, l);
+    s.n = 0;
+    add_request(&s, rows, start + rows, phase, 0);
+    open_run(&c, &s, (attn_isa)whole->layer.isa);
+    same_rows(&c, 0, 0, whole, 0, start, rows, l->name);
+    case_close(&c);
+}
+
+/* At most about 6 of the chunks of a size, the last one always. */
+static void chunk_size(const test_case *whole, const layer_case *l, int phase, int size) {
+    int total = whole->kv_len[0];
+    int chunks = (total + size - 1) / size;
+    int step = chunks / 6 + 1;
+    int i;
+    for (i = (chunks - 1) % step; i < chunks; i += step) {
+        int start = i * size;
+        chunk_run(whole, l, phase, start, start + size < total ? size : total - start);
+    }
+}
+
+static void chunk_layer(const layer_case *l, int phase) {
+    static const int sizes[] = { 7, 16, 64, 250, 256, 899 };
+    static const int rows[] = { 0, 1, 255, 256, 257, 600, 767, 768, 899 };
+    case_spec s;
+    test_case whole;
+    int i;
+    int k;
+    if (l->mask != ATTN_CAUSAL) return;
+    for (i = 0; i < isa_count; i++) {
+        case_defaults(&s);
+        set_layer(&s, l);
+        s.n = 0;
+        add_request(&s, 900, 900, phase, 0);
+        open_run(&whole, &s, isas[i]);
+        CHECK(whole.plan.strips >= 2 && whole.kv_len[0] > 512, "%d strips", whole.plan.strips);
+        CHECK(phase == ATTN_PREFILL || whole.plan.merges > 0, "nothing to merge");
+        for (k = 0; k < COUNT(sizes); k++) chunk_size(&whole, l, phase, sizes[k]);
+        for (k = 0; k < COUNT(rows); k++) chunk_run(&whole, l, phase, rows[k], 1);
+        case_close(&whole);
+    }
+}
+
+static void chunks_equal_whole(void) {
+    each_layer(chunk_layer);
+}
+
+static void verify_layer(const layer_case *l, int phase) {
+    case_spec s;
+    test_case verify;
+    test_case one;
+    int i;
+    int rows;
+    int j;
+    if (phase != ATTN_DECODE || l->mask != ATTN_CAUSAL) return;
+    for (i = 0; i < isa_count; i++) {
+        for (rows = 2; rows <= 17; rows++) {
+            case_defaults(&s);
+            set_layer(&s, l);
+            s.n = 0;
+            add_request(&s, rows, 1000, phase, 0);
+            add_request(&s, rows, 801, phase, 1);
+            open_run(&verify, &s, isas[i]);
+            meaningful(&verify);
+            for (j = 0; j < rows; j++) {
+                s.request[0].q_len = s.request[1].q_len = 1;
+                s.request[0].kv_len = 1000 - rows + 1 + j;
+                s.request[1].kv_len = 801 - rows + 1 + j;
+                open_run(&one, &s, isas[i]);
+                same_rows(&one, 0, 0, &verify, 0, j, 1, l->name);
+                same_rows(&one, 1, 0, &verify, 1, j, 1, l->name);
+                case_close(&one);
+            }
+            case_close(&verify);
+        }
+    }
+}
+
+static void verify_equals_decode(void) {
+    each_layer(verify_layer);
+}
+
+/* ---- neighbours ------------------------------------------------------------------------------------------------- */
+
+enum { BATCH = 64 };
+
+static void crowd(case_spec *s, test_rng *r, int full) {
+    int i;
+    for (i = 0; i < BATCH; i++) {
+        int kv_len = i % 16 == 3 ? 700 + i : test_range(r, 0, 60);
+        int q_len = i % 7 == 0 ? 0 : test_range(r, 0, full ? 20 : kv_len < 20 ? kv_len : 20);
+        add_request(s, q_len, kv_len, test_range(r, 0, 1), (uint32_t)(100 + i));
+    }
+}
+
+static void place_target(case_spec *s, int at, int phase) {
+    case_request *r = &s->request[at];
+    memset(r, 0, sizeof *r);
+    r->q_len = 20;
+    r->kv_len = 1000;
+    r->phase = phase;
+    r->content = 7;
+}
+
+static void batch_layer(const layer_case *l, int phase) {
+    static const int places[] = { 0, 31, 63 };
+    case_spec s;
+    test_case alone;
+    test_case batch;
+    test_rng r;
+    int i;
+    int p;
+    r.state = 5;
+    for (i = 0; i < isa_count; i++) {
+        case_defaults(&s);
+        set_layer(&s, l);
+        place_target(&s, 0, phase);
+        open_run(&alone, &s, isas[i]);
+        meaningful(&alone);
+        for (p = 0; p < COUNT(places); p++) {
+            s.n = 0;
+            crowd(&s, &r, l->mask == ATTN_FULL);
+            place_target(&s, places[p], phase);
+            s.layer.page_size = p == 1 ? 16 : 0;
+            s.order = CASE_SHUFFLED;
+            open_run(&batch, &s, isas[i]);
+            same_rows(&alone, 0, 0, &batch, places[p], 0, 20, l->name);
+            case_close(&batch);
+        }
+        case_close(&alone);
+    }
+}
+
+static void alone_equals_batch(void) {
+    each_layer(batch_layer);
+}
+
+static void order_layer(const layer_case *l, int phase) {
+    case_spec s;
+    case_spec t;
+    test_case a;
+    test_case b;
+    test_rng r;
+    int i;
+    int k;
+    (void)phase;
+    for (i = 0; i < isa_count; i++) {
+        r.state = 11;
+        case_defaults(&s);
+        set_layer(&s, l);
+        s.n = 0;
+        crowd(&s, &r, l->mask == ATTN_FULL);
+        t = s;
+        for (k = 0; k < BATCH; k++) t.request[k] = s.request[BATCH - 1 - k];
+        open_run(&a, &s, isas[i]);
+        open_run(&b, &t, isas[i]);
+        meaningful(&a);
+        for (k = 0; k < BATCH; k++) same_rows(&a, k, 0, &b, BATCH - 1 - k, 0, a.q_len[k], l->name);
+        case_close(&a);
+        case_close(&b);
+    }
+}
+
+static void any_order(void) {
+    each_layer(order_layer);
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+typedef struct lane_call {
+    void (*fn)(void *ctx, int lane);
+    void *ctx;
+    int lane;
+} lane_call;
+
+static void *lane_main(void *user) {
+    lane_call *call = (lane_call *)user;
+    call->fn(call->ctx, call->lane);
+    return NULL;
+}
+
+static void thread_lanes(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx) {
+    pthread_t threads[16];
+    lane_call calls[16];
+    int i;
+    (void)user;
+    if (lanes > 16) abort();
+    for (i = 0; i < lanes; i++) {
+        calls[i].fn = fn;
+        calls[i].ctx = ctx;
+        calls[i].lane = i;
+        if (pthread_create(&threads[i], NULL, lane_main, &calls[i]) != 0) abort();
+    }
+    for (i = 0; i < lanes; i++) pthread_join(threads[i], NULL);
+}
+
+static void lanes_layer(const layer_case *l, int phase) {
+    static const int lanes[] = { 1, 2, 3, 7 };
+    case_spec s;
+    test_case a;
+    test_case b;
+    int i;
+    int k;
+    int threads;
+    for (i = 0; i < isa_count; i++) {
+        base_spec(&s, l, phase);
+        open_run(&a, &s, isas[i]);
+        meaningful(&a);
+        for (k = 0; k < COUNT(lanes); k++) {
+            for (threads = 0; threads < 3; threads++) {
+                s.lanes = lanes[k];
+                s.seed = a.spec.seed;
+                case_open(&b, &s);
+                b.layer.isa = (int32_t)isas[i];
+                b.lane_seed = (uint64_t)(100 * k + threads);
+                if (threads) b.exec.parallel_for = thread_lanes;
+                run(&b);
+                CHECK(case_same(&a, &b), "%s: %d %s, %s", l->name, lanes[k], threads ? "threads" : "lanes",
+                      case_isa_name(isas[i]));
+                case_close(&b);
+            }
+        }
+        case_close(&a);
+    }
+}
+
+static void any_lanes(void) {
+    each_layer(lanes_layer);
+}
+
+/* The tasks of a stage in an order drawn from the seed, on changing lanes. */
+static void shuffled_tasks(test_case *c, attn_stage stage, test_rng *r) {
+    int n = attn_task_count(&c->plan, stage);
+    int *order = (int *)malloc(((size_t)n + 1) * sizeof *order);
+    int i;
+    if (!order) abort();
+    for (i = 0; i < n; i++) order[i] = i;
+    for (i = n - 1; i > 0; i--) {
+        int j = test_range(r, 0, i);
+        int t = order[i];
+        order[i] = order[j];
+        order[j] = t;
+    }
+    for (i = 0; i < n; i++) attn_task(&c->plan, &c->io, &c->exec, stage, order[i], i % c->exec.lanes);
+    free(order);
+}
+
+static void tasks_layer(const layer_case *l, int phase) {
+    case_spec s;
+    test_case a;
+    test_case b;
+    test_rng r;
+    int i;
+    int status;
+    for (i = 0; i < isa_count; i++) {
+        r.state = 3;
+        base_spec(&s, l, phase);
+        open_run(&a, &s, isas[i]);
+        meaningful(&a);
+        s.lanes = 3;
+        open_run(&b, &s, isas[i]);
+        case_reset_outputs(&b);
+        status = attn_check(&b.plan, &b.layer, &b.io, &b.exec, &b.error);
+        CHECK(status == 0, "attn_check: %s", b.error.text);
+        shuffled_tasks(&b, ATTN_COMPUTE, &r);
+        shuffled_tasks(&b, ATTN_MERGE, &r);
+        CHECK(memcmp(a.out, b.o.data, b.o.bytes) == 0, "%s: o, %s", l->name, case_isa_name(isas[i]));
+        CHECK(memcmp(a.out_lse, b.lse.data, b.lse.bytes) == 0, "%s: lse, %s", l->name, case_isa_name(isas[i]));
+        case_close(&a);
+        case_close(&b);
+    }
+}
+
+static void tasks_any_order(void) {
+    each_layer(tasks_layer);
+}
+
+/* Threads that share one plan and one io but for the outputs. */
+typedef struct sharer {
+    const test_case *c;
+    unsigned char *o;
+    float *lse;
+    int status;
+} sharer;
+
+static void *share_main(void *user) {
+    sharer *s = (sharer *)user;
+    attn_io io = s->c->io;
+    attn_exec exec;
+    int i;
+    memset(&exec, 0, sizeof exec);
+    exec.bytes = attn_exec_bytes(&s->c->plan, 1);
+    exec.mem = malloc(exec.bytes + 1);
+    io.o = s->o;
+    io.lse = s->lse;
+    s->status = exec.mem ? 0 : -1;
+    for (i = 0; i < 3 && s->status == 0; i++) {
+        s->status = attn_forward(&s->c->plan, &s->c->layer, &io, &exec, NULL);
+    }
+    free(exec.mem);
+    return NULL;
+}
+
+static void shared_plan_layer(const layer_case *l, int phase) {
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    sharer sharers[THREADS];
+    case_spec s;
+    test_case c;
+    int i;
+    int t;
+    for (i = 0; i < isa_count; i++) {
+        base_spec(&s, l, phase);
+        open_run(&c, &s, isas[i]);
+        meaningful(&c);
+        for (t = 0; t < THREADS; t++) {
+            sharers[t].c = &c;
+            sharers[t].o = (unsigned char *)calloc(1, c.o.bytes);
+            sharers[t].lse = (float *)calloc(1, c.lse.bytes);
+            if (!sharers[t].o || !sharers[t].lse) abort();
+            if (pthread_create(&threads[t], NULL, share_main, &sharers[t]) != 0) abort();
+        }
+        for (t = 0; t < THREADS; t++) {
+            pthread_join(threads[t], NULL);
+            CHECK(sharers[t].status == 0, "status %d", sharers[t].status);
+            CHECK(memcmp(sharers[t].o, c.out, c.o.bytes) == 0, "%s: o of thread %d", l->name, t);
+            CHECK(memcmp(sharers[t].lse, c.out_lse, c.lse.bytes) == 0, "%s: lse of thread %d", l->name, t);
+            free(sharers[t].o);
+            free(sharers[t].lse);
+        }
+        case_close(&c);
+    }
+}
+
+static void shared_plan(void) {
+    each_layer(shared_plan_layer);
+}
+
+/* ---- plan and memory -------------------------------------------------------------------------------------------- */
+
+static void capacities_layer(const layer_case *l, int phase) {
+    static const int more[] = { 0, 1, 100, 5000, 1000000 };
+    case_spec a;
+    case_spec b;
+    int i;
+    base_spec(&a, l, phase);
+    for (i = 0; i < COUNT(more); i++) {
+        if (more[i] > 5000 && l->split_keys) continue;  /* scratch for every split of every row block: gigabytes */
+        b = a;
+        b.more_q = more[i] / 10;
+        b.more_kv = more[i];
+        b.more_rows = more[i] / 10;
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void any_capacities(void) {
+    each_layer(capacities_layer);
+}
+
+static void workers_layer(const layer_case *l, int phase) {
+    static const int workers[] = { 1, 2, 3, 64, 200 };
+    case_spec a;
+    case_spec b;
+    int i;
+    base_spec(&a, l, phase);
+    for (i = 0; i < COUNT(workers); i++) {
+        b = a;
+        b.layer.workers = workers[i];
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void any_workers(void) {
+    each_layer(workers_layer);
+}
+
+static void row_tile_layer(const layer_case *l, int phase) {
+    static const int tiles[] = { 0, 32, 48, 112, 128, 256 };
+    case_spec a;
+    case_spec b;
+    int i;
+    base_spec(&a, l, phase);
+    for (i = 0; i < COUNT(tiles); i++) {
+        b = a;
+        b.layer.row_tile = tiles[i];
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void any_row_tile(void) {
+    each_layer(row_tile_layer);
+}
+
+static void fill_layer(const layer_case *l, int phase) {
+    case_spec a;
+    case_spec b;
+    base_spec(&a, l, phase);
+    b = a;
+    b.fill = 0;
+    same_specs(&a, &b, l->name);
+    b.fill = 0x3F;
+    b.more_kv = 3000;
+    b.more_rows = 500;
+    same_specs(&a, &b, l->name);
+}
+
+static void old_memory(void) {
+    each_layer(fill_layer);
+}
+
+static void garbage_layer(const layer_case *l, int phase) {
+    case_spec s;
+    test_case a;
+    test_case b;
+    int i;
+    int status;
+    for (i = 0; i < isa_count; i++) {
+        base_spec(&s, l, phase);
+        open_run(&a, &s, isas[i]);
+        meaningful(&a);
+        case_open(&b, &s);
+        b.layer.isa = (int32_t)isas[i];
+        status = case_plan(&b);
+        memset(b.q_len, 0x7B, sizeof b.q_len);
+        memset(b.kv_len, 0xFF, sizeof b.kv_len);
+        memset(b.phase, 0x33, sizeof b.phase);
+        memset(&b.batch, 0xEE, sizeof b.batch);
+        if (status == 0) status = case_forward(&b);
+        CHECK(status == 0, "status %d %s", status, b.error.text);
+        CHECK(memcmp(a.out, b.out, b.o.bytes) == 0, "%s: o", l->name);
+        CHECK(memcmp(a.out_lse, b.out_lse, b.lse.bytes) == 0, "%s: lse", l->name);
+        case_close(&a);
+        case_close(&b);
+    }
+}
+
+static void garbage_lengths(void) {
+    each_layer(garbage_layer);
+}
+
+static void one_plan_layer(const layer_case *l, int phase) {
+    enum { LAYERS = 4 };
+    case_spec s;
+    test_case own[LAYERS];
+    test_case shared[LAYERS];
+    int i;
+    int n;
+    for (i = 0; i < isa_count; i++) {
+        base_spec(&s, l, phase);
+        for (n = 0; n < LAYERS; n++) {
+            s.seed = (uint64_t)(50 + n);
+            open_run(&own[n], &s, isas[i]);
+            meaningful(&own[n]);
+            open_run(&shared[n], &s, isas[i]);
+            shared[n].plan = shared[0].plan;
+        }
+        for (n = LAYERS - 1; n >= 0; n--) {
+            CHECK(case_forward(&shared[n]) == 0, "%s", shared[n].error.text);
+            CHECK(case_same(&own[n], &shared[n]), "%s: layer %d", l->name, n);
+            CHECK(n == 0 || !case_same(&own[0], &own[n]), "layers 0 and %d have the same data", n);
+        }
+        for (n = 0; n < LAYERS; n++) {
+            case_close(&own[n]);
+            case_close(&shared[n]);
+        }
+    }
+}
+
+static void one_plan_many_layers(void) {
+    each_layer(one_plan_layer);
+}
+
+/* Steps of growing and shrinking caches on one set of buffers that was sized once, against plans of their own. */
+static void replay_layer(const layer_case *l, int phase) {
+    static const int lengths[] = { 300, 256, 257, 1000, 1, 513, 999, 0 };
+    enum { MOST_Q = 40, MOST_KV = 1000, MOST_ROWS = 90, LANES = 3 };
+    case_spec s;
+    test_case first;
+    test_case eager;
+    attn_plan plan;
+    unsigned char *old;
+    int i;
+    int k;
+    for (i = 0; i < isa_count; i++) {
+        old = NULL;
+        for (k = 0; k < COUNT(lengths); k++) {
+            int kv_len = lengths[k];
+            int rows = kv_len < MOST_Q ? kv_len : MOST_Q;
+            int status;
+            case_defaults(&s);
+            set_layer(&s, l);
+            s.lanes = LANES;
+            s.n = 0;
+            add_request(&s, rows, kv_len, phase, 1);
+            add_request(&s, 1, 600 + k, phase, 2);
+            add_request(&s, k & 1, k & 1, phase, 3);  /* a pad in every other step */
+            case_open(&eager, &s);
+            eager.layer.isa = (int32_t)isas[i];
+            run(&eager);
+            eager.batch.max_q_len = MOST_Q;
+            eager.batch.max_kv_len = MOST_KV;
+            eager.batch.max_rows = MOST_ROWS;
+            if (!old) {
+                first = eager;
+                case_open(&first, &s);
+                first.layer.isa = (int32_t)isas[i];
+                first.batch.max_q_len = MOST_Q;
+                first.batch.max_kv_len = MOST_KV;
+                first.batch.max_rows = MOST_ROWS;
+                run(&first);
+                old = first.plan_mem.data;
+            }
+            CHECK(attn_plan_bytes(&eager.batch, &eager.layer) == first.plan_mem.bytes, "plan bytes, step %d", k);
+            status = attn_plan_make(&plan, &eager.batch, &eager.layer, old, first.plan_mem.bytes, &eager.error);
+            CHECK(status == 0, "%s", eager.error.text);
+            CHECK(attn_exec_bytes(&plan, LANES) == first.exec_mem.bytes, "exec bytes, step %d", k);
+            status = attn_forward(&plan, &eager.layer, &eager.io, &first.exec, &eager.error);
+            CHECK(status == 0, "%s", eager.error.text);
+            CHECK(memcmp(eager.o.data, eager.out, eager.o.bytes) == 0, "%s: o of step %d", l->name, k);
+            CHECK(memcmp(eager.lse.data, eager.out_lse, eager.lse.bytes) == 0, "%s: lse of step %d", l->name, k);
+            CHECK(kv_len < 1000 || (units_seen(&eager) >= 3 && plan.strips >= 2), "%d strips", plan.strips);
+            case_close(&eager);
+        }
+        case_close(&first);
+    }
+}
+
+static void replay(void) {
+    each_layer(replay_layer);
+}
+
+/* ---- deep merge trees and random variants ----------------------------------------------------------------------- */
+
+/* 20 to 45 units, so that runs end on every level of the merge tree. */
+static void deep_layer(const layer_case *l, int phase) {
+    static const int lengths[] = { 5000, 7937, 11264 };
+    case_spec a;
+    case_spec b;
+    test_rng r;
+    int i;
+    int k;
+    r.state = 17;
+    for (i = 0; i < COUNT(lengths); i++) {
+        case_defaults(&a);
+        set_layer(&a, l);
+        a.layer.head_dim = 4;
+        a.layer.v_dim = 3;
+        a.layer.window_left = l->left ? 4000 : 0;
+        a.layer.sink_keys = l->sink_keys ? 800 : 0;
+        a.n = 0;
+        add_request(&a, 1 + 16 * (i & 1), lengths[i], phase, 0);
+        add_request(&a, 9, 2100, phase, 1);
+        for (k = 0; k < 8; k++) {
+            b = a;
+            case_vary(&b, &r);
+            same_specs(&a, &b, l->name);
+        }
+    }
+}
+
+static void deep_trees(void) {
+    each_layer(deep_layer);
+}
+
+/* Random cases and random variants of them that must keep the bits. */
+static void random_variants(void) {
+    char text[1000];
+    case_spec s;
+    case_spec t;
+    test_case a;
+    test_case b;
+    test_rng r;
+    int merges = 0;
+    int strips = 0;
+    int n;
+    for (n = 0; n < 600; n++) {
+        r.state = 77 + (uint64_t)n * 1000003u;
+        case_random(&s, &r, n % 4 ? 1e6 : 1e7);
+        t = s;
+        case_vary(&t, &r);
+        open_run(&a, &s, isas[n % isa_count]);
+        open_run(&b, &t, isas[n % isa_count]);
+        merges += a.plan.merges > 0 && b.plan.merges != a.plan.merges;
+        strips += a.plan.strips > 1 && b.plan.strips != a.plan.strips;
+        case_describe(&t, text, sizeof text);
+        CHECK(case_same(&a, &b), "pair %d, %s: %s", n, case_isa_name(isas[n % isa_count]), text);
+        case_close(&a);
+        case_close(&b);
+    }
+    CHECK(merges > 20 && strips > 50, "%d pairs differ in merges, %d in row tiles", merges, strips);
+}
+
+/* ---- NaN -------------------------------------------------------------------------------------------------------- */
+
+typedef struct nan_place {
+    int request, token, arrays;     /* arrays: bits of case_array; token -1: all */
+    float value;
+} nan_place;
+
+static void edit_nan(void *user, case_array array, int request, int token, int head, int dim, float *value) {
+    const nan_place *n = (const nan_place *)user;
+    (void)head;
+    (void)dim;
+    if (request != n->request || (n->token >= 0 && token != n->token)) return;
+    if (n->arrays >> array & 1) *value = n->value;
+}
+
+static int row_sees(const test_case *c, int request, int row, int key) {
+    ref_problem p;
+    memset(&p, 0, sizeof p);
+    p.q_len = c->q_len[request];
+    p.kv_len = c->kv_len[request];
+    p.causal = c->layer.mask == ATTN_CAUSAL;
+    p.window_left = c->layer.window_left;
+    p.window_right = c->layer.window_right;
+    p.sink_keys = c->layer.sink_keys;
+    return ref_sees(&p, row, key);
+}
+
+/* Rows that do not see the key keep their bits; some row must lose them, else the test shows nothing. */
+static void spoil_key(const test_case *clean, const case_spec *s, const nan_place *n) {
+    case_spec t = *s;
+    nan_place place = *n;
+    test_case c;
+    int kept = 0;
+    int lost = 0;
+    int row;
+    t.edit = edit_nan;
+    t.edit_user = &place;
+    open_run(&c, &t, (attn_isa)clean->layer.isa);
+    for (row = 0; row < c.q_len[0]; row++) {
+        int same = case_same_row(clean, 0, row, &c, 0, row);
+        if (row_sees(&c, 0, row, n->token)) {
+            lost += !same;
+            continue;
+        }
+        kept++;
+        CHECK(same, "%s: row %d changed by key %d it does not see", case_isa_name((attn_isa)c.layer.isa), row,
+              n->token);
+    }
+    CHECK(kept > 16 && lost > 16, "%d rows without the key, %d changed with it", kept, lost);
+    same_rows(clean, 1, 0, &c, 1, 0, c.q_len[1], "the next request");
+    case_close(&c);
+}
+
+static void nan_key_layer(const layer_case *l, int phase) {
+    static const float values[] = { NAN, INFINITY };
+    case_spec s;
+    test_case clean;
+    int i;
+    int arrays;
+    int v;
+    for (i = 0; i < isa_count; i++) {
+        base_spec(&s, l, phase);
+        s.request[0].q_len = 120;
+        open_run(&clean, &s, isas[i]);
+        meaningful(&clean);
+        for (arrays = 1 << CASE_K; arrays <= (1 << CASE_K | 1 << CASE_V); arrays += 1 << CASE_K) {
+            for (v = 0; v < 2; v++) {
+                nan_place n = { 0, 940, 0, 0 };
+                n.arrays = arrays;
+                n.value = values[v];
+                if (l->mask == ATTN_FULL) n.token = 999;
+                spoil_key(&clean, &s, &n);
+            }
+        }
+        case_close(&clean);
+    }
+}
+
+static void nan_in_later_keys(void) {
+    each_layer(nan_key_layer);
+}
+
+static void nan_neighbour_layer(const layer_case *l, int phase) {
+    case_spec s;
+    case_spec t;
+    test_case clean;
+    test_case c;
+    int i;
+    int page;
+    for (i = 0; i < isa_count; i++) {
+        for (page = 0; page <= 16; page += 16) {
+            nan_place n = { 1, -1, 7, NAN };
+            base_spec(&s, l, phase);
+            s.layer.page_size = page;
+            s.order = CASE_INTERLEAVED;
+            t = s;
+            t.edit = edit_nan;
+            t.edit_user = &n;
+            open_run(&clean, &s, isas[i]);
+            open_run(&c, &t, isas[i]);
+            meaningful(&c);
+            same_rows(&clean, 0, 0, &c, 0, 0, 40, l->name);
+            same_rows(&clean, 2, 0, &c, 2, 0, 1, l->name);
+            CHECK(!case_same_row(&clean, 1, 0, &c, 1, 0), "the neighbour was not spoilt");
+            case_close(&clean);
+            case_close(&c);
+        }
+    }
+}
+
+static void nan_neighbour(void) {
+    each_layer(nan_neighbour_layer);
+}
+
+/* NaN in the query of one row */
+static void nan_row_layer(const layer_case *l, int phase) {
+    case_spec s;
+    case_spec t;
+    test_case clean;
+    test_case c;
+    int i;
+    for (i = 0; i < isa_count; i++) {
+        nan_place n = { 0, 960 + 17, 1 << CASE_Q, NAN };
+        base_spec(&s, l, phase);
+        t = s;
+        t.edit = edit_nan;
+        t.edit_user = &n;
+        open_run(&clean, &s, isas[i]);
+        open_run(&c, &t, isas[i]);
+        meaningful(&c);
+        same_rows(&clean, 0, 0, &c, 0, 0, 17, l->name);
+        same_rows(&clean, 0, 18, &c, 0, 18, 22, l->name);
+        CHECK(!case_same_row(&clean, 0, 17, &c, 0, 17), "the row was not spoilt");
+        case_close(&clean);
+        case_close(&c);
+    }
+}
+
+static void nan_row(void) {
+    each_layer(nan_row_layer);
+}
+
+/* ---- merge ------------------------------------------------------------------------------------------------------ */
+
+enum { MERGE_ROWS = 20, MERGE_KEYS = 1000 };
+
+static void merge_spec(case_spec *s, attn_type o_type, int phase, int first, int last, int sinks) {
+    case_defaults(s);
+    s->layer.heads = 4;
+    s->layer.kv_heads = 2;
+    s->layer.head_dim = 24;
+    s->layer.v_dim = 20;
+    s->layer.mask = ATTN_FULL;
+    s->layer.o_type = o_type;
+    s->layer.row_tile = 16;
+    s->layer.workers = 7;
+    s->q_amp = 4;
+    s->sinks = sinks;
+    s->n = 0;
+    add_request(s, MERGE_ROWS, last - first, phase, 0);
+    s->request[0].key_start = first;
+    s->request[0].q_shift = MERGE_KEYS - last;
+}
+
+/* Merged values against the oracle of one call. The two parts were rounded to o_type and the result is again, each
+   by at most half an ulp of the largest |v|, which is 1. */
+static void check_merged(test_case *whole, const unsigned char *o, const float *lse, const char *what) {
+    attn_type type = whole->layer.o_type;
+    size_t size = type == ATTN_F32 ? 4 : 2;
+    double rounding = type == ATTN_F32 ? 0 : 2 * ref_rounding((int)type, 0.999);
+    size_t rows = (size_t)whole->rows * (size_t)whole->heads;
+    size_t i;
+    const char *problem = case_compare(whole);
+    CHECK(problem == NULL, "whole: %s", problem);
+    for (i = 0; i < rows * (size_t)whole->v_dim; i++) {
+        double want = whole->ref_o[i];
+        double got = ref_decode((int)type, o + i * size);
+        double slack = whole->o_slack[i / (size_t)whole->v_dim] + rounding;
+        slack += ref_rounding((int)type, want);
+        CHECK(fabs(got - want) <= slack, "%s: o[%zu] = %g, want %g", what, i, got, want);
+    }
+    for (i = 0; lse && i < rows; i++) {
+        CHECK(fabs((double)lse[i] - whole->ref_lse[i]) <= whole->lse_slack[i], "%s: lse[%zu] = %g, want %g", what, i,
+              (double)lse[i], whole->ref_lse[i]);
+    }
+}
+
+/* All the ways in which the outputs may lie on the inputs give the same bits. */
+static void merge_aliases(const test_case *a, const test_case *b, const unsigned char *o, const float *lse) {
+    unsigned char *copy = (unsigned char *)malloc(a->o.bytes);
+    float *copy_lse = (float *)malloc(a->lse.bytes);
+    int status;
+    if (!copy || !copy_lse) abort();
+    memcpy(copy, a->out, a->o.bytes);
+    memcpy(copy_lse, a->out_lse, a->lse.bytes);
+    status = attn_merge(&a->layer, a->rows, copy, copy_lse, b->out, b->out_lse, copy, copy_lse, NULL);
+    CHECK(status == 0 && memcmp(copy, o, a->o.bytes) == 0, "o = a_o, status %d", status);
+    CHECK(memcmp(copy_lse, lse, a->lse.bytes) == 0, "lse = a_lse");
+    memcpy(copy, b->out, a->o.bytes);
+    memcpy(copy_lse, b->out_lse, a->lse.bytes);
+    status = attn_merge(&a->layer, a->rows, a->out, a->out_lse, copy, copy_lse, copy, copy_lse, NULL);
+    CHECK(status == 0 && memcmp(copy, o, a->o.bytes) == 0, "o = b_o, status %d", status);
+    CHECK(memcmp(copy_lse, lse, a->lse.bytes) == 0, "lse = b_lse");
+    status = attn_merge(&a->layer, a->rows, a->out, a->out_lse, b->out, b->out_lse, copy, NULL, NULL);
+    CHECK(status == 0 && memcmp(copy, o, a->o.bytes) == 0, "lse = NULL, status %d", status);
+    free(copy);
+    free(copy_lse);
+}
+
+static void merge_at(attn_isa isa, attn_type type, int phase, int cut, int sinks) {
+    case_spec s;
+    test_case whole;
+    test_case a;
+    test_case b;
+    unsigned char *o;
+    float *lse;
+    int status;
+    merge_spec(&s, type, phase, 0, MERGE_KEYS, sinks);
+    open_run(&whole, &s, isa);
+    meaningful(&whole);
+    merge_spec(&s, type, phase, 0, cut, sinks);
+    open_run(&a, &s, isa);
+    merge_spec(&s, type, phase, cut, MERGE_KEYS, 0);
+    open_run(&b, &s, isa);
+    o = (unsigned char *)malloc(whole.o.bytes);
+    lse = (float *)malloc(whole.lse.bytes);
+    if (!o || !lse) abort();
+    status = attn_merge(&whole.layer, whole.rows, a.out, a.out_lse, b.out, b.out_lse, o, lse, &whole.error);
+    CHECK(status == 0, "%s", whole.error.text);
+    check_merged(&whole, o, lse, "a, b");
+    merge_aliases(&a, &b, o, lse);
+    if (cut == 0 && !sinks) {
+        CHECK(memcmp(o, b.out, b.o.bytes) == 0 && memcmp(lse, b.out_lse, b.lse.bytes) == 0, "lse = -inf on the left");
+        CHECK(case_lse(&a, 0, 0, 0) < -1e38, "the left part is not empty");
+    }
+    if (cut == MERGE_KEYS) {
+        CHECK(memcmp(o, a.out, a.o.bytes) == 0 && memcmp(lse, a.out_lse, a.lse.bytes) == 0, "lse = -inf on the right");
+        CHECK(case_lse(&b, 0, 0, 0) < -1e38, "the right part is not empty");
+    }
+    status = attn_merge(&whole.layer, whole.rows, b.out, b.out_lse, a.out, a.out_lse, o, lse, &whole.error);
+    CHECK(status == 0, "%s", whole.error.text);
+    check_merged(&whole, o, lse, "b, a");
+    free(o);
+    free(lse);
+    case_close(&whole);
+    case_close(&a);
+    case_close(&b);
+}
+
+static void merge_equals_one_call(void) {
+    static const int cuts[] = { 0, 1, 256, 300, 512, 999, 1000 };
+    int i;
+    int k;
+    int variant;
+    for (i = 0; i < isa_count; i++) {
+        for (k = 0; k < COUNT(cuts); k++) {
+            for (variant = 0; variant < 12; variant++) {
+                merge_at(isas[i], (attn_type)(variant % 3), variant / 3 & 1, cuts[k], variant / 6);
+            }
+        }
+    }
+}
+
+static void merge_nothing(void) {
+    attn_layer layer;
+    float o[8];
+    float lse[2] = { 0, 0 };
+    float empty[8] = { 0 };
+    float low[2] = { -INFINITY, -INFINITY };
+    int i;
+    memset(&layer, 0, sizeof layer);
+    layer.heads = 2;
+    layer.head_dim = 4;
+    for (i = 0; i < 8; i++) o[i] = 9;
+    CHECK(attn_merge(&layer, 1, empty, low, empty, low, o, lse, NULL) == 0, "two empty sets");
+    for (i = 0; i < 8; i++) CHECK(o[i] == 0, "o[%d] = %g", i, (double)o[i]);
+    for (i = 0; i < 2; i++) CHECK(lse[i] == -INFINITY, "lse[%d] = %g", i, (double)lse[i]);
+    CHECK(attn_merge(&layer, 0, empty, low, empty, low, o, lse, NULL) == 0, "no rows");
+}
+
+/* ---- main ------------------------------------------------------------------------------------------------------- */
+
+int main(int argc, char **argv) {
+    test.only = argc > 1 ? argv[1] : NULL;
+    isa_count = case_isas(isas);
+
+    test_run("paged, padded, head-major and strided caches keep the bits", paged_equals_contiguous);
+    test_run("features trap 24: chunks of any size equal the whole, in both phases", chunks_equal_whole);
+    test_run("features trap 24: a verify row equals the decode row", verify_equals_decode);
+    test_run("features trap 23: a request alone equals itself in a batch of 64", alone_equals_batch);
+    test_run("features trap 23: any order of the requests", any_order);
+    test_run("features traps 23, 28: any number of lanes and threads", any_lanes);
+    test_run("tasks in any order on any lane", tasks_any_order);
+    test_run("features trap 28: threads share a plan", shared_plan);
+    test_run("any capacities", any_capacities);
+    test_run("any number of workers", any_workers);
+    test_run("any row tile", any_row_tile);
+    test_run("features trap 23: any cut of 20 to 45 units", deep_trees);
+    test_run("features trap 23: random cases and random variants of them", random_variants);
+    test_run("plan and scratch memory may hold anything", old_memory);
+    test_run("the length arrays may change after planning", garbage_lengths);
+    test_run("sglang trap 14: one plan for many layers equals a plan each", one_plan_many_layers);
+    test_run("sglang trap 16: a plan from capacities, replayed with longer and shorter caches", replay);
+    test_run("NaN or Inf in a key changes only the rows that see it", nan_in_later_keys);
+    test_run("NaN in a neighbour never leaks", nan_neighbour);
+    test_run("NaN in a query changes only its row", nan_row);
+    test_run("features trap 17: merging two key sets equals one call", merge_equals_one_call);
+    test_run("merging two empty sets", merge_nothing);
+    return test_close("properties");
+}

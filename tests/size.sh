@@ -1,0 +1,129 @@
+# size.sh - the budgets of attn.h, which keep it a file that one can read. Prints the lines of the test protocol.
+# Run from the repository root.
+CC=${CC:-cc}
+header=attn.h
+out=$(mktemp -d "${TMPDIR:-/tmp}/attn-size.XXXXXX") || exit 1
+trap 'rm -rf "$out"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0
+failed=0
+skipped=0
+
+# budget NAME FOUND LIMIT
+budget() {
+    if [ -n "$2" ] && [ "$2" -le "$3" ]; then
+        passed=$((passed + 1))
+        echo "ok   size: $1 ($2, at most $3)"
+    else
+        failed=$((failed + 1))
+        echo "FAIL size: $1 (${2:-nothing found}, at most $3)"
+    fi
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    echo "skip size: $1: $2"
+}
+
+# none NAME FILE: FILE lists offences
+none() {
+    if [ -s "$2" ]; then
+        sed 's/^/  /' "$2" | head -n 10
+    fi
+    budget "$1" "$(awk 'END { print NR }' "$2")" 0
+}
+
+sources() {
+    find . -path ./build -prune -o -path ./.git -prune -o -type f \
+        \( -name '*.[ch]' -o -name '*.cc' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print
+}
+
+# Code without comments, text and preprocessor lines, so that the semicolons left are statements.
+code_only() {
+    awk '
+    {
+        line = $0
+        text = ""
+        while (length(line) > 0) {
+            if (comment) {
+                i = index(line, "*/")
+                if (!i) { line = ""; break }
+                line = substr(line, i + 2)
+                comment = 0
+            } else if (substr(line, 1, 2) == "/*") {
+                comment = 1
+                line = substr(line, 3)
+            } else if (substr(line, 1, 2) == "//") {
+                line = ""
+            } else if (match(line, /^"([^"\\]|\\.)*"/) || match(line, /^\047([^\047\\]|\\.)*\047/)) {
+                text = text "0"
+                line = substr(line, RLENGTH + 1)
+            } else {
+                text = text substr(line, 1, 1)
+                line = substr(line, 2)
+            }
+        }
+        if (macro || text ~ /^[ \t]*#/) {
+            macro = $0 ~ /\\$/
+            text = ""
+        }
+        print NR ": " text
+    }' "$1"
+}
+
+# One statement a line: after a semicolon only a closing brace may follow; the head of a for loop has its own.
+second_statements() {
+    code_only $header | sed 's/for ([^;]*;[^;]*;/for (/' |
+        awk '/;[ \t]*[^ \t}]/ || /;.*;/' | grep -v -E '^[0-9]+: *(case .*|default): *[^;]*; *break; *$'
+}
+
+budget "lines of $header" "$(awk 'END { print NR }' $header)" 5000
+sources | while IFS= read -r file; do
+    awk -v file="$file" 'length($0) > 120 { print file ":" NR ": " length($0) " columns" }' "$file"
+done >"$out/wide"
+none "lines above 120 columns" "$out/wide"
+sources | grep -v Makefile | while IFS= read -r file; do
+    grep -n -H "$(printf '\t')" "$file"
+    grep -n -H ' $' "$file"
+done >"$out/blanks"
+none "tabs and trailing blanks" "$out/blanks"
+second_statements >"$out/second"
+none "second statements on a line of $header" "$out/second"
+
+sed '/end of header/q' $header >"$out/api.h"
+budget "public functions" "$(grep -c '^ATTN_API' "$out/api.h")" 40
+budget "public structs" "$(grep -c '^typedef struct attn_[a-z]' "$out/api.h")" 14
+[ "$(grep -c '^ATTN_API' "$out/api.h")" -ge 15 ] || none "ATTN_API functions were not found" $header
+
+# Every anchor of the contents is a heading exactly once, and no heading is missing from the contents.
+sed -n '/CONTENTS/,/^ *$/p' $header | grep -o '>>[a-z0-9_]*' | sort >"$out/contents"
+grep -o -E '^(   |/\* -+ )>>[a-z0-9_]+' $header | grep -o '>>.*' | sort >"$out/headings"
+diff "$out/contents" "$out/headings" >"$out/anchors"
+[ -s "$out/contents" ] || echo "no contents" >>"$out/anchors"
+none "anchors that differ between the contents and the headings" "$out/anchors"
+
+grep -E '^#[ ]*include' $header |
+    grep -v -E '<(stddef|stdint|string|immintrin|[a-z0-9]*intrin|cpuid|intrin|arm_neon)\.h>' >"$out/includes"
+none "headers included beyond stddef, stdint, string and intrinsics" "$out/includes"
+
+title=$(sed -n '1s/.*v\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*/\1 \2 \3/p' $header)
+macro=$(sed -n 's/^#define ATTN_VERSION \([0-9]*\).*/\1/p' $header)
+echo "$title" | awk -v macro="$macro" '$1 * 10000 + $2 * 100 + $3 != macro + 0 || NF != 3' >"$out/version"
+none "differences between the title and ATTN_VERSION" "$out/version"
+
+# Processor time, not elapsed time: the machine may be busy with other tests.
+sh -c "$CC -std=c99 -O2 -c -o $out/impl.o tests/compile/impl.c && times" >"$out/time"
+budget "seconds to compile at -O2" \
+    "$(awk 'NR == 2 { split($1, t, "[ms]"); print int(t[1] * 60 + t[2] + 0.999) }' "$out/time")" 5
+if [ "$(uname -m)" != x86_64 ]; then
+    skip "bytes of code" "the budget is for x86-64"
+elif ! command -v size >/dev/null 2>&1; then
+    skip "bytes of code" "no size"
+else
+    budget "bytes of code" "$(size "$out/impl.o" | awk 'NR == 2 { print $1 }')" 300000
+    $CC -std=c99 -O2 -DATTN_NO_SIMD -c -o "$out/scalar.o" tests/compile/impl.c
+    budget "bytes of code with ATTN_NO_SIMD" "$(size "$out/scalar.o" | awk 'NR == 2 { print $1 }')" 80000
+fi
+
+echo "size: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
