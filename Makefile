@@ -45,7 +45,7 @@ demo:
 	$(CC) -O2 -I. -o build/paged_decode examples/paged_decode.c -lm
 	./build/paged_decode
 	$(CC) -O2 -I. -o build/mask_picture examples/mask_picture.c -lm
-	./build/mask_picture
+	./build/mask_picture build/mask.svg
 
 test:
 	@rm -rf $(B)/log

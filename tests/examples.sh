@@ -9,14 +9,14 @@ failed=0
 mkdir -p build
 for file in examples/*.c; do
     name=$(basename "$file" .c)
-    line=$(sed -n 's|.*\(cc .*examples/'"$name"'\.c.* -o [a-z0-9_/]*\).*|\1|p' "$file" | head -n 1)
+    line=$(sed -n 's|.*\(cc .*examples/'"$name"'\.c.*\)|\1|p' "$file" | sed 's|  .*||; s|[ ;.]*\*/$||' | head -n 1)
     command=$(printf '%s\n' "$line" | sed -e "s|^cc|${CC:-cc}|" -e "s| -o [a-z0-9_/]*| -o $out/program|")
     rm -f "$out/program"
     if [ -z "$line" ]; then
         echo "no build command in the first comment" >"$out/text"
         status=1
     else
-        sh -c "$command" >"$out/text" 2>&1 && "$out/program" >>"$out/text" 2>&1 </dev/null
+        sh -c "$command" >"$out/text" 2>&1 && (cd "$out" && ./program >>"$out/text" 2>&1 </dev/null)
         status=$?
     fi
     if [ "$status" -eq 0 ] && [ -s "$out/text" ]; then
