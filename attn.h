@@ -64,8 +64,11 @@
       lse     [row][head]
 
    >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned).
-      CAUSAL        keys 0 .. P + j. Needs E <= KV.
-      FULL          all keys: encoders and cross attention. Any E and KV.
+      CAUSAL        keys 0 .. P + j.
+      FULL          all keys: encoders and cross attention. Any E and KV; the other masks need E <= KV.
+      PREFIX        prefix-LM: keys below max(batch.prefix[i], P + j + 1).
+      BLOCK         block diffusion, layer.chunk = L: keys below min(KV, P + L * (j / L + 1)).
+      chunk         n with CAUSAL: only the keys with key / n = (P + j) / n (chunked local attention).
       window_left   n: only the n keys up to the row's own position, itself included; 1 is the row itself, 0 no limit.
                     Engines that speak of a radius (sliding_window_size): attn_window_from_radius.
       window_right  n: only the n keys from the row's own position on. CAUSAL ignores it.
@@ -148,7 +151,9 @@ typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16 } attn_type;
 
 typedef enum attn_mask {
     ATTN_CAUSAL = 0,   /* query j of a request sees keys 0 .. kv_len - q_len + j (bottom-right aligned) */
-    ATTN_FULL          /* every key: encoders, cross attention */
+    ATTN_FULL,         /* every key: encoders, cross attention */
+    ATTN_PREFIX,       /* prefix-LM: causal, and everybody sees the first batch.prefix[i] keys */
+    ATTN_BLOCK         /* diffusion: the new rows see all of their own block of layer.chunk rows, and what is before */
 } attn_mask;
 
 /* attn_batch.phase. The phase alone chooses the kernel family; PREFILL tiles many rows, DECODE streams keys once. */
@@ -175,6 +180,7 @@ typedef struct attn_batch {
     const int32_t *q_len;           /* new query rows of each request; NULL: 1 each */
     const int32_t *kv_len;          /* keys of each request, the new ones included */
     const int32_t *phase;           /* attn_phase of each; NULL: DECODE if q_len is NULL, else PREFILL */
+    const int32_t *prefix;          /* keys that every row of a request sees; read for mask PREFIX only */
     int32_t max_q_len, max_kv_len;  /* capacities: every buffer is sized by them, so one buffer serves later steps; */
     int64_t max_rows;               /* 0: what the arrays say now */
 } attn_batch;
@@ -188,6 +194,7 @@ typedef struct attn_layer {
     int32_t window_left;            /* keys at or before the query, itself included; 0: no limit */
     int32_t window_right;           /* keys at or after the query, itself included; 0: no limit; causal ignores it */
     int32_t sink_keys;              /* keys 0 .. sink_keys - 1 stay visible outside the window */
+    int32_t chunk;                  /* CAUSAL: positions of a chunk, 0: none; BLOCK: rows of a block */
     int32_t page_size;              /* keys per page; 0: contiguous */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
     int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 128 and the family's own */
@@ -635,12 +642,13 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(heads, 1, 65536),           ATTN__FIELD(kv_heads, 0, 65536),
     ATTN__FIELD(head_dim, 1, 65536),        ATTN__FIELD(v_dim, 0, 65536),
     ATTN__FIELD(q_type, 0, ATTN_BF16),      ATTN__FIELD(kv_type, 0, ATTN_BF16),
-    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_FULL),
+    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_BLOCK),
     ATTN__FIELD(window_left, 0, INT32_MAX), ATTN__FIELD(window_right, 0, INT32_MAX),
-    ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(page_size, 0, INT32_MAX),
-    ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
-    ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED)
+    ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(chunk, 0, INT32_MAX),
+    ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(split_keys, 0, INT32_MAX),
+    ATTN__FIELD(row_tile, 0, 256),          ATTN__FIELD(key_tile, 0, 128),
+    ATTN__FIELD(workers, 0, 65536),         ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),
+    ATTN__FIELD(flags, 0, ATTN_TRUSTED)
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_FIELDS ((int)(sizeof attn__layer_fields / sizeof attn__layer_fields[0]))
@@ -692,11 +700,27 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
     return ATTN_OK;
 }
 
+/* Which masks take a chunk. */
+static int attn__check_chunk(const attn_layer *l, attn_error *error) {
+    if (l->mask == ATTN_BLOCK && !l->chunk) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.chunk", " = 0, but mask BLOCK needs the rows of a block");
+    }
+    if (l->chunk && l->mask != ATTN_CAUSAL && l->mask != ATTN_BLOCK) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.chunk", l->chunk, " needs mask CAUSAL or BLOCK");
+    }
+    if (l->chunk && l->mask == ATTN_CAUSAL && l->sink_keys) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.chunk", l->chunk, " cannot be combined with ",
+                               "layer.sink_keys", l->sink_keys);
+    }
+    return ATTN_OK;
+}
+
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     int status;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
     status = attn__layer_check_values(layer, error);
+    if (!status) status = attn__check_chunk(layer, error);
     if (status) return status;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
@@ -745,25 +769,42 @@ typedef struct attn__span {
     int32_t lead, lo, hi;
 } attn__span;
 
-static attn__span attn__row_span(const attn_layer *layer, int32_t q_len, int32_t kv_len, int32_t row) {
-    attn__span s = { 0, 0, 0 };
-    int64_t position = (int64_t)kv_len - q_len + row;
-    int causal = layer->mask == ATTN_CAUSAL;
-    int32_t horizon = causal ? (int32_t)attn__max64(0, position + 1) : kv_len;
-    s.hi = horizon;
-    if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
-    if (!causal && layer->window_right) {
-        s.hi = (int32_t)attn__max64(0, attn__min64(kv_len, position + layer->window_right));
+/* One request. */
+typedef struct attn__lengths {
+    int32_t q_len, kv_len, prefix;
+} attn__lengths;
+
+/* Keys below the horizon are what the mask alone lets a row see. */
+static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+    int64_t past = (int64_t)n->kv_len - n->q_len;
+    int64_t own = attn__max64(0, past + row + 1);
+    if (layer->mask == ATTN_FULL) return n->kv_len;
+    if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
+    if (layer->mask == ATTN_BLOCK) {
+        return (int32_t)attn__min64(n->kv_len, past + (row / layer->chunk + (int64_t)1) * layer->chunk);
     }
-    if (layer->window_left || (!causal && layer->window_right)) s.lead = attn__min(layer->sink_keys, horizon);
+    return (int32_t)own;
+}
+
+static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+    attn__span s = { 0, 0, 0 };
+    int64_t position = (int64_t)n->kv_len - n->q_len + row;
+    int right = layer->mask != ATTN_CAUSAL && layer->window_right;
+    int32_t horizon = attn__horizon(layer, n, row);
+    s.hi = horizon;
+    if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + layer->window_right));
+    if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
+    if (layer->mask == ATTN_CAUSAL && layer->chunk) {
+        s.lo = (int32_t)attn__max64(s.lo, position - position % layer->chunk);
+    }
+    if (layer->window_left || right) s.lead = attn__min(layer->sink_keys, horizon);
     return s;
 }
 
 /* Keys that any of the rows first .. last sees. */
-static attn__span attn__union_span(const attn_layer *layer, int32_t q_len, int32_t kv_len, int32_t first,
-                                   int32_t last) {
-    attn__span a = attn__row_span(layer, q_len, kv_len, first);
-    attn__span b = attn__row_span(layer, q_len, kv_len, last);
+static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
+    attn__span a = attn__row_span(layer, n, first);
+    attn__span b = attn__row_span(layer, n, last);
     attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
     if (s.lead >= s.lo) {
         s.hi = attn__max(s.hi, s.lead);
@@ -771,10 +812,6 @@ static attn__span attn__union_span(const attn_layer *layer, int32_t q_len, int32
         s.lo = 0;
     }
     return s;
-}
-
-ATTN__INLINE int attn__span_sees(attn__span s, int32_t key) {
-    return key < s.lead || (key >= s.lo && key < s.hi);
 }
 
 /* The keys of [first, last) from the first one to the last one seen, as a range; empty if none is. */
@@ -803,7 +840,8 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
    Words, all int32, in this order, sizes from the capacities:
      header[16]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
                            max_kv_len, families, and the word where strips, tasks and merges start
-     q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n]
+     q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n];
+     prefix[n]             zeros unless the mask is PREFIX
      strips[][8]           request, kv head, kv heads, first packed row, rows, lead units, first unit, units:
                            the units are 0 .. lead - 1, then first unit, first unit + 1, ...
      tasks[][5]            strip, first unit (index in the strip's list), end unit, first slot or -1, slots
@@ -829,7 +867,7 @@ typedef struct attn__capacity {
 
 /* Where the arrays are. */
 typedef struct attn__view {
-    int32_t *q_start, *kv_start, *phase, *strips, *tasks, *merges;
+    int32_t *q_start, *kv_start, *phase, *prefix, *strips, *tasks, *merges;
 } attn__view;
 
 static attn__view attn__view_of(int32_t *words, const attn__capacity *c) {
@@ -837,10 +875,19 @@ static attn__view attn__view_of(int32_t *words, const attn__capacity *c) {
     v.q_start = words + ATTN__HEADER;
     v.kv_start = v.q_start + c->n + 1;
     v.phase = v.kv_start + c->n + 1;
-    v.strips = v.phase + c->n;
+    v.prefix = v.phase + c->n;
+    v.strips = v.prefix + c->n;
     v.tasks = v.strips + c->strips * ATTN__STRIP;
     v.merges = v.tasks + c->tasks * ATTN__TASK;
     return v;
+}
+
+static attn__lengths attn__lengths_of(const attn__view *v, int32_t request) {
+    attn__lengths n;
+    n.q_len = v->q_start[request + 1] - v->q_start[request];
+    n.kv_len = v->kv_start[request + 1] - v->kv_start[request];
+    n.prefix = v->prefix[request];
+    return n;
 }
 
 static attn__strip attn__strip_at(const attn__view *v, int64_t i) {
@@ -858,9 +905,9 @@ static attn__task attn__task_at(const attn__view *v, int64_t i) {
 /* Keys that any of `rows` packed rows of a strip sees, from row `row` on. */
 static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v, const attn__strip *s, int32_t row,
                                    int32_t rows) {
-    int32_t group = layer->heads / layer->kv_heads, i = s->request;
-    return attn__union_span(layer, v->q_start[i + 1] - v->q_start[i], v->kv_start[i + 1] - v->kv_start[i],
-                            (s->row + row) / group, (s->row + row + rows - 1) / group);
+    int32_t group = layer->heads / layer->kv_heads;
+    attn__lengths n = attn__lengths_of(v, s->request);
+    return attn__union_span(layer, &n, (s->row + row) / group, (s->row + row + rows - 1) / group);
 }
 
 /* Unit number of entry `index` of a strip's list. */
@@ -934,6 +981,9 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
     int64_t rows = 0, keys = 0;
     int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len", " is NULL");
+    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !batch->prefix) {
+        return attn__fail(error, ATTN_E_BATCH, "batch.prefix", " is NULL, but the mask is PREFIX");
+    }
     for (i = 0; i < batch->n; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
         if (e < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, " is negative");
@@ -941,7 +991,10 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
         if (batch->phase && batch->phase[i] != ATTN_PREFILL && batch->phase[i] != ATTN_DECODE) {
             return attn__fail_entry(error, ATTN_E_BATCH, i, "phase", batch->phase[i], " is no attn_phase");
         }
-        if (layer->mask == ATTN_CAUSAL && e > kv) {
+        if (layer->mask == ATTN_PREFIX && (batch->prefix[i] < 0 || batch->prefix[i] > kv)) {
+            return attn__fail_entry(error, ATTN_E_BATCH, i, "prefix", batch->prefix[i], ", but it must be 0 .. kv_len");
+        }
+        if (layer->mask != ATTN_FULL && e > kv) {
             attn__text t = attn__error_text(error, i, -1);
             attn__put_value(&t, "kv_len", i, -1, kv);
             attn__put(&t, " is less than ");
@@ -995,7 +1048,7 @@ static void attn__bound(attn__capacity *c, const attn_layer *l) {
     c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
     c->rows = attn__min64(l->row_tile, c->max_q_len * group * l->kv_heads);
     c->slots = attn__slot_bound(c, l);
-    c->words = ATTN__HEADER + 3 * (int64_t)c->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
+    c->words = ATTN__HEADER + 4 * (int64_t)c->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
                c->merges * ATTN__MERGE;
 }
 
@@ -1154,6 +1207,7 @@ static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
         p->view.q_start[i] = rows;
         p->view.kv_start[i] = keys;
         p->view.phase[i] = attn__phase_of(batch, i);
+        p->view.prefix[i] = p->layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0;
         rows += attn__q_len(batch, i);
         keys += batch->kv_len[i];
     }
@@ -1167,7 +1221,7 @@ static void attn__add_strips(attn__planner *p, int32_t n) {
     int32_t i;
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < n; i++) {
-            int32_t q_len = v->q_start[i + 1] - v->q_start[i];
+            int32_t q_len = attn__lengths_of(v, i).q_len;
             if (v->phase[i] != phase || !q_len) continue;
             if (phase == ATTN_PREFILL) {
                 attn__add_prefill(p, i, q_len);
@@ -2560,6 +2614,7 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16" };
+    static const char *const masks[] = { "; causal", "; full", "; prefix", "; block" };
     attn__put(t, "layer: ");
     attn__put_line(t, "", l->heads, " heads on ");
     attn__put_line(t, "", l->kv_heads, " kv heads, head_dim ");
@@ -2570,7 +2625,8 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     attn__put(t, types[l->kv_type]);
     attn__put(t, ", o ");
     attn__put(t, types[l->o_type]);
-    attn__put(t, l->mask == ATTN_CAUSAL ? "; causal" : "; full");
+    attn__put(t, masks[l->mask]);
+    if (l->chunk) attn__put_line(t, ", chunk ", l->chunk, "");
     if (l->window_left) attn__put_line(t, ", window_left ", l->window_left, "");
     if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_line(t, ", window_right ", l->window_right, "");
     if (l->sink_keys) attn__put_line(t, ", sink_keys ", l->sink_keys, "");
@@ -2768,10 +2824,10 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
 
 /* The pages that this call will touch: the new keys of append, the seen keys of forward. */
 static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
-                                     int32_t q_len, int32_t kv_len, int append, attn_error *error) {
-    attn__span u = { 0, kv_len - q_len, kv_len };
+                                     const attn__lengths *n, int append, attn_error *error) {
+    attn__span u = { 0, n->kv_len - n->q_len, n->kv_len };
     int status;
-    if (!append) u = attn__union_span(&plan->resolved, q_len, kv_len, 0, q_len - 1);
+    if (!append) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
     status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
     if (status) return status;
     return u.hi > u.lo ? attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error) : ATTN_OK;
@@ -2785,19 +2841,19 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int appen
     attn__capacity_of_plan(&c, plan);
     v = attn__view_of(plan->words, &c);
     for (i = 0; i < plan->n; i++) {
-        int32_t kv_len = v.kv_start[i + 1] - v.kv_start[i];
-        if (v.q_start[i + 1] > v.q_start[i] && attn__ceil_div(kv_len, size) > table_row) {
+        attn__lengths n = attn__lengths_of(&v, i);
+        if (n.q_len && attn__ceil_div(n.kv_len, size) > table_row) {
             attn__text t = attn__error_text(error, i, -1);
             attn__put_value(&t, "io.page_table_row", -1, -1, table_row);
-            attn__put_line(&t, " is less than the ", attn__ceil_div(kv_len, size), " pages of ");
-            attn__put_value(&t, "kv_len", i, -1, kv_len);
+            attn__put_line(&t, " is less than the ", attn__ceil_div(n.kv_len, size), " pages of ");
+            attn__put_value(&t, "kv_len", i, -1, n.kv_len);
             return ATTN_E_ARGUMENT;
         }
     }
     for (i = 0; i < plan->n && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
-        int32_t q_len = v.q_start[i + 1] - v.q_start[i], kv_len = v.kv_start[i + 1] - v.kv_start[i];
-        if (!q_len || !kv_len) continue;
-        status = attn__check_request_pages(plan, io, table_row, i, q_len, kv_len, append, error);
+        attn__lengths n = attn__lengths_of(&v, i);
+        if (!n.q_len || !n.kv_len) continue;
+        status = attn__check_request_pages(plan, io, table_row, i, &n, append, error);
         if (status) return status;
     }
     return ATTN_OK;
@@ -3098,9 +3154,8 @@ static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
 }
 
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
-    const attn__view *v = &r->view;
-    return attn__row_span(r->layer, v->q_start[s->request + 1] - v->q_start[s->request],
-                          v->kv_start[s->request + 1] - v->kv_start[s->request], (s->row + row) / r->group);
+    attn__lengths n = attn__lengths_of(&r->view, s->request);
+    return attn__row_span(r->layer, &n, (s->row + row) / r->group);
 }
 
 /* Bits first .. last - 1 of a word; both are clamped to 0 .. 64. */
@@ -3576,11 +3631,10 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
     attn__capacity_of_plan(&c, plan);
     r.view = attn__view_of(plan->words, &c);
     for (i = 0; i < plan->n; i++) {
-        int32_t q_len = r.view.q_start[i + 1] - r.view.q_start[i];
-        int32_t kv_len = r.view.kv_start[i + 1] - r.view.kv_start[i];
-        for (j = 0; j < q_len; j++) {
-            attn__append_row(&r, &r.k, new_k, r.view.q_start[i] + j, i, kv_len - q_len + j);
-            attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, kv_len - q_len + j);
+        attn__lengths n = attn__lengths_of(&r.view, i);
+        for (j = 0; j < n.q_len; j++) {
+            attn__append_row(&r, &r.k, new_k, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
+            attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
         }
     }
     return attn__succeed(error);
@@ -3685,17 +3739,29 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     return attn__succeed(error);
 }
 
+/* The mask without windows. P: position of row 0. */
+static int attn__mask_sees(const attn_layer *layer, int64_t p, int32_t row, int32_t key, int32_t prefix) {
+    int64_t position = p + row;
+    switch (layer->mask) {
+    case ATTN_FULL: return 1;
+    case ATTN_PREFIX: return key <= position || key < prefix;
+    case ATTN_BLOCK: return key < p + (row / layer->chunk + (int64_t)1) * layer->chunk;
+    default: return key <= position && (!layer->chunk || key / layer->chunk == position / layer->chunk);
+    }
+}
+
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key) {
-    int64_t position;
+    int64_t p;
     (void)io;
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
-    position = (int64_t)batch->kv_len[request] - attn__q_len(batch, request) + row;
-    if (layer->mask == ATTN_CAUSAL && key > position) return 0;
+    if (attn__check_chunk(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
+    p = (int64_t)batch->kv_len[request] - attn__q_len(batch, request);
+    if (!attn__mask_sees(layer, p, row, key, layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0)) return 0;
     if (key < layer->sink_keys) return 1;
-    if (layer->window_left && position - key >= layer->window_left) return 0;
-    if (layer->window_right && key - position >= layer->window_right) return 0;
+    if (layer->window_left && p + row - key >= layer->window_left) return 0;
+    if (layer->window_right && layer->mask != ATTN_CAUSAL && key - (p + row) >= layer->window_right) return 0;
     return 1;
 }
 

@@ -160,20 +160,31 @@ static void check_same(const job *a, const job *b, const char *what) {
 /* ---- masks ------------------------------------------------------------------------------------------------------ */
 
 /* The definition by counting: one step for each key between the query and the key, both included. */
-static int sees(const attn_layer *l, int q_len, int kv_len, int row, int key) {
+static int sees(const attn_layer *l, int q_len, int kv_len, int prefix, int row, int key) {
     int position = kv_len - q_len + row, before = 0, after = 0, x;
     if (row < 0 || row >= q_len || key < 0 || key >= kv_len) return 0;
     if (l->mask == ATTN_CAUSAL && key > position) return 0;
+    if (l->mask == ATTN_PREFIX && key > position && key >= prefix) return 0;
+    if (l->mask == ATTN_BLOCK && key >= kv_len - q_len) {
+        for (x = 0; x + l->chunk <= row; x += l->chunk) {
+        }
+        if (key - (kv_len - q_len) >= x + l->chunk) return 0;
+    }
+    if (l->mask == ATTN_CAUSAL && l->chunk) {
+        for (x = key + 1; x <= position; x++) {
+            if (x % l->chunk == 0) return 0;
+        }
+    }
     if (key < l->sink_keys) return 1;
     for (x = key; x <= position; x++) before++;
     for (x = position; x <= key; x++) after++;
     if (l->window_left > 0 && before > l->window_left) return 0;
-    if (l->mask == ATTN_FULL && l->window_right > 0 && after > l->window_right) return 0;
+    if (l->mask != ATTN_CAUSAL && l->window_right > 0 && after > l->window_right) return 0;
     return 1;
 }
 
 typedef struct mask_case {
-    int32_t q_len[4], kv_len[4];
+    int32_t q_len[4], kv_len[4], prefix[4];
     attn_batch batch;
     attn_layer layer;
 } mask_case;
@@ -183,17 +194,24 @@ static void draw_mask(mask_case *c, test_rng *rng) {
     memset(c, 0, sizeof *c);
     c->layer.heads = 1;
     c->layer.head_dim = 8;
-    c->layer.mask = test_range(rng, 0, 1) ? ATTN_FULL : ATTN_CAUSAL;
+    c->layer.mask = (attn_mask)test_range(rng, ATTN_CAUSAL, ATTN_BLOCK);
+    if (c->layer.mask == ATTN_BLOCK || (c->layer.mask == ATTN_CAUSAL && test_range(rng, 0, 1))) {
+        c->layer.chunk = test_range(rng, 1, 20);
+    }
     c->layer.window_left = test_range(rng, 0, 2) ? test_range(rng, 1, 40) : 0;
     c->layer.window_right = test_range(rng, 0, 2) ? test_range(rng, 1, 40) : 0;
-    c->layer.sink_keys = test_range(rng, 0, 1) ? test_range(rng, 1, 9) : 0;
+    if (c->layer.mask != ATTN_CAUSAL || !c->layer.chunk) {
+        c->layer.sink_keys = test_range(rng, 0, 1) ? test_range(rng, 1, 9) : 0;
+    }
     for (i = 0; i < 4; i++) {
         c->kv_len[i] = test_range(rng, 0, 3) ? test_range(rng, 0, 70) : 32 * test_range(rng, 0, 2);
         c->q_len[i] = test_range(rng, 0, c->layer.mask == ATTN_FULL ? 20 : c->kv_len[i]);
+        c->prefix[i] = test_range(rng, 0, c->kv_len[i]);
     }
     c->batch.n = 4;
     c->batch.q_len = c->q_len;
     c->batch.kv_len = c->kv_len;
+    c->batch.prefix = c->prefix;
 }
 
 static void test_visible(void) {
@@ -207,7 +225,7 @@ static void test_visible(void) {
             int q_len = i < 0 || i > 3 ? 3 : c.q_len[i], kv_len = i < 0 || i > 3 ? 3 : c.kv_len[i];
             for (row = -1; row <= q_len; row++) {
                 for (key = -1; key <= kv_len; key++) {
-                    int want = i >= 0 && i < 4 && sees(&c.layer, q_len, kv_len, row, key);
+                    int want = i >= 0 && i < 4 && sees(&c.layer, q_len, kv_len, c.prefix[i], row, key);
                     int got = attn_visible(&c.batch, &c.layer, NULL, i, row, key);
                     CHECK(got == want, "mask %d, left %d, right %d, sinks %d, q_len %d, kv_len %d, row %d, key %d: %d",
                           (int)c.layer.mask, c.layer.window_left, c.layer.window_right, c.layer.sink_keys, q_len,
@@ -284,7 +302,7 @@ static void count_keys(const attn_layer *layer, int32_t q_len, int32_t kv_len, i
     job_forward(&j);
     for (row = 0; row < q_len; row++) {
         int want = 0, got = (int)floor(exp((double)j.io.lse[row * layer->heads]) + 0.5);
-        for (key = 0; key < kv_len; key++) want += sees(layer, q_len, kv_len, row, key);
+        for (key = 0; key < kv_len; key++) want += sees(layer, q_len, kv_len, 0, row, key);
         CHECK(got == want, "phase %d, left %d, sink keys %d, kv_len %d, row %d: %d keys instead of %d", phase,
               layer->window_left, layer->sink_keys, kv_len, row, got, want);
     }

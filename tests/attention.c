@@ -622,7 +622,7 @@ static void trap22_window_moves_with_the_row(void) {
 
 /* ---- trap 8: page ids ------------------------------------------------------------------------------------------- */
 
-static void open_paged(test_case *c, int phase, int flags) {
+static void open_paged(test_case *c, int phase, int flags, int sink_keys) {
     case_spec s;
     int i;
     case_defaults(&s);
@@ -630,6 +630,7 @@ static void open_paged(test_case *c, int phase, int flags) {
     s.layer.page_size = 16;
     s.layer.flags = flags;
     s.layer.window_left = 100;
+    s.layer.sink_keys = sink_keys;
     s.order = CASE_SHUFFLED;
     s.table_gap = 3;
     s.n = 0;
@@ -641,27 +642,29 @@ static int32_t *table_entry(test_case *c, int request, int column) {
     return (int32_t *)(void *)c->table.data + request * c->io.page_table_row + column;
 }
 
-static void refuse_page(int32_t page, int phase) {
+static void refuse_page(int sink_keys, int column, int32_t page, int phase) {
     test_case c;
+    char name[40];
     int status;
-    open_paged(&c, phase, 0);
-    *table_entry(&c, 3, 12) = page;
+    snprintf(name, sizeof name, "page_table[3][%d]", column);
+    open_paged(&c, phase, 0, sink_keys);
+    *table_entry(&c, 3, column) = page;
     case_rehash(&c);
     CHECK(case_plan(&c) == 0, "%s", c.error.text);
     status = case_forward(&c);
     CHECK(status == ATTN_E_PAGE, "page %d: status %d %s", page, status, c.message);
-    CHECK(c.error.request == 3 && c.error.slot == 12, "request %d slot %d", c.error.request, c.error.slot);
-    CHECK(strstr(c.error.text, "page_table[3][12]") != NULL, "text: %s", c.error.text);
+    CHECK(c.error.request == 3 && c.error.slot == column, "request %d slot %d", c.error.request, c.error.slot);
+    CHECK(strstr(c.error.text, name) != NULL, "text: %s", c.error.text);
     status = attn_check(&c.plan, &c.layer, &c.io, &c.exec, &c.error);
     CHECK(status == ATTN_E_PAGE, "attn_check: status %d", status);
     case_close(&c);
 }
 
-/* Entries that are not read may hold anything: past the length, and pages before the window. */
-static void accept_page(int request, int column, int32_t page, int phase) {
+/* Entries that are not read may hold anything: past the length, and pages between sink keys and window. */
+static void accept_page(int sink_keys, int request, int column, int32_t page, int phase) {
     test_case c;
     const char *problem;
-    open_paged(&c, phase, 0);
+    open_paged(&c, phase, 0, sink_keys);
     *table_entry(&c, request, column) = page;
     case_rehash(&c);
     problem = case_run(&c);
@@ -675,17 +678,22 @@ static void trap8_page_ids(void) {
     int phase;
     int i;
     for (phase = 0; phase < 2; phase++) {
-        open_paged(&c, phase, ATTN_TRUSTED);
+        open_paged(&c, phase, ATTN_TRUSTED, 0);
         run_open_case(&c);
         i = c.io.pages;
         case_close(&c);
-        refuse_page(i, phase);
+        refuse_page(0, 12, i, phase);
         for (i = 0; i < COUNT(bad); i++) {
-            refuse_page(bad[i], phase);
-            accept_page(3, 13, bad[i], phase);
-            accept_page(0, 0, bad[i], phase);
-            accept_page(4, 5, bad[i], phase);
-            accept_page(4, 15, bad[i], phase);
+            refuse_page(0, 12, bad[i], phase);   /* the last page, partial */
+            refuse_page(0, 6, bad[i], phase);    /* the first one: the window starts at key 101 */
+            refuse_page(20, 0, bad[i], phase);   /* sink keys fill page 0 and a part of page 1 */
+            refuse_page(20, 1, bad[i], phase);
+            accept_page(0, 3, 13, bad[i], phase);
+            accept_page(0, 0, 0, bad[i], phase);
+            accept_page(0, 4, 5, bad[i], phase);
+            accept_page(0, 4, 15, bad[i], phase);
+            accept_page(20, 3, 2, bad[i], phase);
+            accept_page(20, 3, 5, bad[i], phase);
         }
     }
 }
@@ -804,7 +812,11 @@ static const far_layout far_layouts[] = {
     { "rows", 1, 3, 3, 1, 0, FAR, 8, FAR, 8, 0, FAR, 8 },
     { "heads", 1, 2, 5, 3, 0, 64, FAR, 64, FAR, 0, 64, FAR },
     { "pages", 1, 2, 6, 2, 2, 64, 8, 64, 8, FAR, 64, 8 },
+    { "rows of a page", 1, 2, 3, 1, 3, 64, 8, 64, 8, 512, FAR, 8 },
+    { "heads of pages", 1, 2, 6, 3, 2, 64, 8, 64, 8, 512, 64, FAR },
     { "padded requests", 3, 2, 4, 2, 0, 64, 8, 64, 8, FAR, 64, 8 },
+    { "rows of padded requests", 2, 2, 3, 1, 0, 64, 8, 64, 8, 512, FAR, 8 },
+    { "heads of padded requests", 3, 2, 4, 3, 0, 64, 8, 64, 8, 512, 64, FAR },
 };
 
 static void copy_far(const far_layout *f, const test_case *c, uint16_t *far, int kv_heads) {

@@ -2,7 +2,6 @@
 #include "cases.h"
 #include "ref.h"
 
-#include <limits.h>
 #include <math.h>
 
 /* Under the address sanitizer the guards are off limits while the library runs, so a read past an array is seen too. */
@@ -208,7 +207,11 @@ static void ref_shape(const test_case *c, int request, ref_problem *p) {
     p->kv_heads = c->kv_heads;
     p->head_dim = c->head_dim;
     p->v_dim = c->v_dim;
-    p->causal = c->layer.mask == ATTN_CAUSAL;
+    p->causal = c->layer.mask != ATTN_FULL;
+    p->chunk = c->layer.mask == ATTN_CAUSAL ? c->layer.chunk : 0;
+    p->block = c->layer.mask == ATTN_BLOCK ? c->layer.chunk : 0;
+    p->prefix_lm = c->layer.mask == ATTN_PREFIX;
+    p->prefix = c->spec.request[request].prefix;
     p->window_left = c->layer.window_left;
     p->window_right = c->layer.window_right;
     p->sink_keys = c->layer.sink_keys;
@@ -622,6 +625,7 @@ static void set_batch(test_case *c) {
         c->q_len[i] = s->request[i].q_len;
         c->kv_len[i] = s->request[i].kv_len;
         c->phase[i] = s->request[i].phase;
+        c->prefix[i] = s->request[i].prefix;
         c->first_row[i + 1] = c->first_row[i] + c->q_len[i];
         c->first_key[i + 1] = c->first_key[i] + c->kv_len[i];
         most_q = c->q_len[i] > most_q ? c->q_len[i] : most_q;
@@ -633,6 +637,7 @@ static void set_batch(test_case *c) {
     c->batch.n = s->n;
     c->batch.q_len = s->null_arrays && ones ? NULL : c->q_len;
     c->batch.kv_len = c->kv_len;
+    c->batch.prefix = c->layer.mask == ATTN_PREFIX || !s->null_arrays ? c->prefix : NULL;
     c->batch.phase = s->null_arrays && decodes == (c->batch.q_len ? 0 : s->n) ? NULL : c->phase;
     if (s->more_q >= 0) c->batch.max_q_len = most_q + s->more_q;
     if (s->more_kv >= 0) c->batch.max_kv_len = most_kv + s->more_kv;
@@ -938,10 +943,13 @@ static void random_mask(attn_layer *l, test_rng *r) {
     static const int windows[] = { 1, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 255, 256,
                                    257, 400, 513, 100000, INT32_MAX };
     static const int keys[] = { 1, 4, 63, 64, 65, 300, INT32_MAX };
-    l->mask = chance(r, 70) ? ATTN_CAUSAL : ATTN_FULL;
+    static const int chunks[] = { 1, 2, 7, 16, 32, 64, 96, 100, 256, 300, INT32_MAX };
+    static const int masks[] = { ATTN_CAUSAL, ATTN_CAUSAL, ATTN_CAUSAL, ATTN_FULL, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK };
+    l->mask = (attn_mask)PICK(r, masks);
+    if (l->mask == ATTN_BLOCK || (l->mask == ATTN_CAUSAL && chance(r, 15))) l->chunk = PICK(r, chunks);
     if (chance(r, 50)) l->window_left = PICK(r, windows);
-    if (chance(r, l->mask == ATTN_FULL ? 50 : 10)) l->window_right = PICK(r, windows);
-    if (chance(r, 30)) l->sink_keys = PICK(r, keys);
+    if (chance(r, l->mask != ATTN_CAUSAL ? 40 : 10)) l->window_right = PICK(r, windows);
+    if (chance(r, 30) && !(l->mask == ATTN_CAUSAL && l->chunk)) l->sink_keys = PICK(r, keys);
 }
 
 static void random_score(attn_layer *l, test_rng *r) {
@@ -988,11 +996,12 @@ static void random_requests(case_spec *s, test_rng *r, double work) {
     for (i = 0; i < s->n; i++) {
         case_request *q = &s->request[i];
         q->kv_len = random_length(r);
-        q->q_len = random_rows(r, q->kv_len, l->mask == ATTN_CAUSAL);
+        q->q_len = random_rows(r, q->kv_len, l->mask != ATTN_FULL);
         while (q->q_len > 1 && q->q_len * (double)q->kv_len * per_pair > work) q->q_len = (q->q_len + 1) / 2;
         while (q->kv_len > q->q_len && q->q_len * (double)q->kv_len * per_pair > work) q->kv_len -= q->kv_len / 8 + 1;
         if (q->kv_len < 0) q->kv_len = 0;
-        if (l->mask == ATTN_CAUSAL && q->q_len > q->kv_len) q->q_len = q->kv_len;
+        if (l->mask != ATTN_FULL && q->q_len > q->kv_len) q->q_len = q->kv_len;
+        q->prefix = test_range(r, 0, q->kv_len);
         work -= q->q_len * (double)q->kv_len * per_pair;
         q->phase = phases == 2 ? test_range(r, 0, 1) : phases;
         q->content = (uint32_t)(chance(r, 30) ? 0 : i);

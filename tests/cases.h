@@ -17,7 +17,7 @@ typedef enum case_poison { CASE_ONES, CASE_INF, CASE_MINUS_INF, CASE_HUGE, CASE_
 typedef enum case_array { CASE_Q, CASE_K, CASE_V } case_array;
 
 typedef struct case_request {
-    int q_len, kv_len, phase;
+    int q_len, kv_len, phase, prefix;
     uint32_t content;               /* requests of one content hold the same sequence */
     int key_start;                  /* key 0 of the request is token key_start of the sequence */
     int q_shift;                    /* added to the token index of the queries */
@@ -63,7 +63,7 @@ typedef struct case_buffer {
 
 typedef struct test_case {
     case_spec spec;
-    int32_t q_len[CASE_REQUESTS], kv_len[CASE_REQUESTS], phase[CASE_REQUESTS];
+    int32_t q_len[CASE_REQUESTS], kv_len[CASE_REQUESTS], phase[CASE_REQUESTS], prefix[CASE_REQUESTS];
     int first_row[CASE_REQUESTS + 1];
     int64_t first_key[CASE_REQUESTS + 1];
     int rows, heads, kv_heads, head_dim, v_dim, columns;

@@ -28,7 +28,7 @@ enum {
 
 /* Everything that a call can read or write, so that one memcmp sees any change. */
 typedef struct world {
-    int32_t q_len[N], kv_len[N], phase[N];
+    int32_t q_len[N], kv_len[N], phase[N], prefix[N];
     int32_t table[N * COLUMNS];
     attn_batch batch, *batch_arg;
     attn_layer layer, *layer_arg;
@@ -138,6 +138,7 @@ static void make_world(world *w, int paged) {
     w->batch.q_len = w->q_len;
     w->batch.kv_len = w->kv_len;
     w->batch.phase = w->phase;
+    w->batch.prefix = w->prefix;
     w->batch.max_q_len = MAX_Q;
     w->batch.max_kv_len = MAX_KV;
     w->batch.max_rows = MAX_ROWS;
@@ -307,6 +308,11 @@ static const error_case batches[] = {
     { PLAN | MASK_BITS, { NIL(batch.kv_len) }, ATTN_E_BATCH, ANY, ANY, { "kv_len " } },
     { PLAN | MASK_BITS, { I32(q_len[17], -3) }, ATTN_E_BATCH, 17, ANY, { "q_len[17] = -3" } },
     { PLAN | MASK_BITS, { I32(kv_len[17], -2) }, ATTN_E_BATCH, 17, ANY, { "kv_len[17] = -2" } },
+    { PLAN | MASK_BITS, { I32(layer.mask, ATTN_PREFIX), NIL(batch.prefix) }, ATTN_E_BATCH, ANY, ANY, { "prefix" } },
+    { PLAN | MASK_BITS, { I32(layer.mask, ATTN_PREFIX), I32(prefix[17], -1) }, ATTN_E_BATCH, 17, ANY,
+      { "prefix[17] = -1" } },
+    { PLAN | MASK_BITS, { I32(layer.mask, ATTN_PREFIX), I32(prefix[3], 99999) }, ATTN_E_BATCH, 3, ANY,
+      { "prefix[3] = 99999" } },
     { PLAN, { I32(phase[6], 7) }, ATTN_E_BATCH, 6, ANY, { "phase[6] = 7" } },
     { PLAN, { I32(phase[6], -1) }, ATTN_E_BATCH, 6, ANY, { "phase[6] = -1" } },
     { PLAN | MASK_BITS, { I32(kv_len[17], 5) }, ATTN_E_BATCH, 17, ANY,
@@ -344,10 +350,16 @@ static const error_case layers[] = {
     { PLANS, { I32(layer.kv_type, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = " } },
     { PLANS, { I32(layer.kv_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = 3" } },
     { PLANS, { I32(layer.o_type, 99) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 99" } },
-    { PLANS, { I32(layer.mask, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 2" } },
+    { PLANS, { I32(layer.mask, 9) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 9" } },
     { PLANS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
     { PLANS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
     { PLANS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
+    { PLANS, { I32(layer.chunk, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = -1" } },
+    { PLANS, { I32(layer.mask, ATTN_BLOCK) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = 0", "BLOCK" } },
+    { PLANS, { I32(layer.mask, ATTN_FULL), I32(layer.chunk, 8) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = 8" } },
+    { PLANS, { I32(layer.mask, ATTN_PREFIX), I32(layer.chunk, 8) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = 8" } },
+    { PLANS, { I32(layer.chunk, 8), I32(layer.sink_keys, 2) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.chunk = 8", "layer.sink_keys = 2" } },
     { PLAN, { I32(layer.page_size, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = -1" } },
     { DENSE | CONTIGUOUS, { I32(layer.page_size, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = 4" } },
     { PLANS, { I32(layer.split_keys, -256) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = -256" } },
@@ -376,7 +388,7 @@ static const error_case layers[] = {
     { PLANS, { I32(layer.flags, INT32_MIN) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = -2147483648" } },
     { PLANS, { I32(layer.heads, INT32_MAX), I32(layer.kv_heads, 0), I32(layer.head_dim, INT32_MAX) },
       ATTN_E_LAYER, ANY, ANY, { "layer." } },
-    { MASK_BITS, { I32(layer.mask, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 2" } },
+    { MASK_BITS, { I32(layer.mask, 9) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 9" } },
     { MASK_BITS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
     { MASK_BITS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
     { MASK_BITS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
@@ -402,6 +414,7 @@ static const error_case differences[] = {
     OTHER(window_left, 0, "1024"),
     OTHER(window_right, 5, "0"),
     OTHER(sink_keys, 2, "0"),
+    OTHER(chunk, 64, "0"),
     OTHER(page_size, 8, "4"),
     OTHER(split_keys, 256, "0"),
     OTHER(row_tile, 32, "16"),
@@ -513,8 +526,15 @@ static long changed(int which) {
     return -1;
 }
 
+/* Is the fault one that only the arrays show? */
 static int needs_arrays(const error_case *c) {
-    return c->patch[0].at == offsetof(world, batch.kv_len) || c->patch[0].at == offsetof(world, batch.max_rows);
+    int i;
+    for (i = 0; i < 4; i++) {
+        size_t at = c->patch[i].at;
+        if (at == offsetof(world, batch.kv_len) || at == offsetof(world, batch.max_rows)) return 1;
+        if (at == offsetof(world, batch.prefix)) return 1;
+    }
+    return 0;
 }
 
 static void check_call(const error_case *c, int which, const char *name) {

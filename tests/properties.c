@@ -26,16 +26,20 @@ typedef struct layer_case {
     attn_mask mask;
     int left, right, sink_keys, split_keys, sinks;
     float softcap;
+    int chunk;
 } layer_case;
 
 static const layer_case layers[] = {
-    { "f32", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0 },
-    { "f16 window", 4, 1, 24, 16, ATTN_F16, ATTN_F16, ATTN_F32, ATTN_CAUSAL, 600, 0, 0, 0, 0, 0 },
-    { "bf16 sinks softcap", 6, 2, 40, 20, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 1, 20 },
-    { "sink keys", 2, 2, 16, 8, ATTN_F32, ATTN_F16, ATTN_F16, ATTN_CAUSAL, 500, 0, 300, 0, 1, 0 },
-    { "split 256", 3, 1, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 1, 0 },
-    { "split 512 window", 4, 2, 8, 24, ATTN_F16, ATTN_BF16, ATTN_F32, ATTN_CAUSAL, 650, 0, 3, 512, 0, 0 },
-    { "full windows", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_FULL, 600, 70, 10, 256, 1, 0 },
+    { "f32", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0 },
+    { "f16 window", 4, 1, 24, 16, ATTN_F16, ATTN_F16, ATTN_F32, ATTN_CAUSAL, 600, 0, 0, 0, 0, 0, 0 },
+    { "bf16 sinks softcap", 6, 2, 40, 20, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 1, 20, 0 },
+    { "sink keys", 2, 2, 16, 8, ATTN_F32, ATTN_F16, ATTN_F16, ATTN_CAUSAL, 500, 0, 300, 0, 1, 0, 0 },
+    { "split 256", 3, 1, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 1, 0, 0 },
+    { "split 512 window", 4, 2, 8, 24, ATTN_F16, ATTN_BF16, ATTN_F32, ATTN_CAUSAL, 650, 0, 3, 512, 0, 0, 0 },
+    { "full windows", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_FULL, 600, 70, 10, 256, 1, 0, 0 },
+    { "chunks of 500", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 0, 0, 500 },
+    { "prefix", 4, 2, 16, 16, ATTN_F32, ATTN_F16, ATTN_F32, ATTN_PREFIX, 700, 0, 5, 256, 0, 0, 0 },
+    { "blocks of 10", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_BLOCK, 0, 0, 0, 256, 0, 0, 10 },
 };
 
 static void set_layer(case_spec *s, const layer_case *l) {
@@ -52,6 +56,7 @@ static void set_layer(case_spec *s, const layer_case *l) {
     s->layer.sink_keys = l->sink_keys;
     s->layer.split_keys = l->split_keys;
     s->layer.softcap = l->softcap;
+    s->layer.chunk = l->chunk;
     s->layer.row_tile = 16;
     s->layer.workers = 7;
     s->sinks = l->sinks;
@@ -64,6 +69,7 @@ static void add_request(case_spec *s, int q_len, int kv_len, int phase, uint32_t
     r->kv_len = kv_len;
     r->phase = phase;
     r->content = content;
+    r->prefix = kv_len / 3;
     s->n++;
 }
 
@@ -800,7 +806,11 @@ static int row_sees(const test_case *c, int request, int row, int key) {
     memset(&p, 0, sizeof p);
     p.q_len = c->q_len[request];
     p.kv_len = c->kv_len[request];
-    p.causal = c->layer.mask == ATTN_CAUSAL;
+    p.causal = c->layer.mask != ATTN_FULL;
+    p.chunk = c->layer.mask == ATTN_CAUSAL ? c->layer.chunk : 0;
+    p.block = c->layer.mask == ATTN_BLOCK ? c->layer.chunk : 0;
+    p.prefix_lm = c->layer.mask == ATTN_PREFIX;
+    p.prefix = c->prefix[request];
     p.window_left = c->layer.window_left;
     p.window_right = c->layer.window_right;
     p.sink_keys = c->layer.sink_keys;

@@ -10,15 +10,25 @@
 
 static int in_window(const ref_problem *p, long long position, long long key) {
     long long left = p->window_left;
-    long long right = p->causal ? 0 : p->window_right;
+    long long right = p->causal && !p->prefix_lm && !p->block ? 0 : p->window_right;
     if (left > 0 && position - key >= left) return 0;
     if (right > 0 && key - position >= right) return 0;
     return 1;
 }
 
+static int mask_sees(const ref_problem *p, long long position, int row, int key) {
+    if (p->block) {
+        long long block_start = (position - row) + (long long)(row / p->block) * p->block;
+        return key < block_start + p->block;
+    }
+    if (p->prefix_lm && key < p->prefix) return 1;
+    if (p->causal && key > position) return 0;
+    return !p->chunk || key / p->chunk == position / p->chunk;
+}
+
 int ref_sees(const ref_problem *p, int row, int key) {
     long long position = (long long)p->kv_len - p->q_len + row;
-    if (p->causal && key > position) return 0;
+    if (!mask_sees(p, position, row, key)) return 0;
     return key < p->sink_keys || in_window(p, position, key);
 }
 

@@ -9,6 +9,9 @@
 typedef struct ref_problem {
     int q_len, kv_len, heads, kv_heads, head_dim, v_dim;
     int causal;                     /* 0: every key is a candidate */
+    int chunk;                      /* causal: only keys of the row's own chunk of so many positions; 0: any */
+    int prefix_lm, prefix;          /* causal, but every row sees the first `prefix` keys */
+    int block;                      /* rows come in blocks of so many and see their whole block; 0: no blocks */
     int window_left, window_right;  /* keys at or before / at or after the query, itself included; 0: no limit */
     int sink_keys;                  /* keys below this stay visible outside the window */
     double scale, softcap;          /* softcap 0: off */
