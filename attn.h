@@ -61,6 +61,9 @@
                           page_table[i][p / page_size], slot p % page_size. Any page size, any order, pages may be
                           shared; entries that no row needs are never read
               head-major  k_head = capacity * head_dim, k_row = head_dim
+              ring        layer.ring = R slots per request, at i * k_page (0: R rows) or in the first R / page_size
+                          pages of the table row; key p in slot p mod R. Needs window_left and
+                          R >= window_left - 1 + max_q_len; then up to max_q_len appended rows can be taken back exactly
       lse     [row][head]
 
    >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned).
@@ -86,7 +89,9 @@
       decode row, and a chunked prompt the whole one, byte for byte. key_tile and split_keys do belong to the layer and
       change bits. Between phases and instruction sets results agree within rounding. A NaN or inf among a row's visible
       inputs may spoil that row, never another; what lies past a length or in unused pages is not looked at.
-      Types of q, o and KV: f32, f16, bf16, in any mixture; stores round to nearest even.
+      Types of q, o and KV: f32, f16, bf16, in any mixture; stores round to nearest even. The host's fast-math
+      flags do not reach our code (gcc, MSVC, and clang on x86-64). The promise needs float arithmetic in float, not the
+      x87 unit of 32-bit x86 without SSE.
 
    >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
       block per lane, and, if requests may be in phase DECODE, room for the partial results of split rows, bounded by
@@ -94,10 +99,11 @@
       sizes follow from the layer, n, max_q_len, max_kv_len, max_rows and from which of q_len and phase are NULL: set
       the capacities, and buffers once sized serve every step.
 
-   >>threads  None are started. attn_forward calls exec.parallel_for, if set, with a function that pulls tasks; or run
-      the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count, attn_task.
-      plan.largest_task says how coarse they are; layer.workers (DECODE), row_tile and split_keys (PREFILL) make them
-      smaller. Nothing is shared between calls: any number of threads may use one plan, each with its own exec.
+   >>threads  None are started. With lanes > 1 attn_forward calls exec.parallel_for with a function that pulls tasks;
+      or run the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count,
+      attn_task. plan.largest_task says how coarse they are; layer.workers (DECODE), row_tile and split_keys (PREFILL)
+      make them smaller. Nothing is shared between calls: any number of threads may use one plan, each with its own
+      exec.
 
    >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
       request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store.
@@ -196,12 +202,13 @@ typedef struct attn_layer {
     int32_t sink_keys;              /* keys 0 .. sink_keys - 1 stay visible outside the window */
     int32_t chunk;                  /* CAUSAL: positions of a chunk, 0: none; BLOCK: rows of a block */
     int32_t page_size;              /* keys per page; 0: contiguous */
+    int32_t ring;                   /* R: key p lives in slot p mod R of its request's cache; 0: in slot p */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
     int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 128 and the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
     float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
-    int32_t isa;                    /* attn_isa; 0: detect now (about 35 us in a virtual machine, so detect once) */
+    int32_t isa;                    /* attn_isa; 0: detect now (35 us in a virtual machine). Others are not checked */
     int32_t flags;                  /* attn_flag bits */
 } attn_layer;
 
@@ -265,8 +272,9 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
    bytes is (as snprintf does). Thread safety: any thread. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
-/* Bytes of scratch memory for attn_exec.mem. Depends on the capacities, the layer and lanes only, so it is the same
-   for every later plan with the same capacities. Thread safety: any thread. */
+/* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. Depends on the layer, lanes, n, the
+   capacities and on which of q_len and phase are NULL, so it is the same for every later plan of that kind.
+   Thread safety: any thread. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
@@ -377,16 +385,21 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
 #endif
 #endif
 
-/* The host's -ffast-math would delete the order of our sums and the tests of -inf: IEEE rules again, from here to the
-   end of the implementation. */
-#if defined(__FAST_MATH__) && defined(__clang__)
+/* The host's flags compile our code. Fast-math would delete the order of our sums and the tests of -inf, and
+   contraction would make the bits depend on -mfma: IEEE rules, and no fused operations but our own, to the end of the
+   implementation. (Partial flags such as -funsafe-math-optimizations define no macro, so this is always on.) */
+#if defined(__clang__)
+#if defined(__x86_64__) /* elsewhere clang 14 warns that it ignores the pragma */
 #pragma float_control(push)
 #pragma float_control(precise, on)
-#elif defined(__FAST_MATH__) && defined(__GNUC__)
+#endif
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__) && !defined(__TINYC__)
 #pragma GCC push_options
-#pragma GCC optimize("no-fast-math")
-#elif defined(_M_FP_FAST)
+#pragma GCC optimize("no-fast-math", "fp-contract=off")
+#elif defined(_MSC_VER)
 #pragma float_control(precise, on, push)
+#pragma fp_contract(off)
 #endif
 
 /* The one counter that lanes share. Without atomics each lane takes a fixed stripe of the tasks. */
@@ -414,6 +427,10 @@ ATTN__INLINE float attn__float_of(uint32_t u) {
     float x;
     memcpy(&x, &u, sizeof x);
     return x;
+}
+
+ATTN__INLINE int attn__is_finite(float x) {
+    return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u;
 }
 
 ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) {
@@ -485,60 +502,59 @@ static void attn__put_int(attn__text *t, int64_t value) {
     while (n) attn__put_char(t, digits[--n]);
 }
 
-/* Six significant digits, plain or with an exponent. */
+/* value > 0 as nine digits, the first of them worth 10^exponent; the last three are 0 where six mean the same float. */
+static int64_t attn__decimal(float value, int *exponent) {
+    double x = value, step = attn__float_of(attn__bits_of(value) + 1) - x, shift;
+    int64_t digits;
+    *exponent = 0;
+    if (!attn__is_finite((float)step)) step = 0;
+    for (; x >= 9.999999995; x /= 10) {
+        step /= 10;
+        ++*exponent;
+    }
+    for (; x < 0.9999999995; x *= 10) {
+        step *= 10;
+        --*exponent;
+    }
+    digits = (int64_t)(x * 1e5 + 0.5) * 1000;
+    shift = (double)digits - x * 1e8;
+    if (shift > 0.49e8 * step || -shift > 0.49e8 * step) digits = (int64_t)(x * 1e8 + 0.5);
+    if (digits < 1000000000) return digits;
+    ++*exponent;
+    return 100000000;
+}
+
+/* The first `count` of nine digits, and then whatever is not 0 behind a point. */
+static void attn__put_digits(attn__text *t, int64_t digits, int count) {
+    for (; count > 0 || digits; count--) {
+        if (count == 0) attn__put_char(t, '.');
+        attn__put_char(t, (char)('0' + (int)(digits / 100000000)));
+        digits = digits % 100000000 * 10;
+    }
+}
+
 static void attn__put_float(attn__text *t, float value) {
-    uint32_t bits = attn__bits_of(value);
-    double x = value;
-    int exponent = 0;
-    int64_t digits, unit = 100000;
-    if ((bits & 0x7f800000u) == 0x7f800000u) {
-        attn__put(t, (bits & 0x7fffffu) ? "nan" : (bits >> 31) ? "-inf" : "inf");
+    int64_t digits;
+    int exponent;
+    if (!attn__is_finite(value)) {
+        attn__put(t, attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
         return;
     }
-    if (x < 0) {
-        attn__put_char(t, '-');
-        x = -x;
-    }
-    if (x == 0) {
+    if (value < 0) attn__put_char(t, '-');
+    if (value == 0) {
         attn__put_char(t, '0');
         return;
     }
-    while (x >= 9.999995) {
-        x /= 10;
-        exponent++;
-    }
-    while (x < 0.9999995) {
-        x *= 10;
-        exponent--;
-    }
-    digits = (int64_t)(x * 100000 + 0.5);
-    if (exponent >= -4 && exponent < 0) {
-        int zeros = exponent;
+    digits = attn__decimal(value < 0 ? -value : value, &exponent);
+    if (exponent >= 0 && exponent < 6) {
+        attn__put_digits(t, digits, exponent + 1);
+    } else if (exponent < 0 && exponent >= -4) {
+        int zeros;
         attn__put(t, "0.");
-        while (++zeros < 0) attn__put_char(t, '0');
-        while (digits) {
-            attn__put_char(t, (char)('0' + (int)(digits / unit)));
-            digits = digits % unit * 10;
-        }
-        return;
-    }
-    do {
-        attn__put_char(t, (char)('0' + (int)(digits / unit)));
-        digits = digits % unit * 10;
-        if (exponent > 0 && exponent < 6) {
-            exponent--;
-        } else if (unit && digits) {
-            attn__put_char(t, '.');
-            while (digits) {
-                attn__put_char(t, (char)('0' + (int)(digits / unit)));
-                digits = digits % unit * 10;
-            }
-            break;
-        } else {
-            break;
-        }
-    } while (1);
-    if (exponent) {
+        for (zeros = exponent + 1; zeros < 0; zeros++) attn__put_char(t, '0');
+        attn__put_digits(t, digits, -1);
+    } else {
+        attn__put_digits(t, digits, 1);
         attn__put_char(t, 'e');
         attn__put_int(t, exponent);
     }
@@ -645,10 +661,10 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_BLOCK),
     ATTN__FIELD(window_left, 0, INT32_MAX), ATTN__FIELD(window_right, 0, INT32_MAX),
     ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(chunk, 0, INT32_MAX),
-    ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(split_keys, 0, INT32_MAX),
-    ATTN__FIELD(row_tile, 0, 256),          ATTN__FIELD(key_tile, 0, 128),
-    ATTN__FIELD(workers, 0, 65536),         ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),
-    ATTN__FIELD(flags, 0, ATTN_TRUSTED)
+    ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(ring, 0, INT32_MAX),
+    ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
+    ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
+    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED)
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_FIELDS ((int)(sizeof attn__layer_fields / sizeof attn__layer_fields[0]))
@@ -659,10 +675,6 @@ static int32_t attn__field_value(const attn_layer *layer, int field) {
     int32_t value;
     memcpy(&value, (const char *)layer + attn__layer_fields[field].offset, sizeof value);
     return value;
-}
-
-static int attn__is_finite(float x) {
-    return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u;
 }
 
 /* 1 / sqrt(x) by Newton's iteration in double: no libm, the same bits everywhere. */
@@ -694,8 +706,8 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
         }
     }
     if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale", " is not finite");
-    if (!attn__is_finite(layer->softcap) || layer->softcap < 0) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.softcap", " must be finite and not negative");
+    if (!attn__is_finite(layer->softcap) || layer->softcap < 0 || (layer->softcap > 0 && layer->softcap < 1e-30f)) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.softcap", " must be 0 or 1e-30 or more, and finite");
     }
     return ATTN_OK;
 }
@@ -715,12 +727,29 @@ static int attn__check_chunk(const attn_layer *l, attn_error *error) {
     return ATTN_OK;
 }
 
+static int attn__check_ring(const attn_layer *l, attn_error *error) {
+    if (!l->ring) return ATTN_OK;
+    if (!l->window_left) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.ring", l->ring, " needs a window: layer.window_left = 0");
+    }
+    if (l->sink_keys) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.ring", l->ring, " cannot be combined with ",
+                               "layer.sink_keys", l->sink_keys);
+    }
+    if (l->page_size && l->ring % l->page_size) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.ring", l->ring, " is not a multiple of ", "layer.page_size",
+                               l->page_size);
+    }
+    return ATTN_OK;
+}
+
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     int status;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
     status = attn__layer_check_values(layer, error);
     if (!status) status = attn__check_chunk(layer, error);
+    if (!status) status = attn__check_ring(layer, error);
     if (status) return status;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
@@ -1024,13 +1053,21 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
     return ATTN_OK;
 }
 
+/* Units that a strip can have at most. */
+static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, int32_t unit_keys) {
+    int64_t units = attn__ceil_div(c->max_kv_len, unit_keys);
+    if (l->mask != ATTN_CAUSAL || !l->window_left) return units;
+    return attn__min64(units, ((int64_t)l->window_left - 1 + c->max_q_len) / unit_keys + 2 +
+                              attn__ceil_div(l->sink_keys, unit_keys));
+}
+
 static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
-    int64_t units = attn__ceil_div(c->max_kv_len, ATTN__UNIT), bound = 0;
+    int64_t units = attn__unit_bound(c, l, ATTN__UNIT), bound = 0;
     if (c->families >> ATTN_DECODE & 1) {
         bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
     }
     if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) {
-        bound = attn__max64(bound, c->strips * attn__ceil_div(c->max_kv_len, l->split_keys) + bound);
+        bound += c->strips * attn__unit_bound(c, l, l->split_keys);
     }
     return bound;
 }
@@ -1038,9 +1075,9 @@ static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
 /* Fills in every bound from n, max_q_len, max_kv_len, max_rows and families. */
 static void attn__bound(attn__capacity *c, const attn_layer *l) {
     int64_t group = l->heads / l->kv_heads;
-    int64_t splits = l->split_keys ? attn__ceil_div(c->max_kv_len, l->split_keys) : 1;
+    int64_t splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
-    int32_t levels = attn__bit_length((uint32_t)attn__ceil_div(c->max_kv_len, ATTN__UNIT));
+    int32_t levels = attn__bit_length((uint32_t)attn__unit_bound(c, l, ATTN__UNIT)) + (l->window_left > 0);
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
     c->strips = attn__min64(l->kv_heads * (c->max_rows * group / l->row_tile + c->n), (int64_t)1 << 31);
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
@@ -1121,13 +1158,14 @@ static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len) {
     int32_t rows = q_len * (p->layer->heads / kv_heads);
     int32_t tile = p->layer->row_tile;
     int32_t heads = attn__max(1, tile / rows);
-    int32_t head, row;
+    int32_t head;
+    int64_t row;
     heads = (int32_t)attn__ceil_div(kv_heads, attn__ceil_div(kv_heads, heads));
     for (head = 0; head < kv_heads; head += heads) {
         for (row = 0; row < rows; row += tile) {
-            attn__strip s = { request, head, 0, row, 0, 0, 0, 0 };
+            attn__strip s = { request, head, 0, (int32_t)row, 0, 0, 0, 0 };
             s.heads = attn__min(heads, kv_heads - head);
-            s.rows = attn__min(tile, rows - row);
+            s.rows = attn__min(tile, rows - s.row);
             attn__add_strip(p, s);
         }
     }
@@ -1242,6 +1280,13 @@ static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, at
         if (status) return status;
     }
     attn__capacity_of(c, batch, resolved);
+    if (resolved->ring && resolved->ring < (int64_t)resolved->window_left - 1 + c->max_q_len) {
+        attn__text t = attn__error_text(error, -1, -1);
+        attn__put_value(&t, "layer.ring", -1, -1, resolved->ring);
+        attn__put_line(&t, " is less than window_left - 1 + max_q_len = ",
+                       (int64_t)resolved->window_left - 1 + c->max_q_len, "");
+        return ATTN_E_LAYER;
+    }
     if (c->max_q_len * (int64_t)resolved->heads > INT32_MAX) {
         return attn__fail_pair(error, ATTN_E_BATCH, "batch.max_q_len", c->max_q_len,
                                " gives more than 2^31-1 rows with ", "layer.heads", resolved->heads);
@@ -1253,11 +1298,16 @@ static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, at
     return ATTN_OK;
 }
 
+/* Bytes as size_t; what a 32-bit machine cannot address becomes a size that no buffer has. */
+static size_t attn__to_size(int64_t bytes) {
+    return (uint64_t)bytes > (uint64_t)SIZE_MAX ? SIZE_MAX : (size_t)bytes;
+}
+
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
     attn_layer resolved;
     attn__capacity c;
     if (attn__plan_check(batch, layer, &resolved, &c, NULL)) return 0;
-    return (size_t)c.words * sizeof(int32_t);
+    return attn__to_size(c.words * 4);
 }
 
 static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
@@ -1311,7 +1361,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan", " is NULL");
     status = attn__plan_check(batch, layer, &resolved, &c, error);
     if (!status) status = attn__check_lengths(batch, &resolved, error);
-    if (!status) status = attn__check_memory("mem", mem, bytes, (size_t)c.words * sizeof(int32_t), 4, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, attn__to_size(c.words * 4), 4, error);
     if (status) return status;
     if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
     memset(&p, 0, sizeof p);
@@ -1337,7 +1387,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     plan->work = p.work;
     plan->largest_task = p.largest_task;
     plan->words = (int32_t *)mem;
-    plan->bytes = (size_t)c.words * sizeof(int32_t);
+    plan->bytes = attn__to_size(c.words * 4);
     attn__write_header(plan, p.view);
     return attn__succeed(error);
 }
@@ -1387,7 +1437,8 @@ static uint16_t attn__to_bf16(float x) {
 
 /* ---- >>maths: exp, log and tanh without libm --------------------------------------------------------------------
    exp(x) = 2^n * 2^f, n = round(x / ln 2): minimax polynomial of degree 5 for 2^f - 1 over f in -0.5 .. 0.5, constant
-   term exactly 1, so exp(0) = 1; relative error 1.6e-7. Below 2^-126 the result is 0. The same in every leaf. */
+   term exactly 1, so exp(0) = 1. Relative error 1.6e-7, and |x| * 6e-8 from rounding x / ln 2: weights far below the
+   largest one need no more. Below 2^-126 the result is 0. The same in every leaf. */
 #define ATTN__LOG2E 1.44269504f
 #define ATTN__EXP1 0.693147004f
 #define ATTN__EXP2 0.240222424f
@@ -2637,6 +2688,7 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
         attn__put_float(t, l->softcap);
     }
     if (l->page_size) attn__put_line(t, "; pages of ", l->page_size, " keys");
+    if (l->ring) attn__put_line(t, "; ring of ", l->ring, " keys");
     attn__put(t, "\n");
 }
 
@@ -2704,6 +2756,16 @@ ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) {
     return given ? given : packed;
 }
 
+/* Where a key lives in its request's cache. */
+ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) {
+    return l->ring ? key % l->ring : key;
+}
+
+/* Columns of the page table that kv_len keys use. */
+static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
+    return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
+}
+
 static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     attn__strides s;
@@ -2721,7 +2783,10 @@ static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) 
     if (l->page_size) {
         s.k_page = attn__or(s.k_page, attn__max64(l->page_size * s.k_row, l->kv_heads * s.k_head));
         s.v_page = attn__or(s.v_page, attn__max64(l->page_size * s.v_row, l->kv_heads * s.v_head));
-        s.table_row = attn__or(s.table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
+        s.table_row = attn__or(s.table_row, attn__table_columns(l, plan->max_kv_len));
+    } else if (l->ring) {
+        s.k_page = attn__or(s.k_page, attn__max64(l->ring * s.k_row, l->kv_heads * s.k_head));
+        s.v_page = attn__or(s.v_page, attn__max64(l->ring * s.v_row, l->kv_heads * s.v_head));
     }
     return s;
 }
@@ -2759,10 +2824,10 @@ static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, att
             return ATTN_E_PLAN;
         }
     }
-    if (attn__bits_of(layer->scale) != attn__bits_of(plan->layer.scale)) {
+    if (layer->scale != plan->layer.scale) {
         return attn__fail_layer_float(error, "layer.scale", layer->scale, plan->layer.scale);
     }
-    if (attn__bits_of(layer->softcap) != attn__bits_of(plan->layer.softcap)) {
+    if (layer->softcap != plan->layer.softcap) {
         return attn__fail_layer_float(error, "layer.softcap", layer->softcap, plan->layer.softcap);
     }
     return ATTN_OK;
@@ -2788,19 +2853,27 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     };
     size_t i;
     for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
-        if (strides[i].value < 0) {
-            return attn__fail_value(error, ATTN_E_ARGUMENT, strides[i].name, strides[i].value, " is negative");
+        if (strides[i].value < 0 || strides[i].value >> 40) { /* products with a page size or head count must fit */
+            return attn__fail_value(error, ATTN_E_ARGUMENT, strides[i].name, strides[i].value,
+                                    ", but it must be 0 .. 2^40 - 1");
         }
     }
     return ATTN_OK;
 }
 
+/* Is `outer` at least count - 1 steps of `inner` and one vector wide? */
+static int attn__encloses(int64_t outer, int64_t inner, int64_t count, int64_t dim) {
+    return outer >= dim && (count < 2 || (outer - dim) / (count - 1) >= inner);
+}
+
 /* Two rows or heads of o must not share memory: [row][head] or [head][row], with any gaps. */
 static int attn__check_output(const attn_plan *plan, const attn__strides *s, attn_error *error) {
     const attn_layer *l = &plan->resolved;
-    int64_t row = plan->rows > 1 ? s->o_row : 0, head = l->heads > 1 ? s->o_head : 0;
-    int by_row = (l->heads < 2 || head >= l->v_dim) && (plan->rows < 2 || row >= (l->heads - 1) * head + l->v_dim);
-    int by_head = (plan->rows < 2 || row >= l->v_dim) && (l->heads < 2 || head >= (plan->rows - 1) * row + l->v_dim);
+    int one_row = plan->rows < 2, one_head = l->heads < 2;
+    int by_row = (one_head || s->o_head >= l->v_dim) &&
+                 (one_row || attn__encloses(s->o_row, s->o_head, l->heads, l->v_dim));
+    int by_head = (one_row || s->o_row >= l->v_dim) &&
+                  (one_head || attn__encloses(s->o_head, s->o_row, plan->rows, l->v_dim));
     if (by_row || by_head) return ATTN_OK;
     return attn__fail_pair(error, ATTN_E_ARGUMENT, "io.o_row", s->o_row, " makes rows of o overlap with ", "io.o_head",
                            s->o_head);
@@ -2809,8 +2882,11 @@ static int attn__check_output(const attn_plan *plan, const attn__strides *s, att
 /* Page ids of the keys first .. last - 1 of a request. */
 static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
                              int32_t first, int32_t last, attn_error *error) {
-    int32_t size = plan->resolved.page_size, p;
-    for (p = first / size; p < attn__ceil_div(last, size); p++) {
+    const attn_layer *l = &plan->resolved;
+    int32_t size = l->page_size;
+    int64_t key;
+    for (key = first; key < last; key += size - key % size) {
+        int32_t p = attn__slot_of(l, (int32_t)key) / size;
         int32_t page = io->page_table[request * table_row + p];
         if (page < 0 || page >= io->pages) {
             attn__text t = attn__error_text(error, request, p);
@@ -2837,15 +2913,16 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int appen
     attn__capacity c;
     attn__view v;
     int64_t table_row = attn__strides_of(plan, io).table_row;
-    int32_t i, status, size = plan->resolved.page_size;
+    int32_t i, status;
     attn__capacity_of_plan(&c, plan);
     v = attn__view_of(plan->words, &c);
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (n.q_len && attn__ceil_div(n.kv_len, size) > table_row) {
+        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
+        if (n.q_len && columns > table_row) {
             attn__text t = attn__error_text(error, i, -1);
             attn__put_value(&t, "io.page_table_row", -1, -1, table_row);
-            attn__put_line(&t, " is less than the ", attn__ceil_div(n.kv_len, size), " pages of ");
+            attn__put_line(&t, " is less than the ", columns, " pages of ");
             attn__put_value(&t, "kv_len", i, -1, n.kv_len);
             return ATTN_E_ARGUMENT;
         }
@@ -2973,7 +3050,7 @@ ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes) {
     attn__capacity c;
     if (attn__check_plan(plan, NULL) || lanes < 0 || lanes > 65536) return 0;
     attn__capacity_of_plan(&c, plan);
-    return (size_t)attn__exec_size(&plan->resolved, &c, lanes);
+    return attn__to_size(attn__exec_size(&plan->resolved, &c, lanes));
 }
 
 static char *attn__exec_start(const attn_exec *exec) {
@@ -3097,12 +3174,12 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
 /* ---- >>tiles: keys to pointers, rows to masks -------------------------------------------------------------------- */
 
 static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
-    int32_t size = r->layer->page_size;
+    int32_t size = r->layer->page_size, slot = attn__slot_of(r->layer, key);
     if (size) {
-        int64_t page = r->io->page_table[request * r->strides.table_row + key / size];
-        return c->base + page * c->page + key % size * c->row + head * c->head;
+        int64_t page = r->io->page_table[request * r->strides.table_row + slot / size];
+        return c->base + page * c->page + slot % size * c->row + head * c->head;
     }
-    if (c->page) return c->base + request * c->page + key * c->row + head * c->head;
+    if (c->page) return c->base + request * c->page + slot * c->row + head * c->head;
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
@@ -3119,6 +3196,7 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
         }
         if (key < seen.lead) run = attn__min(run, seen.lead - key);
         if (size) run = attn__min(run, size - key % size);
+        if (r->layer->ring) run = attn__min(run, r->layer->ring - key % r->layer->ring);
         rows[i] = attn__key_address(r, c, s->request, head, key);
         while (--run) {
             rows[i + 1] = rows[i] + c->row;
@@ -3129,11 +3207,14 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
 }
 
-/* The same keys as f32 rows: copies in `wide` with their addresses in `list`, or, with wide NULL, themselves. */
+/* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
-    if (!wide) return (const float *const *)(const void *)rows;
+    if (!wide) {
+        for (i = 0; i < n + 15; i++) list[i] = (const float *)(const void *)rows[i];
+        return list;
+    }
     r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
     return list;
@@ -3230,10 +3311,10 @@ static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t r
     }
 }
 
-/* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. v_finite: -1 until it is known. */
+/* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. */
 static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used,
                                 const float *const *k, const float *const *v, int32_t first, int32_t last,
-                                int *v_finite) {
+                                int v_finite) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
     attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + used - 1);
@@ -3244,8 +3325,13 @@ static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (mask) attn__mask_panel(r, s, row, used, first, n);
     f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
-    if (mask && *v_finite < 0) *v_finite = attn__all_finite(v, n, v_dim);
-    f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, *v_finite == 0 ? mask : NULL, used);
+    f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, v_finite ? NULL : mask, used);
+}
+
+/* Do all rows of the strip see all keys first .. last - 1? */
+static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t first, int32_t last) {
+    attn__span top = attn__packed_span(r, s, 0), bottom = attn__packed_span(r, s, s->rows - 1);
+    return top.hi >= last && bottom.lo <= first;
 }
 
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
@@ -3253,7 +3339,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     const attn__scratch *t = &r->scratch;
     const float *const *k, *const *v;
     int32_t lanes = r->leaves->lanes, row;
-    int v_finite = -1;
+    int v_finite;
     attn__clip(seen, first, last, &first, &last);
     if (first == last) return;
     attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
@@ -3261,11 +3347,12 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
     v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
+    v_finite = attn__all_seen(r, s, first, last) || attn__all_finite(v, last - first, r->layer->v_dim);
     for (row = 0; row < s->rows; row += lanes) {
         int32_t used = attn__min(lanes, s->rows - row), begin, end;
         attn__clip(attn__strip_span(r->layer, &r->view, s, row, used), first, last, &begin, &end);
         if (begin < end) {
-            attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, &v_finite);
+            attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, v_finite);
         }
     }
 }
@@ -3655,19 +3742,18 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
     attn__capacity c;
     if (attn__plan_check(&batch, layer, &resolved, &c, NULL) || layer->page_size) return 0;
     if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
-    return (size_t)(attn__round_up(c.words * 4, 64) + attn__exec_size(&resolved, &c, 1));
+    return attn__to_size(attn__round_up(c.words * 4, 64) + attn__exec_size(&resolved, &c, 1));
 }
 
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error) {
     attn_batch batch = attn__dense_batch(&q_len, &kv_len);
     attn_layer resolved;
+    attn__capacity capacity;
     attn_plan plan;
     attn_exec exec;
     size_t plan_bytes;
-    int status = attn__check_capacity(&batch, error);
-    if (!status) status = attn__resolve(layer, &resolved, error);
-    if (!status) status = attn__check_lengths(&batch, &resolved, error);
+    int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (status) return status;
     if (layer->page_size) {
         return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size,
@@ -3790,7 +3876,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     }
     for (row = 0; row < q_len; row++) {
         uint32_t *line = bits + row * words;
-        memset(line, 0, (size_t)words * sizeof *line);
+        if (words) memset(line, 0, (size_t)words * sizeof *line);
         for (key = 0; key < kv_len; key++) {
             line[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
         }
@@ -3803,12 +3889,16 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
     return radius < INT32_MAX ? radius + 1 : INT32_MAX;
 }
 
-#if defined(__FAST_MATH__) && defined(__clang__)
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#if defined(__x86_64__)
 #pragma float_control(pop)
-#elif defined(__FAST_MATH__) && defined(__GNUC__)
+#endif
+#elif defined(__GNUC__) && !defined(__TINYC__)
 #pragma GCC pop_options
-#elif defined(_M_FP_FAST)
+#elif defined(_MSC_VER)
 #pragma float_control(pop)
+#pragma fp_contract(on)
 #endif
 
 #endif /* ATTN_IMPLEMENTED */

@@ -362,6 +362,15 @@ static const error_case layers[] = {
       { "layer.chunk = 8", "layer.sink_keys = 2" } },
     { PLAN, { I32(layer.page_size, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = -1" } },
     { DENSE | CONTIGUOUS, { I32(layer.page_size, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.page_size = 4" } },
+    { PLANS, { I32(layer.ring, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.ring = -1" } },
+    { PLANS, { I32(layer.ring, 2048), I32(layer.window_left, 0) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.ring = 2048", "window_left = 0" } },
+    { PLANS, { I32(layer.ring, 2048), I32(layer.sink_keys, 1) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.ring = 2048", "layer.sink_keys = 1" } },
+    { PLAN, { I32(layer.ring, 2046) }, ATTN_E_LAYER, ANY, ANY, { "layer.ring = 2046", "layer.page_size = 4" } },
+    { PLANS, { I32(layer.ring, 1024) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.ring = 1024", "window_left - 1 + max_q_len" } },
+    { PLANS, { F32(layer.softcap, 1e-40f) }, ATTN_E_LAYER, ANY, ANY, { "layer.softcap" } },
     { PLANS, { I32(layer.split_keys, -256) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = -256" } },
     { PLANS, { I32(layer.split_keys, 100) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = 100", "256" } },
     { PLANS, { I32(layer.split_keys, 384) }, ATTN_E_LAYER, ANY, ANY, { "layer.split_keys = 384", "256" } },
@@ -416,6 +425,7 @@ static const error_case differences[] = {
     OTHER(sink_keys, 2, "0"),
     OTHER(chunk, 64, "0"),
     OTHER(page_size, 8, "4"),
+    OTHER(ring, 2048, "0"),
     OTHER(split_keys, 256, "0"),
     OTHER(row_tile, 32, "16"),
     OTHER(key_tile, 64, "32"),
@@ -675,9 +685,10 @@ static void test_numbers(void) {
         float value;
         const char *text;
     } numbers[] = {
-        { 0.5f, " = 0.5," }, { 100.0f, " = 100," }, { 12.5f, " = 12.5," }, { 0.0883883461f, " = 0.0883883," },
-        { -3.25f, " = -3.25," }, { 1e-5f, " = 1e-5," }, { 1e6f, " = 1e6," }, { 3.4028235e38f, " = 3.40282e38," },
-        { 0.001f, " = 0.001," }, { 999999.9375f, " = 1e6," }, { 123456.0f, " = 123456," }, { 1.0f, " = 1," },
+        { 0.5f, " = 0.5," }, { 100.0f, " = 100," }, { 12.5f, " = 12.5," }, { 0.0883883461f, " = 0.0883883461," },
+        { -3.25f, " = -3.25," }, { 1e-5f, " = 1e-5," }, { 1e6f, " = 1e6," },
+        { 999999.938f, " = 999999.938," }, { 3.4028235e38f, " = 3.40282347e38," },
+        { 0.001f, " = 0.001," }, { 999999.9375f, " = 999999.938," }, { 123456.0f, " = 123456," }, { 1.0f, " = 1," },
         { 1e-45f, "e-45," }
     };
     size_t i;

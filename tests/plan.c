@@ -315,6 +315,27 @@ static void test_capacities(void) {
     }
 }
 
+/* The most rows that int32 holds, in both phases: row counters must not wrap. */
+static void test_many_rows(void) {
+    int phase;
+    for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
+        planned p;
+        clear(&p);
+        p.batch.n = 1;
+        p.q_len[0] = INT32_MAX - 10;
+        p.kv_len[0] = 1;
+        p.phase[0] = phase;
+        p.layer.heads = 1;
+        p.layer.head_dim = 1;
+        p.layer.row_tile = 256;
+        p.layer.mask = ATTN_FULL;
+        if (!make(&p)) return;
+        CHECK(p.plan.strips == 8388608, "%d strips", p.plan.strips);
+        check_rows(&p);
+        free(p.plan.words);
+    }
+}
+
 int main(int argc, char **argv) {
     test.only = argc > 1 ? argv[1] : NULL;
     test_run("every row and unit is planned once, within the bounds", test_cover);
@@ -322,5 +343,6 @@ int main(int argc, char **argv) {
     test_run("the cut of decode work is balanced", test_balance);
     test_run("scratch does not grow with the number of requests", test_workspace);
     test_run("one buffer serves every batch within the capacities", test_capacities);
+    test_run("2^31 rows", test_many_rows);
     return test_close("plan");
 }

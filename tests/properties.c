@@ -1072,6 +1072,39 @@ static void merge_nothing(void) {
 
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
+/* Only the last row of a causal square sees the last key, in whichever panel and tile it stands. */
+static void nan_in_last_key(void) {
+    enum { MOST = 300 };
+    static float q[MOST], k[MOST], v[MOST], o[MOST];
+    int isa;
+    int n;
+    int i;
+    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) {
+        for (n = 1; n <= MOST; n += n < 130 ? 1 : 17) {
+            attn_layer layer;
+            attn_io io;
+            size_t bytes;
+            void *mem;
+            memset(&layer, 0, sizeof layer);
+            memset(&io, 0, sizeof io);
+            layer.heads = 1;
+            layer.head_dim = 1;
+            layer.isa = isa;
+            for (i = 0; i < n; i++) v[i] = 1;
+            v[n - 1] = (float)NAN;
+            io.q = q;
+            io.k = k;
+            io.v = v;
+            io.o = o;
+            bytes = attn_dense_bytes(&layer, n, n);
+            mem = malloc(bytes);
+            CHECK(!attn_dense(&layer, n, n, &io, mem, bytes, NULL), "%d rows", n);
+            for (i = 0; i < n - 1; i++) CHECK(o[i] > 0.999f && o[i] < 1.001f, "isa %d, row %d of %d is %g", isa, i, n, (double)o[i]);
+            free(mem);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     test.only = argc > 1 ? argv[1] : NULL;
     isa_count = case_isas(isas);
@@ -1094,6 +1127,7 @@ int main(int argc, char **argv) {
     test_run("sglang trap 14: one plan for many layers equals a plan each", one_plan_many_layers);
     test_run("sglang trap 16: a plan from capacities, replayed with longer and shorter caches", replay);
     test_run("NaN or Inf in a key changes only the rows that see it", nan_in_later_keys);
+    test_run("NaN in the last value spoils the last row only", nan_in_last_key);
     test_run("NaN in a neighbour never leaks", nan_neighbour);
     test_run("NaN in a query changes only its row", nan_row);
     test_run("features trap 17: merging two key sets equals one call", merge_equals_one_call);
