@@ -8,10 +8,10 @@
 
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
-      >>does_not  >>types  >>api
+      >>engines  >>does_not  >>types  >>api
       implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert  >>maths  >>leaves  >>leaves_scalar
       >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state  >>tiles  >>prefill  >>decode  >>run
-      >>tools
+      >>tools  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -108,6 +108,57 @@
    >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
       request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store.
       n = 0 and zero lengths are no errors.
+
+   >>engines  Chapter 2, for inference engines. Prototypes need none of it.
+      Forward modes. An engine's seq_lens counts something else in each mode; attn_batch_from_mode takes the number as
+      it is and makes E, KV and phase of it, once. D = draft_tokens, s = draft_step; P = KV - E as everywhere.
+         mode               seq_lens counts           E               KV                 phase
+         EXTEND             prefix and new tokens     extend_lens     seq_lens           PREFILL
+         MIXED              the same                  extend_lens     seq_lens           PREFILL
+         SPLIT_PREFILL      the same                  extend_lens     seq_lens           PREFILL
+         DLLM_EXTEND        the same                  extend_lens     seq_lens           PREFILL
+         DECODE             the new token too         1               seq_lens           DECODE
+         DRAFT_DECODE       tokens before step 0      1               seq_lens + s + 1   DECODE
+         TARGET_VERIFY      the prefix only           D               seq_lens + D       DECODE
+         DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE
+         DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE
+         IDLE               not read                  0               0                  PREFILL
+      The caller's phase array wins, so that a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0)
+      in every mode: a captured batch of n requests replays a smaller one so. prefix_lens, if given, must agree with
+      KV - E, which catches a mistaken mode. batch.prefix is left NULL.
+
+      Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
+      batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
+         cu_seqlens_q     [n + 1]          sum of E of the requests before i
+         cu_seqlens_k     [n + 1]          sum of KV of the requests before i
+         positions        [rows]           P + j; below 0 where E > KV
+         row_request      [rows]           i
+         seqlens_expand   [rows]           keys of a causal row: max(0, P + j + 1)
+         sparse_len       [rows]           min(seqlens_expand, topk)
+         cu_sparse        [rows + 1]       sum of the sparse_len before r
+         indexer_ks       [rows]           cu_seqlens_k[i]: first key of the row among all keys laid end to end
+         indexer_ke       [rows]           indexer_ks + seqlens_expand
+         topk_offset      [rows]           cu_seqlens_k[i]: added to the row's own key numbers in ragged top-k lists
+         page_table       [n][table_row]   req_to_token[req_index[i]][p * page_size] / page_size for the columns
+                                           p < ceil(KV / page_size); -1 in the others and for evicted slots
+         row_table        [rows][table_row]   page_table[i] again for each of its rows
+         pad_row          [n][max_q_len]   r for j < E, else -1: q_padded[i][j] = q[pad_row]
+         unpad_row        [rows]           i * max_q_len + j: o[r] = o_padded[unpad_row]
+         pad_len          [n]              KV - E + max_q_len, so that the real rows of a padded batch keep their keys;
+                                           the others look past KV (what they find is thrown away)
+      A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
+      given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
+      (a sliding-window pool) takes a second call with its own req_to_token.
+      table_row = ceil(max_kv_len / page_size), what attn_io.page_table_row = 0 stands for. Strides are the capacities,
+      not what this step happens to need: with n, max_q_len, max_kv_len and max_rows given, every array has the same
+      address and stride in every step. Entries past n, rows or rows + 1 keep what was there. E = 0 and n = 0 are valid.
+
+      Rows as requests. meta.row_batch has n = rows, E = 1, kv_len = seqlens_expand and phase DECODE; with row_table as
+      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that
+      take one row a request; it costs rereading the keys for each row, so attn_forward does better with the batch.
+      For CAUSAL layers, windows, sink keys and chunks included: other masks let a row see keys past its own position.
+      Plan memory for every step: attn_plan_bytes of row_batch with n = max_rows. A row without keys (E > KV) needs
+      ATTN_FULL there.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -324,6 +375,98 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
 /* attn_layer.window_left from an engine's sliding_window_size, which is a radius: W means W keys before the query and
    the query itself, -1 means off. Engines apply W to causal self-attention only; the result is 0 (off) for the rest. */
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
+
+/* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
+
+/* What an engine is doing in this step. The modes differ in what the engine's seq_lens counts. */
+typedef enum attn_mode {
+    ATTN_MODE_EXTEND = 0,           /* prompts, or chunks of prompts */
+    ATTN_MODE_DECODE,               /* one new token each */
+    ATTN_MODE_MIXED,                /* chunks of prompts together with decoding requests (E = 1) */
+    ATTN_MODE_IDLE,                 /* nothing to attend: every request is a pad */
+    ATTN_MODE_TARGET_VERIFY,        /* the target model scores draft_tokens drafts of each request */
+    ATTN_MODE_DRAFT_EXTEND,         /* the draft model takes in the accepted tokens, ragged */
+    ATTN_MODE_DRAFT_EXTEND_V2,      /* the draft model takes in all draft_tokens of each request */
+    ATTN_MODE_SPLIT_PREFILL,        /* EXTEND, some layers at a time */
+    ATTN_MODE_DLLM_EXTEND,          /* a block of a diffusion model */
+    ATTN_MODE_DRAFT_DECODE          /* the draft model decodes, step draft_step of its loop */
+} attn_mode;
+
+/* An engine's lengths, as they are. Arrays hold n int32; in every mode seq_lens[i] = -1 marks a pad. */
+typedef struct attn_mode_input {
+    int32_t n;                      /* requests, pads included */
+    const int32_t *seq_lens;        /* see the table; IDLE does not read it */
+    const int32_t *extend_lens;     /* new rows E: EXTEND, MIXED, DRAFT_EXTEND, SPLIT_PREFILL, DLLM_EXTEND only */
+    const int32_t *prefix_lens;     /* what KV - E must be, as a check; NULL: not checked */
+    const int32_t *phase;           /* attn_phase of each, wins over the mode's; NULL: the mode's */
+    int32_t draft_tokens;           /* D of TARGET_VERIFY and DRAFT_EXTEND_V2, at least 1 */
+    int32_t draft_step;             /* s of DRAFT_DECODE, from 0 */
+    int32_t max_q_len, max_kv_len;  /* capacities, passed on to the batch, 0: none. max_kv_len counts the drafts: */
+    int64_t max_rows;               /* the longest context plus D */
+} attn_mode_input;
+
+/* attn_meta_make's `want` */
+typedef enum attn_meta_want {
+    ATTN_META_CU_SEQLENS = 1,       /* cu_seqlens_q, cu_seqlens_k */
+    ATTN_META_EXPAND = 2,           /* seqlens_expand, row_batch */
+    ATTN_META_POSITIONS = 4,        /* positions, row_request */
+    ATTN_META_SPARSE = 8,           /* sparse_len, cu_sparse; needs input.topk */
+    ATTN_META_INDEXER = 16,         /* indexer_ks, indexer_ke */
+    ATTN_META_TOPK_OFFSET = 32,     /* topk_offset */
+    ATTN_META_PAGE_TABLE = 64,      /* page_table; needs req_to_token and page_size */
+    ATTN_META_ROW_TABLE = 128,      /* row_table; the same */
+    ATTN_META_PAD = 256,            /* pad_row, unpad_row, pad_len */
+    ATTN_META_ALL = 511
+} attn_meta_want;
+
+/* Where each token of each request lies, for the page tables. */
+typedef struct attn_meta_input {
+    const int32_t *req_to_token;    /* [requests][req_to_token_row]: the cache slot of token t; below 0: evicted */
+    int64_t req_to_token_row;       /* int32s from row to row */
+    int32_t requests;               /* rows in it */
+    const int32_t *req_index;       /* [n]: row of request i; NULL: row i, as for a table that has one row a request */
+    int32_t page_size;              /* slots per page; 1: the table lists slots */
+    int32_t topk;                   /* keys that a sparse row may use */
+} attn_meta_input;
+
+/* The arrays of a step, in the caller's memory, NULL where not wanted. Read-only to callers; plain data, copyable. */
+typedef struct attn_meta {
+    int32_t n, rows, keys;          /* requests, sums of E and KV */
+    int32_t max_q_len, max_kv_len;  /* capacities, resolved */
+    int64_t max_rows;
+    int64_t table_row;              /* columns of page_table and row_table: ceil(max_kv_len / page_size) */
+    int32_t *cu_seqlens_q, *cu_seqlens_k;       /* [n + 1] */
+    int32_t *seqlens_expand;                    /* [rows] */
+    int32_t *positions, *row_request;           /* [rows] */
+    int32_t *sparse_len, *cu_sparse;            /* [rows], [rows + 1] */
+    int32_t *indexer_ks, *indexer_ke;           /* [rows] */
+    int32_t *topk_offset;                       /* [rows] */
+    int32_t *page_table;                        /* [n][table_row] */
+    int32_t *row_table;                         /* [rows][table_row] */
+    int32_t *pad_row, *unpad_row, *pad_len;     /* [n][max_q_len], [rows], [n] */
+    attn_batch row_batch;           /* every row a request of its own, E = 1; goes with row_table */
+    size_t bytes;                   /* of memory used */
+} attn_meta;
+
+/* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, 3 * n int32 (count: how many
+   there are), which must not overlap the inputs and must live as long as the batch. Errors name the request whose
+   lengths cannot be (0 <= E <= KV is asserted); on an error nothing is written but *error. Capacities are held
+   against the lengths by attn_plan_make and attn_meta_make. Thread safety: any thread.
+   Source: the length conventions of SGLang's ForwardMode. */
+ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
+                                  size_t count, attn_error *error);
+
+/* Bytes for the arrays in `want`, at least 16; 0 if the arguments are invalid: attn_meta_make then says why. Follows
+   from n, the capacities, page_size and want; lengths are read only where a capacity is 0. `input` may be NULL if no
+   table and no sparse length is wanted. Thread safety: any thread. */
+ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want);
+
+/* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array
+   starts at a multiple of 16 bytes from mem that follows from the same things as the size, so it stays where it is
+   from step to step. Entries past those of this step are not touched and never looked at. E > KV is allowed.
+   Errors name the request; on an error nothing is written but *error. Thread safety: any thread. */
+ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
+                            void *mem, size_t bytes, attn_error *error);
 
 #endif /* ATTN_H ---- end of header ------------------------------------------------------------------------------- */
 
@@ -3887,6 +4030,431 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) {
     if (radius < 0 || !causal || cross) return 0;
     return radius < INT32_MAX ? radius + 1 : INT32_MAX;
+}
+
+/* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
+
+enum { ATTN__PAD = 0, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS }; /* where E comes from */
+
+/* Where E comes from, what seq_lens leaves out: KV = seq_len + drafts * D + steps * (s + 1), and the phase. */
+typedef struct attn__mode_rule {
+    int32_t rows, drafts, steps, phase;
+} attn__mode_rule;
+
+static const attn__mode_rule attn__mode_rules[] = {
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* EXTEND */
+    { ATTN__ONE, 0, 0, ATTN_DECODE },    /* DECODE */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* MIXED */
+    { ATTN__PAD, 0, 0, ATTN_PREFILL },   /* IDLE */
+    { ATTN__DRAFTS, 1, 0, ATTN_DECODE }, /* TARGET_VERIFY: the prefix only */
+    { ATTN__GIVEN, 0, 0, ATTN_DECODE },  /* DRAFT_EXTEND */
+    { ATTN__DRAFTS, 0, 0, ATTN_DECODE }, /* DRAFT_EXTEND_V2: the drafts were added before */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* SPLIT_PREFILL */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* DLLM_EXTEND */
+    { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DRAFT_DECODE: as before the first step */
+};
+#define ATTN__MODES ((int)(sizeof attn__mode_rules / sizeof attn__mode_rules[0]))
+
+static int32_t attn__mode_rows(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i) {
+    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return 0;
+    if (rule->rows == ATTN__GIVEN) return in->extend_lens[i];
+    return rule->rows == ATTN__ONE ? 1 : in->draft_tokens;
+}
+
+static int64_t attn__mode_keys(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i) {
+    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return 0;
+    return (int64_t)in->seq_lens[i] + rule->drafts * (int64_t)in->draft_tokens +
+           rule->steps * ((int64_t)in->draft_step + 1);
+}
+
+static int attn__mode_check_request(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i,
+                                    attn_error *error) {
+    int32_t rows = attn__mode_rows(rule, in, i);
+    int64_t keys = attn__mode_keys(rule, in, i);
+    attn__text t;
+    if (in->phase && in->phase[i] != ATTN_PREFILL && in->phase[i] != ATTN_DECODE) {
+        return attn__fail_entry(error, ATTN_E_BATCH, i, "phase", in->phase[i], " is no attn_phase");
+    }
+    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return ATTN_OK;
+    if (in->seq_lens[i] < 0) {
+        return attn__fail_entry(error, ATTN_E_BATCH, i, "seq_lens", in->seq_lens[i],
+                                " is negative; a pad has -1");
+    }
+    if (rows < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "extend_lens", rows, " is negative");
+    if (keys > INT32_MAX) {
+        return attn__fail_entry(error, ATTN_E_BATCH, i, "seq_lens", in->seq_lens[i],
+                                ": with the draft tokens it is above 2^31-1");
+    }
+    if (rows > keys) {
+        t = attn__error_text(error, i, -1);
+        attn__put_value(&t, "seq_lens", i, -1, in->seq_lens[i]);
+        attn__put_line(&t, ", but in this mode it counts the ", rows, " new rows too");
+        return ATTN_E_BATCH;
+    }
+    if (in->prefix_lens && in->prefix_lens[i] != keys - rows) {
+        t = attn__error_text(error, i, -1);
+        attn__put_value(&t, "prefix_lens", i, -1, in->prefix_lens[i]);
+        attn__put_value(&t, ", but with seq_lens", i, -1, in->seq_lens[i]);
+        attn__put_line(&t, " this mode has a prefix of ", keys - rows, "");
+        return ATTN_E_BATCH;
+    }
+    return ATTN_OK;
+}
+
+static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *in, attn_error *error) {
+    const struct {
+        const char *name;
+        int64_t value, low;
+    } fields[] = { { "input.n", in->n, 0 },
+                   { "input.draft_tokens", in->draft_tokens, rule->rows == ATTN__DRAFTS },
+                   { "input.draft_step", in->draft_step, 0 },
+                   { "input.max_q_len", in->max_q_len, 0 },
+                   { "input.max_kv_len", in->max_kv_len, 0 },
+                   { "input.max_rows", in->max_rows, 0 } };
+    size_t f;
+    int32_t i;
+    int status = ATTN_OK;
+    for (f = 0; f < sizeof fields / sizeof fields[0]; f++) {
+        if (fields[f].value < fields[f].low) {
+            return attn__fail_value(error, ATTN_E_ARGUMENT, fields[f].name, fields[f].value,
+                                    fields[f].low ? ", but this mode needs 1 or more" : " is negative");
+        }
+    }
+    if (in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.seq_lens", " is NULL");
+    }
+    if (in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.extend_lens", " is NULL");
+    }
+    for (i = 0; i < in->n && !status; i++) status = attn__mode_check_request(rule, in, i, error);
+    return status;
+}
+
+ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
+                                  size_t count, attn_error *error) {
+    const attn__mode_rule *rule;
+    int32_t i, n;
+    int status;
+    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch", " is NULL");
+    if ((int)mode < 0 || (int)mode >= ATTN__MODES) {
+        return attn__fail_value(error, ATTN_E_ARGUMENT, "mode", (int64_t)mode, " is no attn_mode");
+    }
+    if (!input) return attn__fail(error, ATTN_E_ARGUMENT, "input", " is NULL");
+    rule = &attn__mode_rules[mode];
+    status = attn__mode_check(rule, input, error);
+    if (status) return status;
+    n = input->n;
+    if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem", " is NULL");
+    if (count / 3 < (size_t)n) {
+        return attn__fail_pair(error, ATTN_E_MEMORY, "count", (int64_t)count, " is less than ", "3 * n",
+                               3 * (int64_t)n);
+    }
+    for (i = 0; i < n; i++) {
+        mem[i] = attn__mode_rows(rule, input, i);
+        mem[(int64_t)n + i] = (int32_t)attn__mode_keys(rule, input, i);
+        mem[2 * (int64_t)n + i] = input->phase ? input->phase[i] : rule->phase;
+    }
+    memset(batch, 0, sizeof *batch);
+    batch->n = n;
+    batch->q_len = mem;
+    batch->kv_len = n ? mem + n : mem;
+    batch->phase = n ? mem + 2 * (int64_t)n : mem;
+    batch->max_q_len = input->max_q_len;
+    batch->max_kv_len = input->max_kv_len;
+    batch->max_rows = input->max_rows;
+    return attn__succeed(error);
+}
+
+/* ---- >>meta: the index arrays of a step -------------------------------------------------------------------------- */
+
+enum { ATTN__PER_REQUEST, ATTN__PER_ROW, ATTN__PER_Q, ATTN__PER_COLUMN, ATTN__PER_ROW_COLUMN };
+
+/* An array: where its pointer stands in attn_meta, the bit that asks for it, its shape and entries beyond that. */
+typedef struct attn__meta_array {
+    size_t offset;
+    int32_t want, shape, extra;
+} attn__meta_array;
+
+#define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), want, shape, extra }
+static const attn__meta_array attn__meta_arrays[] = {
+    ATTN__ARRAY(cu_seqlens_q, ATTN_META_CU_SEQLENS, ATTN__PER_REQUEST, 1),
+    ATTN__ARRAY(cu_seqlens_k, ATTN_META_CU_SEQLENS, ATTN__PER_REQUEST, 1),
+    ATTN__ARRAY(seqlens_expand, ATTN_META_EXPAND, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(positions, ATTN_META_POSITIONS, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(row_request, ATTN_META_POSITIONS, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(sparse_len, ATTN_META_SPARSE, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(cu_sparse, ATTN_META_SPARSE, ATTN__PER_ROW, 1),
+    ATTN__ARRAY(indexer_ks, ATTN_META_INDEXER, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(indexer_ke, ATTN_META_INDEXER, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(topk_offset, ATTN_META_TOPK_OFFSET, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(page_table, ATTN_META_PAGE_TABLE, ATTN__PER_COLUMN, 0),
+    ATTN__ARRAY(row_table, ATTN_META_ROW_TABLE, ATTN__PER_ROW_COLUMN, 0),
+    ATTN__ARRAY(pad_row, ATTN_META_PAD, ATTN__PER_Q, 0),
+    ATTN__ARRAY(unpad_row, ATTN_META_PAD, ATTN__PER_ROW, 0),
+    ATTN__ARRAY(pad_len, ATTN_META_PAD, ATTN__PER_REQUEST, 0)
+};
+#undef ATTN__ARRAY
+#define ATTN__META_ARRAYS ((int)(sizeof attn__meta_arrays / sizeof attn__meta_arrays[0]))
+
+static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
+    if (shape == ATTN__PER_REQUEST) return m->n;
+    if (shape == ATTN__PER_ROW) return m->max_rows;
+    if (shape == ATTN__PER_Q) return (int64_t)m->n * m->max_q_len;
+    return (shape == ATTN__PER_COLUMN ? m->n : m->max_rows) * m->table_row;
+}
+
+/* Gives every wanted array its place behind `words`, or none if words is NULL; returns the int32s used. The products
+   stay below 2^62, so capping each lets the sum of all be held against the limit. */
+static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
+    int64_t used = 0;
+    int i;
+    for (i = 0; i < ATTN__META_ARRAYS; i++) {
+        const attn__meta_array *a = &attn__meta_arrays[i];
+        int32_t *at = words ? words + used : NULL;
+        if (!(want & a->want)) continue;
+        if (at) memcpy((char *)m + a->offset, &at, sizeof at);
+        used += attn__round_up(attn__min64(attn__meta_count(m, a->shape) + a->extra, (int64_t)1 << 58), 4);
+    }
+    return attn__max64(4, used);
+}
+
+static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_error *error) {
+    int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0;
+    if (want & ~ATTN_META_ALL) return attn__fail_value(error, ATTN_E_ARGUMENT, "want", want, " has unknown bits");
+    if (!tables && !(want & ATTN_META_SPARSE)) return ATTN_OK;
+    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input", " is NULL");
+    if (want & ATTN_META_SPARSE && in->topk < 1) {
+        return attn__fail_value(error, ATTN_E_ARGUMENT, "input.topk", in->topk, ", but it must be at least 1");
+    }
+    if (tables && in->page_size < 1) {
+        return attn__fail_value(error, ATTN_E_ARGUMENT, "input.page_size", in->page_size,
+                                ", but it must be at least 1");
+    }
+    return ATTN_OK;
+}
+
+/* Metadata serve every mask, so E > KV is the layer's affair. Only for the checks and bounds of >>plan. */
+static attn_layer attn__meta_layer(void) {
+    attn_layer layer;
+    memset(&layer, 0, sizeof layer);
+    layer.mask = ATTN_FULL;
+    layer.heads = 1;
+    layer.kv_heads = 1;
+    layer.row_tile = 16;
+    return layer;
+}
+
+/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. */
+static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
+                            attn_error *error) {
+    attn_layer layer = attn__meta_layer();
+    attn__capacity c;
+    int64_t words;
+    int status = attn__check_capacity(batch, error);
+    if (!status) status = attn__meta_check_input(in, want, error);
+    if (status) return status;
+    memset(m, 0, sizeof *m);
+    if (batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
+        status = attn__check_lengths(batch, &layer, error);
+        if (status) return status;
+    }
+    attn__capacity_of(&c, batch, &layer);
+    m->n = c.n;
+    m->max_q_len = c.max_q_len;
+    m->max_kv_len = c.max_kv_len;
+    m->max_rows = c.max_rows;
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
+        m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
+    }
+    words = attn__meta_place(m, want, NULL);
+    if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
+        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", c.max_rows,
+                                ": the arrays would not fit into any memory");
+    }
+    if (want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX) {
+        return attn__fail_pair(error, ATTN_E_BATCH, "batch.n", m->n, " gives more than 2^31-1 padded rows with ",
+                               "batch.max_q_len", m->max_q_len);
+    }
+    m->bytes = (size_t)words * sizeof(int32_t);
+    return ATTN_OK;
+}
+
+/* Sum of min(max(0, x), topk) over x <= last. */
+static int64_t attn__clamped_sum(int64_t last, int64_t topk) {
+    int64_t x = attn__min64(last, topk);
+    return last <= 0 ? 0 : x * (x + 1) / 2 + (last - x) * topk;
+}
+
+/* Sums of the sparse and padded lengths; E and KV were checked before. */
+static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
+                                 attn_error *error) {
+    int64_t sparse = 0;
+    int32_t i;
+    for (i = 0; i < batch->n; i++) {
+        int64_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
+        if (want & ATTN_META_PAD && kv - e + m->max_q_len > INT32_MAX) {
+            return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, ": padded it is above 2^31-1");
+        }
+        if (!(want & ATTN_META_SPARSE)) continue;
+        sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
+        if (sparse > INT32_MAX) {
+            return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, ": the sum of sparse_len is above 2^31-1");
+        }
+    }
+    return ATTN_OK;
+}
+
+static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_input *in, attn_error *error) {
+    int32_t i;
+    for (i = 0; i < batch->n; i++) {
+        int32_t row = in->req_index ? in->req_index[i] : i;
+        attn__text t;
+        if (!batch->kv_len[i]) continue;
+        if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token", " is NULL");
+        if (row < 0 || row >= in->requests) {
+            t = attn__error_text(error, i, -1);
+            attn__put_value(&t, "req_index", i, -1, row);
+            attn__put_line(&t, ", but input.requests = ", in->requests, "");
+            return ATTN_E_BATCH;
+        }
+        if (batch->kv_len[i] > in->req_to_token_row) {
+            t = attn__error_text(error, i, -1);
+            attn__put_value(&t, "kv_len", i, -1, batch->kv_len[i]);
+            attn__put_line(&t, " is more than input.req_to_token_row = ", in->req_to_token_row, "");
+            return ATTN_E_BATCH;
+        }
+    }
+    return ATTN_OK;
+}
+
+static void attn__meta_requests(const attn_meta *m, const attn_batch *batch) {
+    int32_t rows = 0, keys = 0, i;
+    for (i = 0; i < batch->n; i++) {
+        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = rows;
+        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = keys;
+        if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)batch->kv_len[i] - attn__q_len(batch, i) + m->max_q_len);
+        rows += attn__q_len(batch, i);
+        keys += batch->kv_len[i];
+    }
+    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = rows;
+    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = keys;
+}
+
+/* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
+static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t first) {
+    int32_t seen = attn__max(-1, position) + 1;
+    if (m->seqlens_expand) m->seqlens_expand[row] = seen;
+    if (m->positions) m->positions[row] = position;
+    if (m->row_request) m->row_request[row] = request;
+    if (m->indexer_ks) m->indexer_ks[row] = first;
+    if (m->indexer_ke) m->indexer_ke[row] = first + seen;
+    if (m->topk_offset) m->topk_offset[row] = first;
+}
+
+static void attn__meta_rows(const attn_meta *m, const attn_batch *batch) {
+    int32_t row = 0, first = 0, i, j;
+    for (i = 0; i < batch->n; i++) {
+        int32_t q_len = attn__q_len(batch, i);
+        for (j = 0; j < q_len; j++) attn__meta_row(m, row++, i, batch->kv_len[i] - q_len + j, first);
+        first += batch->kv_len[i];
+    }
+}
+
+static void attn__meta_sparse(const attn_meta *m, const attn_batch *batch, int32_t topk) {
+    int32_t row = 0, sum = 0, i, j;
+    for (i = 0; i < batch->n; i++) {
+        int32_t q_len = attn__q_len(batch, i);
+        for (j = 0; j < q_len; j++) {
+            int32_t seen = attn__max(-1, batch->kv_len[i] - q_len + j) + 1;
+            m->sparse_len[row] = attn__min(seen, topk);
+            m->cu_sparse[row] = sum;
+            sum += m->sparse_len[row];
+            row++;
+        }
+    }
+    m->cu_sparse[row] = sum;
+}
+
+/* Which row stands at [request][j], and where each row stands. */
+static void attn__meta_pad(const attn_meta *m, const attn_batch *batch) {
+    int32_t row = 0, i, j;
+    for (i = 0; i < batch->n; i++) {
+        int32_t q_len = attn__q_len(batch, i), at = i * m->max_q_len;
+        for (j = 0; j < q_len; j++) {
+            m->unpad_row[row] = at + j;
+            m->pad_row[at + j] = row;
+            row++;
+        }
+        for (j = q_len; j < m->max_q_len; j++) m->pad_row[at + j] = -1;
+    }
+}
+
+/* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
+static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input *in, int32_t row, int32_t kv_len) {
+    int64_t pages = attn__ceil_div(kv_len, in->page_size), p;
+    for (p = 0; p < pages; p++) {
+        int32_t slot = in->req_to_token[row * in->req_to_token_row + p * in->page_size];
+        to[p] = slot < 0 ? -1 : slot / in->page_size;
+    }
+    for (p = pages; p < columns; p++) to[p] = -1;
+}
+
+static void attn__meta_tables(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
+    int64_t row = 0, width = m->table_row;
+    int32_t i, j;
+    for (i = 0; i < batch->n; i++) {
+        int32_t from = in->req_index ? in->req_index[i] : i, q_len = attn__q_len(batch, i);
+        if (m->page_table) attn__meta_pages(m->page_table + i * width, width, in, from, batch->kv_len[i]);
+        for (j = 0; m->row_table && j < q_len; j++, row++) {
+            int32_t *to = m->row_table + row * width;
+            if (j > 0) {
+                memcpy(to, to - width, (size_t)width * sizeof *to);
+            } else {
+                attn__meta_pages(to, width, in, from, batch->kv_len[i]);
+            }
+        }
+    }
+}
+
+static void attn__meta_row_batch(attn_meta *m) {
+    m->row_batch.n = m->rows;
+    m->row_batch.kv_len = m->seqlens_expand;
+    m->row_batch.max_q_len = m->max_rows > 0;
+    m->row_batch.max_kv_len = m->max_kv_len;
+    m->row_batch.max_rows = m->max_rows;
+}
+
+ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want) {
+    attn_meta m;
+    return attn__meta_check(&m, batch, input, want, NULL) ? 0 : m.bytes;
+}
+
+ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
+                            void *mem, size_t bytes, attn_error *error) {
+    attn_meta m;
+    attn_layer layer = attn__meta_layer();
+    int32_t i;
+    int status;
+    if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta", " is NULL");
+    status = attn__meta_check(&m, batch, input, want, error);
+    if (!status) status = attn__check_lengths(batch, &layer, error);
+    if (!status) status = attn__meta_check_sums(&m, batch, input, want, error);
+    if (!status && m.table_row) status = attn__meta_check_tables(batch, input, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
+    if (status) return status;
+    attn__meta_place(&m, want, (int32_t *)mem);
+    for (i = 0; i < batch->n; i++) {
+        m.rows += attn__q_len(batch, i);
+        m.keys += batch->kv_len[i];
+    }
+    attn__meta_requests(&m, batch);
+    attn__meta_rows(&m, batch);
+    if (m.sparse_len) attn__meta_sparse(&m, batch, input->topk);
+    if (m.pad_row) attn__meta_pad(&m, batch);
+    if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
+    if (m.seqlens_expand) attn__meta_row_batch(&m);
+    *meta = m;
+    return attn__succeed(error);
 }
 
 #if defined(__clang__)

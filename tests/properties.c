@@ -1099,7 +1099,9 @@ static void nan_in_last_key(void) {
             bytes = attn_dense_bytes(&layer, n, n);
             mem = malloc(bytes);
             CHECK(!attn_dense(&layer, n, n, &io, mem, bytes, NULL), "%d rows", n);
-            for (i = 0; i < n - 1; i++) CHECK(o[i] > 0.999f && o[i] < 1.001f, "isa %d, row %d of %d is %g", isa, i, n, (double)o[i]);
+            for (i = 0; i < n - 1; i++) {
+                CHECK(o[i] > 0.999f && o[i] < 1.001f, "isa %d, row %d of %d is %g", isa, i, n, (double)o[i]);
+            }
             free(mem);
         }
     }
