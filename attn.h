@@ -314,7 +314,7 @@ ATTN_API attn_isa attn_isa_detect(void);
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
 /* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
-   change afterwards. mem: attn_plan_bytes() bytes, aligned to 8. On an error nothing is written but *error.
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. On an error nothing is written but *error.
    Thread safety: any thread; a made plan is read-only and may be shared. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
