@@ -3116,7 +3116,7 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
     if (exec->lanes < 0 || exec->lanes > 65536) {
         return attn__fail_value(error, ATTN_E_ARGUMENT, "exec.lanes", exec->lanes, ", but it must be 0 .. 65536");
     }
-    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), sizeof(void *),
+    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8,
                               error);
 }
 
@@ -3902,7 +3902,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
         return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size,
                                 ": attn_dense takes no pages");
     }
-    status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), sizeof(void *), error);
+    status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (status) return status;
     plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
     status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);

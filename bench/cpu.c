@@ -217,6 +217,7 @@ int main(int argc, char **argv) {
         { "verify 64 at 4096 32/8 d128 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 64, 4096, 0 },
         { "prefill causal d128 n2048 f32", ATTN_PREFILL, ATTN_F32, 8, 8, 128, 2048, 2048, ATTN_ISA_AVX2 },
         { "decode 32/8 d128 kv4096 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 4096, ATTN_ISA_AVX2 },
+        { "decode 32/8 d128 kv32768 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 32768, ATTN_ISA_AVX2 },
         { "verify 16 at 4096 32/8 d128 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 16, 4096, ATTN_ISA_AVX2 },
         { "prefill causal d128 n512 f32", ATTN_PREFILL, ATTN_F32, 8, 8, 128, 512, 512, ATTN_ISA_SCALAR },
         { "decode 32/8 d128 kv4096 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 4096, ATTN_ISA_SCALAR }
