@@ -61,6 +61,9 @@
                           page_table[i][p / page_size], slot p % page_size. Any page size, any order, pages may be
                           shared; entries that no row needs are never read
               head-major  k_head = capacity * head_dim, k_row = head_dim
+              latent      flag ATTN_V_IN_K: V is the first v_dim elements of K's row (absorbed MLA: 576 and 512).
+                          kv_heads is 1; io.v, the v strides and new_v stay NULL and 0; scale must be given, since
+                          such a model was not trained with 1 / sqrt(head_dim)
               ring        layer.ring = R slots per request, at i * k_page (0: R rows) or in the first R / page_size
                           pages of the table row; key p in slot p mod R. Needs window_left and
                           R >= window_left - 1 + max_q_len; then up to max_q_len appended rows can be taken back exactly
@@ -220,7 +223,8 @@ typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_
 
 /* attn_layer.flags */
 typedef enum attn_flag {
-    ATTN_TRUSTED = 1   /* attn_forward and attn_append do not check page ids (they are known to be right) */
+    ATTN_TRUSTED = 1,  /* attn_forward and attn_append do not check page ids (they are known to be right) */
+    ATTN_V_IN_K = 2    /* V is the first v_dim elements of each key (absorbed MLA); one kv head, scale given, no io.v */
 } attn_flag;
 
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
@@ -807,7 +811,7 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(ring, 0, INT32_MAX),
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED)
+    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K)
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_FIELDS ((int)(sizeof attn__layer_fields / sizeof attn__layer_fields[0]))
@@ -886,6 +890,19 @@ static int attn__check_ring(const attn_layer *l, attn_error *error) {
     return ATTN_OK;
 }
 
+static int attn__check_latent(const attn_layer *l, attn_error *error) {
+    if (!(l->flags & ATTN_V_IN_K)) return ATTN_OK;
+    if ((l->kv_heads ? l->kv_heads : l->heads) != 1) {
+        return attn__fail_value(error, ATTN_E_LAYER, "layer.kv_heads", l->kv_heads, ", but ATTN_V_IN_K needs 1");
+    }
+    if (l->v_dim > l->head_dim) {
+        return attn__fail_pair(error, ATTN_E_LAYER, "layer.v_dim", l->v_dim, " with ATTN_V_IN_K is more than ",
+                               "layer.head_dim", l->head_dim);
+    }
+    if (l->scale == 0) return attn__fail(error, ATTN_E_LAYER, "layer.scale", " = 0, but ATTN_V_IN_K needs the scale");
+    return ATTN_OK;
+}
+
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     int status;
@@ -893,6 +910,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     status = attn__layer_check_values(layer, error);
     if (!status) status = attn__check_chunk(layer, error);
     if (!status) status = attn__check_ring(layer, error);
+    if (!status) status = attn__check_latent(layer, error);
     if (status) return status;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
@@ -2832,6 +2850,7 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     }
     if (l->page_size) attn__put_line(t, "; pages of ", l->page_size, " keys");
     if (l->ring) attn__put_line(t, "; ring of ", l->ring, " keys");
+    if (l->flags & ATTN_V_IN_K) attn__put(t, "; V in K");
     attn__put(t, "\n");
 }
 
@@ -3084,7 +3103,11 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int appen
     int32_t align = attn__type_bytes(l->kv_type);
     int needed = plan->rows > 0 && plan->words[ATTN__HEADER + plan->n + 1 + plan->n] > 0; /* any keys */
     int status = attn__check_pointer("io.k", io->k, needed, align, error);
-    if (!status) status = attn__check_pointer("io.v", io->v, needed, align, error);
+    if (l->flags & ATTN_V_IN_K) {
+        if (io->v) return attn__fail(error, ATTN_E_ARGUMENT, "io.v", " is not NULL, but the layer has ATTN_V_IN_K");
+    } else if (!status) {
+        status = attn__check_pointer("io.v", io->v, needed, align, error);
+    }
     if (status || !l->page_size || !needed) return status;
     status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
     if (status) return status;
@@ -3236,6 +3259,11 @@ static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io
     r->k.row = r->strides.k_row * bytes;
     r->k.head = r->strides.k_head * bytes;
     r->k.dim = l->head_dim;
+    if (l->flags & ATTN_V_IN_K) {
+        r->v = r->k;
+        r->v.dim = l->v_dim;
+        return;
+    }
     r->v.base = (char *)io->v;
     r->v.page = r->strides.v_page * bytes;
     r->v.row = r->strides.v_row * bytes;
@@ -3832,8 +3860,12 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const voi
 static int attn__check_append(const attn_plan *plan, const void *new_k, const void *new_v, attn_error *error) {
     const int32_t *q_start = plan->words + ATTN__HEADER, *kv_start = q_start + plan->n + 1;
     int32_t align = attn__type_bytes(plan->resolved.q_type), i;
+    int latent = (plan->resolved.flags & ATTN_V_IN_K) != 0;
     int status = attn__check_pointer("new_k", new_k, plan->rows > 0, align, error);
-    if (!status) status = attn__check_pointer("new_v", new_v, plan->rows > 0, align, error);
+    if (!status && !latent) status = attn__check_pointer("new_v", new_v, plan->rows > 0, align, error);
+    if (!status && latent && new_v) {
+        status = attn__fail(error, ATTN_E_ARGUMENT, "new_v", " is not NULL, but the layer has ATTN_V_IN_K");
+    }
     if (status) return status;
     for (i = 0; i < plan->n; i++) {
         int32_t q_len = q_start[i + 1] - q_start[i], kv_len = kv_start[i + 1] - kv_start[i];
@@ -3864,7 +3896,7 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
         attn__lengths n = attn__lengths_of(&r.view, i);
         for (j = 0; j < n.q_len; j++) {
             attn__append_row(&r, &r.k, new_k, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
-            attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
+            if (new_v) attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
         }
     }
     return attn__succeed(error);

@@ -393,7 +393,7 @@ static const error_case layers[] = {
     { PLANS, { F32(layer.softcap, -1.0f) }, ATTN_E_LAYER, ANY, ANY, { "layer.softcap" } },
     { PLANS, { I32(layer.isa, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.isa = 4" } },
     { PLANS, { I32(layer.isa, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.isa = -1" } },
-    { PLANS, { I32(layer.flags, 2) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = 2" } },
+    { PLANS, { I32(layer.flags, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = 4" } },
     { PLANS, { I32(layer.flags, INT32_MIN) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = -2147483648" } },
     { PLANS, { I32(layer.heads, INT32_MAX), I32(layer.kv_heads, 0), I32(layer.head_dim, INT32_MAX) },
       ATTN_E_LAYER, ANY, ANY, { "layer." } },
