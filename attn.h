@@ -81,10 +81,10 @@
       sink_keys     n: keys 0 .. n - 1 stay visible outside the window.
       attn_visible is the definition in code.
 
-   >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); then the mask; o = sum of
-      exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head] as one more logit
-      that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf. Pass sinks to only
-      one of the parts that attn_merge joins.
+   >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); + io.alibi[head] * (key - position); then
+      the mask; o = sum of exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head]
+      as one more logit that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf.
+      Pass sinks to only one of the parts that attn_merge joins.
 
    >>numerics  Sums are f32. A row's bits depend on its q, its visible keys and values, the layer, the phase and the
       instruction set, and on nothing else: not on the other requests or their order, on threads, on how a prompt is
@@ -280,6 +280,7 @@ typedef struct attn_io {
     int64_t page_table_row;         /* 0: ceil(max_kv_len / page_size) */
     int32_t pages;                  /* pages in k and v; table entries that are read must be below */
     const float *sinks;             /* [head]: a logit added once to each row's denominator; NULL: none */
+    const float *alibi;             /* [head]: slope * (key - position) is added to each logit; NULL: none */
 } attn_io;
 
 /* HOW: memory and threads of a call. */
@@ -3131,6 +3132,7 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
     if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
     if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
     if (!status) status = attn__check_pointer("io.sinks", io->sinks, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.alibi", io->alibi, 0, 4, error);
     return status || !needed ? status : attn__check_output(plan, &s, error);
 }
 
@@ -3482,6 +3484,22 @@ static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t r
     }
 }
 
+/* ALiBi for a panel's scores. */
+static void attn__bias_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
+                             int32_t n) {
+    float slope[64];
+    int32_t position[64], lanes = r->leaves->lanes, i, j;
+    attn__lengths request = attn__lengths_of(&r->view, s->request);
+    for (i = 0; i < used; i++) {
+        slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + row + i) % r->group];
+        position[i] = request.kv_len - request.q_len + (s->row + row + i) / r->group;
+    }
+    for (j = 0; j < n; j++) {
+        float *x = r->scratch.scores + (ptrdiff_t)j * lanes;
+        for (i = 0; i < used; i++) x[i] += slope[i] * (float)(first + j - position[i]);
+    }
+}
+
 /* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. */
 static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used,
                                 const float *const *k, const float *const *v, int32_t first, int32_t last,
@@ -3494,6 +3512,7 @@ static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_
     const uint64_t *mask = all ? NULL : t->mask;
     f->lane_scores(t->scores, t->q + (int64_t)row * d, k, n, d, used);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
+    if (r->io->alibi) attn__bias_panel(r, s, row, used, first, n);
     if (mask) attn__mask_panel(r, s, row, used, first, n);
     f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
     f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, v_finite ? NULL : mask, used);
@@ -3636,6 +3655,15 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     }
 }
 
+/* ALiBi for one row: n scores from key `first` on. */
+static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, int32_t row, int32_t first, int32_t n,
+                           float *x) {
+    attn__lengths request = attn__lengths_of(&r->view, s->request);
+    float slope = r->io->alibi[(int64_t)(s->head + h) * r->group + (s->row + row) % r->group];
+    int32_t position = request.kv_len - request.q_len + (s->row + row) / r->group, j;
+    for (j = 0; j < n; j++) x[j] += slope * (float)(first + j - position);
+}
+
 /* One kv head of a strip over one tile; `which` list holds the keys' addresses, `next` keys follow in the other. */
 static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen,
                               const attn__tile *tile, int all, int which, int32_t next, float *state) {
@@ -3648,6 +3676,7 @@ static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t 
     for (i = 0; i < s->rows; i++) {
         float *row = state + (int64_t)i * r->state_stride, *x = t->scores + (int64_t)i * lds;
         if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n, r->layer->softcap);
+        if (r->io->alibi) attn__bias_row(r, s, h, i, tile->begin, n, x + skipped);
         t->alpha[i] = r->leaves->row_weights(x, tile->last - tile->first, t->mask + 2 * i, row + v_dim + 1,
                                              row + v_dim);
     }

@@ -121,6 +121,7 @@ static void all_guards_lock(const test_case *c, int lock) {
     guards_lock(&c->lse, lock);
     guards_lock(&c->table, lock);
     guards_lock(&c->sinks, lock);
+    guards_lock(&c->alibi, lock);
     guards_lock(&c->plan_mem, lock);
     guards_lock(&c->exec_mem, lock);
 }
@@ -143,6 +144,7 @@ static uint64_t hash_inputs(const test_case *c) {
     h = hash_bytes(h, c->v.data, c->v.bytes);
     if (c->table.base) h = hash_bytes(h, c->table.data, c->table.bytes);
     if (c->sinks.base) h = hash_bytes(h, c->sinks.data, c->sinks.bytes);
+    if (c->alibi.base) h = hash_bytes(h, c->alibi.data, c->alibi.bytes);
     return h;
 }
 
@@ -195,6 +197,12 @@ static float sink_value(const case_spec *s, int head) {
     test_rng r;
     r.state = mix(mix(s->seed, 77), (uint64_t)head);
     return 4 * test_uniform(&r);
+}
+
+/* Slopes as models have them: powers of two, and a few that are none. */
+static float alibi_slope(int head) {
+    static const float slopes[] = { 0.5f, 0.0078125f, 0.3f, 0, 0.0625f };
+    return slopes[head % 5];
 }
 
 /* ---- oracle ----------------------------------------------------------------------------------------------------- */
@@ -265,17 +273,22 @@ static void ref_request(const test_case *c, int request, double *o, double *lse,
     double *k;
     double *v;
     double *sinks;
+    double *alibi;
+    int h;
     ref_shape(c, request, &p);
     rows = (size_t)p.q_len * (size_t)p.heads;
     q = (double *)allocate(rows * (size_t)p.head_dim * sizeof *q);
     k = (double *)allocate((size_t)p.kv_len * (size_t)p.kv_heads * (size_t)p.head_dim * sizeof *k);
     v = (double *)allocate((size_t)p.kv_len * (size_t)p.kv_heads * (size_t)p.v_dim * sizeof *v);
     sinks = (double *)allocate((size_t)p.heads * sizeof *sinks);
+    alibi = (double *)allocate((size_t)p.heads * sizeof *alibi);
     ref_data(c, request, q, k, v, sinks);
     p.q = q;
     p.k = k;
     p.v = v;
     p.sinks = c->spec.sinks ? sinks : NULL;
+    for (h = 0; h < p.heads; h++) alibi[h] = (double)alibi_slope(h);
+    p.alibi = c->spec.alibi ? alibi : NULL;
     p.o = o;
     p.lse = lse;
     p.reach = (double *)allocate(rows * sizeof *p.reach);
@@ -286,6 +299,7 @@ static void ref_request(const test_case *c, int request, double *o, double *lse,
     free(k);
     free(v);
     free(sinks);
+    free(alibi);
     free(p.reach);
     free(p.v_max);
 }
@@ -607,6 +621,11 @@ static void open_arrays(test_case *c) {
         buffer_open(&c->table, (size_t)c->spec.n * width * sizeof(int32_t), 0);
         fill_table(c);
     }
+    if (c->spec.alibi) {
+        buffer_open(&c->alibi, (size_t)c->heads * sizeof(float), 0);
+        buffer_poison(&c->alibi, c->spec.poison, ATTN_F32);
+        for (h = 0; h < c->heads; h++) ((float *)(void *)c->alibi.data)[h] = alibi_slope(h);
+    }
     if (c->spec.sinks) {
         buffer_open(&c->sinks, (size_t)c->heads * sizeof(float), 0);
         buffer_poison(&c->sinks, c->spec.poison, ATTN_F32);
@@ -679,6 +698,7 @@ void case_open(test_case *c, const case_spec *s) {
     c->io.lse = s->lse ? (float *)(void *)c->lse.data : NULL;
     c->io.page_table = c->table.base ? (const int32_t *)(void *)c->table.data : NULL;
     c->io.sinks = s->sinks ? (const float *)(void *)c->sinks.data : NULL;
+    c->io.alibi = s->alibi ? (const float *)(void *)c->alibi.data : NULL;
     c->out = (unsigned char *)allocate((size_t)c->rows * (size_t)c->heads * (size_t)c->v_dim * 4);
     c->out_lse = (float *)allocate((size_t)c->rows * (size_t)c->heads * sizeof(float));
     case_rehash(c);
@@ -697,6 +717,7 @@ void case_close(test_case *c) {
     buffer_close(&c->lse);
     buffer_close(&c->table);
     buffer_close(&c->sinks);
+    buffer_close(&c->alibi);
     buffer_close(&c->plan_mem);
     buffer_close(&c->exec_mem);
     free(c->map);
@@ -1043,6 +1064,7 @@ static void random_call(case_spec *s, test_rng *r) {
     static const int more[] = { -1, -1, 0, 1, 7, 300 };
     static const int lanes[] = { 0, 0, 1, 2, 3, 7 };
     s->sinks = chance(r, 35);
+    s->alibi = chance(r, 15);
     s->lse = chance(r, 80);
     s->null_arrays = chance(r, 50);
     s->more_q = PICK(r, more);
@@ -1073,6 +1095,7 @@ void case_vary(case_spec *s, test_rng *r) {
     int lse = s->lse;
     int period = s->period;
     int sinks = s->sinks;
+    int alibi = s->alibi;
     s->layer.page_size = 0;
     s->padded = 0;
     random_layout(s, r);
@@ -1080,6 +1103,7 @@ void case_vary(case_spec *s, test_rng *r) {
     s->lse = lse;
     s->period = period;
     s->sinks = sinks;
+    s->alibi = alibi;
     s->layer.row_tile = chance(r, 30) ? 0 : 16 * test_range(r, 1, 16);
     s->layer.workers = PICK(r, workers);
 }

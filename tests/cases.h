@@ -47,7 +47,7 @@ typedef struct case_spec {
     int spare_pages, table_gap;
     case_poison poison;
     int hide;                       /* poison keys that no row sees, and page ids before the window */
-    int sinks, lse;
+    int sinks, lse, alibi;
     /* the call */
     int null_arrays;                /* give NULL for q_len and phase where that means the same */
     int more_q, more_kv;            /* capacities above what the arrays say; -1: leave the capacity 0 */
@@ -75,7 +75,7 @@ typedef struct test_case {
     attn_exec exec;
     attn_plan plan;
     attn_error error;
-    case_buffer q, k, v, o, lse, table, sinks, plan_mem, exec_mem;
+    case_buffer q, k, v, o, lse, table, sinks, alibi, plan_mem, exec_mem;
     uint64_t input_hash;
     unsigned char *out;             /* after a run: [row][head][v_dim] of o_type without gaps */
     float *out_lse;                 /* [row][head] */

@@ -89,6 +89,7 @@ static void set_io(world *w, int paged) {
     w->io.o = w->o;
     w->io.lse = w->lse;
     w->io.sinks = w->sinks;
+    w->io.alibi = w->sinks;
     if (!paged) return;
     w->io.page_table = w->table;
     w->io.page_table_row = COLUMNS;
@@ -256,6 +257,16 @@ static const error_case arguments[] = {
     { DENSE | CONTIGUOUS, { NIL(io.o) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o " } },
     { APPEND, { NIL(new_k) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_k" } },
     { APPEND, { NIL(new_v) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_v" } },
+    { RUNS, { SHIFT(io.q, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q ", "aligned" } },
+    { RUNS, { SHIFT(io.o, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o ", "aligned" } },
+    { RUNS | APPEND, { SHIFT(io.k, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k ", "aligned" } },
+    { RUNS | APPEND, { SHIFT(io.v, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v ", "aligned" } },
+    { RUNS, { SHIFT(io.lse, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lse ", "aligned" } },
+    { RUNS, { SHIFT(io.sinks, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.sinks ", "aligned" } },
+    { RUNS, { SHIFT(io.alibi, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.alibi ", "aligned" } },
+    { RUNS | APPEND, { SHIFT(io.page_table, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.page_table ", "aligned" } },
+    { APPEND, { SHIFT(new_k, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_k ", "aligned" } },
+    { RUNS, { I64(io.o_row, (int64_t)1 << 40) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o_row = 1099511627776" } },
     { RUNS | DENSE | CONTIGUOUS, { I64(io.q_row, -1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q_row = -1" } },
     { RUNS | DENSE | CONTIGUOUS, { I64(io.q_head, -2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.q_head = -2" } },
     { RUNS | DENSE | CONTIGUOUS, { I64(io.o_row, -3) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.o_row = -3" } },

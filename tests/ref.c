@@ -77,6 +77,11 @@ static int row_logits(const ref_problem *p, int row, int head, double *x, double
         seen++;
         product = dot(q, k, p->head_dim, &magnitude);
         x[key] = logit(p, product, magnitude, &r);
+        if (p->alibi) {
+            double bias = p->alibi[head] * (key - ((double)p->kv_len - p->q_len + row));
+            x[key] += bias;
+            r += fabs(bias);
+        }
         if (r > *reach && r < HUGE_VAL) *reach = r;
     }
     return seen;

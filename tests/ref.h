@@ -17,6 +17,7 @@ typedef struct ref_problem {
     double scale, softcap;          /* softcap 0: off */
     const double *q, *k, *v;
     const double *sinks;            /* [head] or NULL */
+    const double *alibi;            /* [head] slope of key - position, or NULL */
     double *o, *lse;
     double *reach;                  /* by how many roundoffs a logit of the row may be off: |scale| * sum |q[d] k[d]| */
     double *v_max;                  /* the largest |v| a row sees */
