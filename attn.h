@@ -562,7 +562,6 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
 
 #define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
 #define ATTN__UNIT 256               /* keys of a decode unit */
-#define ATTN__MAX_TILE 128           /* keys of a tile at most */
 #define ATTN__LOWEST (-3.402823466e+38f)
 
 ATTN__INLINE uint32_t attn__bits_of(float x) {
