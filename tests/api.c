@@ -806,6 +806,42 @@ static void test_tasks(void) {
 
 /* ---- explain ---------------------------------------------------------------------------------------------------- */
 
+/* Every part of the layer that a reader might ask about. */
+static void test_explain_layer(void) {
+    static const char *const wanted[] = {
+        "4 heads on 2 kv heads", "head_dim 8, v_dim 4", "q f16, kv bf16, o f32", "; full", "window_left 9",
+        "window_right 7", "sink_keys 3", "scale 0.25", "softcap 30", "pages of 16 keys"
+    };
+    static const int32_t kv_len[1] = { 5 };
+    char text[2048];
+    int32_t memory[256];
+    attn_batch batch;
+    attn_layer layer;
+    attn_plan plan;
+    size_t i;
+    memset(&batch, 0, sizeof batch);
+    memset(&layer, 0, sizeof layer);
+    batch.n = 1;
+    batch.kv_len = kv_len;
+    layer.heads = 4;
+    layer.kv_heads = 2;
+    layer.head_dim = 8;
+    layer.v_dim = 4;
+    layer.q_type = ATTN_F16;
+    layer.kv_type = ATTN_BF16;
+    layer.mask = ATTN_FULL;
+    layer.window_left = 9;
+    layer.window_right = 7;
+    layer.sink_keys = 3;
+    layer.scale = 0.25f;
+    layer.softcap = 30;
+    layer.page_size = 16;
+    layer.workers = 2;
+    CHECK(!attn_plan_make(&plan, &batch, &layer, memory, sizeof memory, NULL), "a valid plan");
+    attn_plan_explain(&plan, text, sizeof text);
+    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) CHECK(strstr(text, wanted[i]), "no %s in %s", wanted[i], text);
+}
+
 static void test_explain(void) {
     static const char *const names[] = { "", "scalar", "avx2", "avx512" };
     char full[4096], part[4096];
@@ -1070,6 +1106,7 @@ int main(int argc, char **argv) {
     test_run("attn_dense: plan and forward", test_dense);
     test_run("attn_task: any order, several frames, two layers at once", test_tasks);
     test_run("attn_plan_explain: length, truncation, contents", test_explain);
+    test_run("attn_plan_explain: the layer", test_explain_layer);
     test_run("attn_exec_bytes: capacities and lanes only", test_exec_bytes);
     test_run("attn_plan_bytes: capacities instead of arrays", test_plan_bytes);
     test_run("sglang trap 14: one plan for all layers, length arrays gone", test_plan_reuse);
