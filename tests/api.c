@@ -806,6 +806,21 @@ static void test_tasks(void) {
 
 /* ---- explain ---------------------------------------------------------------------------------------------------- */
 
+/* What the compiler's own run-time library says of this CPU. */
+static void test_detect(void) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__TINYC__)
+    int avx2, avx512;
+    __builtin_cpu_init();
+    avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    CHECK(attn_isa_detect() == (avx512 ? ATTN_ISA_AVX512 : avx2 ? ATTN_ISA_AVX2 : ATTN_ISA_SCALAR), "detected %d",
+          (int)attn_isa_detect());
+#else
+    test_skip("no second opinion on this CPU");
+#endif
+}
+
 /* Every part of the layer that a reader might ask about. */
 static void test_explain_layer(void) {
     static const char *const wanted[] = {
@@ -839,7 +854,9 @@ static void test_explain_layer(void) {
     layer.workers = 2;
     CHECK(!attn_plan_make(&plan, &batch, &layer, memory, sizeof memory, NULL), "a valid plan");
     attn_plan_explain(&plan, text, sizeof text);
-    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) CHECK(strstr(text, wanted[i]), "no %s in %s", wanted[i], text);
+    for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        CHECK(strstr(text, wanted[i]), "no %s in %s", wanted[i], text);
+    }
 }
 
 static void test_explain(void) {
@@ -1107,6 +1124,7 @@ int main(int argc, char **argv) {
     test_run("attn_task: any order, several frames, two layers at once", test_tasks);
     test_run("attn_plan_explain: length, truncation, contents", test_explain);
     test_run("attn_plan_explain: the layer", test_explain_layer);
+    test_run("attn_isa_detect", test_detect);
     test_run("attn_exec_bytes: capacities and lanes only", test_exec_bytes);
     test_run("attn_plan_bytes: capacities instead of arrays", test_plan_bytes);
     test_run("sglang trap 14: one plan for all layers, length arrays gone", test_plan_reuse);
