@@ -122,6 +122,7 @@ part_use() {
     try "compile: two private copies (ATTN_STATIC)" build_run $CC $WARN -std=c99 $dir/static_a.c $dir/static_b.c
     try "compile: ATTN_NO_SIMD" build_run $CC $WARN -std=c99 $dir/no_simd.c
     try "compile: ATTN_API of the caller" build_run $CC $WARN -std=c99 $dir/own_api.c
+    try "compile: without atomics, the lanes take stripes" without_atomics
     for opt in -O0 -O2; do
         if ! have nm || ! have size || ! $CC $opt -c -o "$out/impl.o" $dir/impl.c; then
             skip "compile: symbols and sections $opt" "no nm, no size, or no object"
@@ -137,6 +138,15 @@ part_use() {
         skip "compile: tcc" "no tcc"
     fi
     part_manual
+}
+
+# ---- a compiler without atomics ---------------------------------------------------------------------------------
+
+# Lanes then take fixed stripes of the tasks.
+without_atomics() {
+    $CC -std=c99 -O1 -U__GCC_ATOMIC_INT_LOCK_FREE -o "$out/stripes" tests/properties.c tests/ref.c tests/cases.c \
+        -lm -lpthread || return 1
+    "$out/stripes" "number of lanes" >"$out/text" && grep '^ok ' "$out/text" >/dev/null
 }
 
 # ---- the example of the manual --------------------------------------------------------------------------------------
