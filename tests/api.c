@@ -806,6 +806,29 @@ static void test_tasks(void) {
 
 /* ---- explain ---------------------------------------------------------------------------------------------------- */
 
+/* A step without rows needs no new keys, no cache and no outputs. */
+static void test_no_rows(void) {
+    static const int32_t zero[2] = { 0, 0 };
+    int32_t memory[512];
+    attn_batch batch;
+    attn_layer layer = job_layer();
+    attn_io io;
+    attn_plan plan;
+    attn_exec exec;
+    memset(&batch, 0, sizeof batch);
+    memset(&io, 0, sizeof io);
+    memset(&exec, 0, sizeof exec);
+    batch.n = 2;
+    batch.q_len = zero;
+    batch.kv_len = zero;
+    CHECK(!attn_plan_make(&plan, &batch, &layer, memory, sizeof memory, NULL), "a plan of pads");
+    CHECK(!attn_append(&plan, &layer, &io, NULL, NULL, NULL), "append");
+    exec.bytes = attn_exec_bytes(&plan, 1);
+    exec.mem = malloc(exec.bytes);
+    CHECK(!attn_forward(&plan, &layer, &io, &exec, NULL), "forward");
+    free(exec.mem);
+}
+
 /* What the compiler's own run-time library says of this CPU. */
 static void test_detect(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__TINYC__)
@@ -1124,6 +1147,7 @@ int main(int argc, char **argv) {
     test_run("attn_task: any order, several frames, two layers at once", test_tasks);
     test_run("attn_plan_explain: length, truncation, contents", test_explain);
     test_run("attn_plan_explain: the layer", test_explain_layer);
+    test_run("a step without rows needs no arrays", test_no_rows);
     test_run("attn_isa_detect", test_detect);
     test_run("attn_exec_bytes: capacities and lanes only", test_exec_bytes);
     test_run("attn_plan_bytes: capacities instead of arrays", test_plan_bytes);
