@@ -64,9 +64,15 @@ for compiler in gcc clang; do
     fi
     variant $compiler -Ofast -std=c99 -Ofast
     variant $compiler "-O3 -ffast-math" -std=gnu11 -O3 -ffast-math
+    variant $compiler "-O3 -funsafe-math-optimizations" -std=gnu11 -O3 -funsafe-math-optimizations
     case $(uname -m) in
         # the functions of this header then belong to the host: they are parsed before we can ask for IEEE rules
-        x86_64) variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h ;;
+        x86_64)
+            variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h
+            if grep -q ' fma ' /proc/cpuinfo 2>/dev/null; then
+                variant $compiler "-O2 -mfma" -std=gnu11 -O2 -mfma
+            fi
+            ;;
     esac
     variant $compiler -O0 -std=c99 -O0
 done
