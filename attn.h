@@ -235,7 +235,7 @@ typedef struct attn_error {
     char text[240];
 } attn_error;
 
-/* WHO: the requests of one step. Arrays hold n int32 in host memory; they are read by attn_plan_* only. */
+/* WHO: the requests of one step. Arrays hold n int32 in host memory; a made plan has copies. */
 typedef struct attn_batch {
     int32_t n;                      /* requests; a pad is q_len = kv_len = 0 */
     const int32_t *q_len;           /* new query rows of each request; NULL: 1 each */
