@@ -11,7 +11,7 @@
       >>engines  >>does_not  >>types  >>api
       implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert  >>maths  >>leaves  >>leaves_scalar
       >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state  >>tiles  >>prefill  >>decode  >>run
-      >>tools  >>modes  >>meta
+      >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -92,9 +92,9 @@
       decode row, and a chunked prompt the whole one, byte for byte. key_tile and split_keys do belong to the layer and
       change bits. Between phases and instruction sets results agree within rounding. A NaN or inf among a row's visible
       inputs may spoil that row, never another; what lies past a length or in unused pages is not looked at.
-      Types of q, o and KV: f32, f16, bf16, in any mixture; stores round to nearest even. The host's fast-math
-      flags do not reach our code (gcc, MSVC, and clang on x86-64). The promise needs float arithmetic in float, not the
-      x87 unit of 32-bit x86 without SSE.
+      Types of q, o and KV: f32, f16, bf16, in any mixture, KV also of 8 bits; stores round to nearest even. The host's
+      fast-math flags do not reach our code (gcc, MSVC, and clang on x86-64). The promise needs float arithmetic in
+      float, not the x87 unit of 32-bit x86 without SSE.
 
    >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
       block per lane, and, if requests may be in phase DECODE, room for the partial results of split rows, bounded by
@@ -159,9 +159,30 @@
       Rows as requests. meta.row_batch has n = rows, E = 1, kv_len = seqlens_expand and phase DECODE; with row_table as
       the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that
       take one row a request; it costs rereading the keys for each row, so attn_forward does better with the batch.
-      For CAUSAL layers, windows, sink keys and chunks included: other masks let a row see keys past its own position.
-      Plan memory for every step: attn_plan_bytes of row_batch with n = max_rows. A row without keys (E > KV) needs
-      ATTN_FULL there.
+      For CAUSAL layers, windows, sink keys and chunks included, and for TOPK, whose lists are per row anyway; other
+      masks let a row see keys past its own position. Plan memory for every step: attn_plan_bytes of row_batch with n =
+      max_rows. A row without keys (E > KV) needs ATTN_FULL there.
+
+      Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
+      is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
+      draft's key has the position of its row. Windows and ALiBi compare these positions. A chain (row j: bits 0 .. j)
+      gives the bits of CAUSAL. After verification copy the accepted keys to P, P + 1, ..., and count only them in the
+      next kv_len: that takes the others back.
+
+      Sparse rows, mask TOPK. Row r sees those of its causal keys (and window) that io.topk[r] lists, in any order, -1
+      anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
+      those seen, so the bits depend on the set alone, and a list of all keys gives the bits of CAUSAL. Per layer:
+         attn_index_score   scores[r][key] of a small indexer: kv_heads 1, a K cache and a DECODE plan of its own
+         attn_topk          the lists, from columns 0 .. seqlens_expand, or indexer_ks .. indexer_ke of a matrix over
+                            all keys; they are positions in the request's own keys either way
+         attn_forward       with layer.topk; K and V of what is not listed are not read
+      It pays when the lists are much shorter than the context: every row has its own keys, so rows share no reads.
+
+      KV of 8 bits. The cache holds x / scale and attention multiplies: k_scale into the logit (inside the softcap),
+      v_scale into o. scale_kind says what a scale covers; NULL is 1, which int8 refuses. e4m3 and e5m2 saturate, NaN
+      becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache
+      request i's start at key i * (k_page / (kv_heads * head_dim)), for v accordingly. With ATTN_V_IN_K k_scale serves
+      both. f16, bf16 and f32 caches take scales, too.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -207,14 +228,31 @@ typedef enum attn_status {
     ATTN_E_PAGE        /* a page table entry that would be read is out of range */
 } attn_status;
 
-typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16 } attn_type;
+typedef enum attn_type {
+    ATTN_F32 = 0,
+    ATTN_F16,
+    ATTN_BF16,
+    ATTN_E4M3,         /* the last three for K and V only. OCP FN: no infinities, largest value 448 */
+    ATTN_E5M2,         /* largest value 57344 */
+    ATTN_INT8          /* -127 .. 127, times k_scale or v_scale */
+} attn_type;
 
 typedef enum attn_mask {
     ATTN_CAUSAL = 0,   /* query j of a request sees keys 0 .. kv_len - q_len + j (bottom-right aligned) */
     ATTN_FULL,         /* every key: encoders, cross attention */
     ATTN_PREFIX,       /* prefix-LM: causal, and everybody sees the first batch.prefix[i] keys */
-    ATTN_BLOCK         /* diffusion: the new rows see all of their own block of layer.chunk rows, and what is before */
+    ATTN_BLOCK,        /* diffusion: the new rows see all of their own block of layer.chunk rows, and what is before */
+    ATTN_TREE,         /* drafts: a row sees the cached keys and those of the new ones whose bits are set in io.tree */
+    ATTN_TOPK          /* sparse: of its causal keys a row sees those listed in io.topk */
 } attn_mask;
+
+/* attn_layer.scale_kind: the shape of io.k_scale and io.v_scale. */
+typedef enum attn_scale {
+    ATTN_SCALE_PER_TENSOR = 0,      /* [1] */
+    ATTN_SCALE_PER_HEAD,            /* [kv_head] */
+    ATTN_SCALE_PER_REQUEST,         /* [n][kv_head] */
+    ATTN_SCALE_PER_KEY              /* int8 only: [key][kv_head] or [page][slot][kv_head]; attn_append writes it */
+} attn_scale;
 
 /* attn_batch.phase. The phase alone chooses the kernel family; PREFILL tiles many rows, DECODE streams keys once. */
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase;
@@ -223,7 +261,7 @@ typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_
 
 /* attn_layer.flags */
 typedef enum attn_flag {
-    ATTN_TRUSTED = 1,  /* attn_forward and attn_append do not check page ids (they are known to be right) */
+    ATTN_TRUSTED = 1,  /* attn_forward and attn_append do not check page ids and top-k lists (known to be right) */
     ATTN_V_IN_K = 2    /* V is the first v_dim elements of each key (absorbed MLA); one kv head, scale given, no io.v */
 } attn_flag;
 
@@ -258,6 +296,8 @@ typedef struct attn_layer {
     int32_t chunk;                  /* CAUSAL: positions of a chunk, 0: none; BLOCK: rows of a block */
     int32_t page_size;              /* keys per page; 0: contiguous */
     int32_t ring;                   /* R: key p lives in slot p mod R of its request's cache; 0: in slot p */
+    int32_t topk;                   /* TOPK: entries of each row's list */
+    int32_t scale_kind;             /* attn_scale */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
     int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 128 and the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
@@ -281,6 +321,9 @@ typedef struct attn_io {
     int32_t pages;                  /* pages in k and v; table entries that are read must be below */
     const float *sinks;             /* [head]: a logit added once to each row's denominator; NULL: none */
     const float *alibi;             /* [head]: slope * (key - position) is added to each logit; NULL: none */
+    float *k_scale, *v_scale;       /* a stored element means itself times this, see attn_scale; NULL: 1 */
+    const uint32_t *tree;           /* TREE: [row][ceil(max_q_len / 32)], bit j, least significant first: sees row j */
+    const int32_t *topk;            /* TOPK: [row][layer.topk] positions in the request's own keys, -1: none */
 } attn_io;
 
 /* HOW: memory and threads of a call. */
@@ -340,7 +383,8 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
                           attn_error *error);
 
 /* Stores the new rows' keys and values into the cache before attention runs: new_k, new_v are [row][kv_head][dim],
-   packed, of q_type; row j of a request goes to key kv_len - q_len + j. Rounds to nearest even.
+   packed, of q_type; row j of a request goes to key kv_len - q_len + j. Stores x / scale, rounded to nearest even; the
+   8-bit types saturate. ATTN_SCALE_PER_KEY: writes the scale, too: the largest |x| of the key and head / 127.
    Errors: as attn_forward, and a request with q_len > kv_len. Thread safety: any thread, one per cache. */
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error);
@@ -367,8 +411,8 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
 ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
                         const float *b_lse, void *o, float *lse, attn_error *error);
 
-/* The definition of every mask: 1 if row `row` of `request` sees key `key`. Reads the host arrays of batch; io is
-   not needed by the masks of this version and may be NULL. Out-of-range indices give 0. Thread safety: any thread. */
+/* The definition of every mask: 1 if row `row` of `request` sees key `key`. Reads the host arrays of batch and, for
+   TREE and TOPK, io->tree and io->topk; else io may be NULL. Out-of-range indices give 0. Thread safety: any thread. */
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key);
 
@@ -380,6 +424,27 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
 /* attn_layer.window_left from an engine's sliding_window_size, which is a radius: W means W keys before the query and
    the query itself, -1 means off. Engines apply W to causal self-attention only; the result is 0 (off) for the rest. */
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
+
+/* What attn_rope rotates: rows of heads, in place. */
+typedef struct attn_rope_input {
+    void *x;                        /* [row][head][head_dim] */
+    attn_type type;                 /* f32, f16 or bf16 */
+    int64_t rows;
+    int64_t x_row, x_head;          /* strides in elements, 0: packed */
+    int32_t heads, head_dim;
+    int32_t rotary_dim;             /* the first so many elements of a head turn; even; 0: head_dim */
+    int32_t interleaved;            /* 0: i pairs with i + rotary_dim / 2 (GPT-NeoX, Llama); 1: 2i pairs with 2i + 1 */
+    const int32_t *positions;       /* [row] */
+    const float *inv_freq;          /* [rotary_dim / 2] angle per position, at most 65536; NULL: the f32 nearest to */
+                                    /* base^(-2i / rotary_dim), as model code has it */
+    float base;                     /* 0: 10000 */
+    float magnitude;                /* the result is multiplied by it (YaRN); 0: 1 */
+} attn_rope_input;
+
+/* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
+   rounded to f32, then to the type. For q and for new_k before attn_append. On an error nothing is written but *error.
+   Thread safety: any thread. Source: Su et al., RoFormer. */
+ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
 
@@ -472,6 +537,22 @@ ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *
    Errors name the request; on an error nothing is written but *error. Thread safety: any thread. */
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error);
+
+/* Indexer scores of sparse attention: scores[r * score_row + ks[r] + key] = sum over heads of weights[r][head] *
+   relu(scale * q.k) for every key that row r sees, -inf for keys below its horizon that a window hides; what lies
+   above is not written. ks [rows]: column of a row's key 0 (indexer_ks for one matrix over all keys), NULL: 0. weights
+   [row][head] f32. The plan must hold DECODE requests only; layer and io as in attn_forward, kv_heads 1, without v and
+   o; a softcap, sinks and alibi are not applied. Masks TREE and TOPK are refused. Thread safety: as attn_forward.
+   Source: the lightning indexer of DeepSeek-V3.2. */
+ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
+                              const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
+                              attn_error *error);
+
+/* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r] in ascending order,
+   then -1. Of equal scores the smaller index wins; -inf and NaN are never taken. ks NULL: 0. The lists fit io.topk.
+   Thread safety: any thread. */
+ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
+                       int32_t topk, int32_t *indices, attn_error *error);
 
 #endif /* ATTN_H ---- end of header ------------------------------------------------------------------------------- */
 
@@ -631,10 +712,7 @@ static void attn__put_char(attn__text *t, char c) {
 }
 
 static void attn__put(attn__text *t, const char *s) {
-    while (*s) {
-        attn__put_char(t, *s);
-        s++;
-    }
+    for (; *s; s++) attn__put_char(t, *s);
 }
 
 static void attn__put_int(attn__text *t, int64_t value) {
@@ -651,146 +729,100 @@ static void attn__put_int(attn__text *t, int64_t value) {
 
 /* value > 0 as nine digits, the first of them worth 10^exponent; the last three are 0 where six mean the same float. */
 static int64_t attn__decimal(float value, int *exponent) {
-    double x = value, step = attn__float_of(attn__bits_of(value) + 1) - x, shift;
+    double unit = 1;
     int64_t digits;
-    *exponent = 0;
-    if (!attn__is_finite((float)step)) step = 0;
-    for (; x >= 9.999999995; x /= 10) {
-        step /= 10;
-        ++*exponent;
-    }
-    for (; x < 0.9999999995; x *= 10) {
-        step *= 10;
-        --*exponent;
-    }
-    digits = (int64_t)(x * 1e5 + 0.5) * 1000;
-    shift = (double)digits - x * 1e8;
-    if (shift > 0.49e8 * step || -shift > 0.49e8 * step) digits = (int64_t)(x * 1e8 + 0.5);
-    if (digits < 1000000000) return digits;
+    for (*exponent = 0; value / unit >= 9.999999995; unit *= 10) ++*exponent;
+    for (; value / unit < 0.9999999995; unit /= 10) --*exponent;
+    digits = (int64_t)(value / unit * 1e5 + 0.5);
+    if ((float)((double)digits * unit / 1e5) != value) return (int64_t)(value / unit * 1e8 + 0.5);
+    if (digits < 1000000) return digits * 1000;
     ++*exponent;
     return 100000000;
 }
 
-/* The first `count` of nine digits, and then whatever is not 0 behind a point. */
-static void attn__put_digits(attn__text *t, int64_t digits, int count) {
-    for (; count > 0 || digits; count--) {
-        if (count == 0) attn__put_char(t, '.');
-        attn__put_char(t, (char)('0' + (int)(digits / 100000000)));
-        digits = digits % 100000000 * 10;
+/* Nine digits, the first of them worth 10^exponent, down to the ones, and then whatever is not 0 behind a point. */
+static void attn__put_digits(attn__text *t, int64_t digits, int exponent) {
+    int place;
+    for (place = exponent > 0 ? exponent : 0; place >= 0 || digits; place--) {
+        int64_t digit = place > exponent ? 0 : digits / 100000000;
+        if (place == -1) attn__put_char(t, '.');
+        attn__put_char(t, (char)('0' + (int)digit));
+        if (place <= exponent) digits = digits % 100000000 * 10;
     }
 }
 
 static void attn__put_float(attn__text *t, float value) {
     int64_t digits;
     int exponent;
-    if (!attn__is_finite(value)) {
-        attn__put(t, attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
+    if (value == 0 || !attn__is_finite(value)) {
+        attn__put(t, value == 0 ? "0" : attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
         return;
     }
     if (value < 0) attn__put_char(t, '-');
-    if (value == 0) {
-        attn__put_char(t, '0');
-        return;
-    }
     digits = attn__decimal(value < 0 ? -value : value, &exponent);
-    if (exponent >= 0 && exponent < 6) {
-        attn__put_digits(t, digits, exponent + 1);
-    } else if (exponent < 0 && exponent >= -4) {
-        int zeros;
-        attn__put(t, "0.");
-        for (zeros = exponent + 1; zeros < 0; zeros++) attn__put_char(t, '0');
-        attn__put_digits(t, digits, -1);
+    if (exponent >= -4 && exponent < 6) {
+        attn__put_digits(t, digits, exponent);
     } else {
-        attn__put_digits(t, digits, 1);
+        attn__put_digits(t, digits, 0);
         attn__put_char(t, 'e');
         attn__put_int(t, exponent);
     }
 }
 
-/* "name", "name[i]" or "name[i][j]" */
-static void attn__put_name(attn__text *t, const char *name, int32_t i, int32_t j) {
-    attn__put(t, name);
-    if (i >= 0) {
-        attn__put_char(t, '[');
-        attn__put_int(t, i);
-        attn__put_char(t, ']');
+/* %a .. %d in format stand for the values, %A .. %D for the floats of which they are the bits. */
+static void attn__put_format(attn__text *t, const char *format, int64_t a, int64_t b, int64_t c, int64_t d) {
+    const int64_t values[4] = { a, b, c, d };
+    for (; *format; format++) {
+        if (*format != '%') {
+            attn__put_char(t, *format);
+        } else if (*++format >= 'a') {
+            attn__put_int(t, values[*format - 'a']);
+        } else {
+            attn__put_float(t, attn__float_of((uint32_t)values[*format - 'A']));
+        }
     }
-    if (j >= 0) {
-        attn__put_char(t, '[');
-        attn__put_int(t, j);
-        attn__put_char(t, ']');
-    }
 }
 
-static void attn__put_value(attn__text *t, const char *name, int32_t i, int32_t j, int64_t value) {
-    attn__put_name(t, name, i, j);
-    attn__put(t, " = ");
-    attn__put_int(t, value);
-}
-
-static void attn__put_line(attn__text *t, const char *label, int64_t value, const char *rest) {
-    attn__put(t, label);
-    attn__put_int(t, value);
-    attn__put(t, rest);
-}
-
-/* An error text under construction; with error NULL it goes nowhere. */
-static attn__text attn__error_text(attn_error *error, int32_t request, int32_t slot) {
-    attn__text t = { NULL, 0, 0 };
-    if (error) {
-        error->request = request;
-        error->slot = slot;
-        error->text[0] = 0;
-        t.text = error->text;
-        t.capacity = sizeof error->text;
-    }
-    return t;
-}
-
-/* "name rule" for whole arguments: "io.q is NULL" */
-static int attn__fail(attn_error *error, int status, const char *name, const char *rule) {
-    attn__text t = attn__error_text(error, -1, -1);
+/* An error that starts with the name of an argument; error may be NULL. */
+static int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a, int64_t b,
+                           int64_t c, int64_t d) {
+    attn__text t = { error ? error->text : NULL, sizeof error->text, 0 };
+    if (!error) return status;
+    error->request = -1;
+    error->slot = -1;
+    error->text[0] = 0;
     attn__put(&t, name);
-    attn__put(&t, rule);
+    attn__put_format(&t, format, a, b, c, d);
     return status;
 }
 
-/* "name = value rule": "layer.heads = -1, but it must be at least 1" */
-static int attn__fail_value(attn_error *error, int status, const char *name, int64_t value, const char *rule) {
-    attn__text t = attn__error_text(error, -1, -1);
-    attn__put_value(&t, name, -1, -1, value);
-    attn__put(&t, rule);
+/* An error of the whole call: "layer.chunk = %a needs mask CAUSAL or BLOCK". */
+static int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
+    return attn__fail_name(error, status, "", format, a, b, 0, 0);
+}
+
+/* Adds the slot to an error. */
+static int attn__fail_slot(attn_error *error, int status, int32_t slot) {
+    if (error) error->slot = slot;
     return status;
 }
 
-/* "name = value relation other = bound": "exec.bytes = 10 is less than attn_exec_bytes = 4096" */
-static int attn__fail_pair(attn_error *error, int status, const char *name, int64_t value, const char *relation,
-                           const char *other, int64_t bound) {
-    attn__text t = attn__error_text(error, -1, -1);
-    attn__put_value(&t, name, -1, -1, value);
-    attn__put(&t, relation);
-    attn__put_value(&t, other, -1, -1, bound);
-    return status;
-}
-
-/* The same for entry `request` of an array. */
-static int attn__fail_entry(attn_error *error, int status, int32_t request, const char *name, int64_t value,
-                            const char *rule) {
-    attn__text t = attn__error_text(error, request, -1);
-    attn__put_value(&t, name, request, -1, value);
-    attn__put(&t, rule);
+/* An error of one request, %d: "q_len[%d] = %a is negative". */
+static int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
+                         int64_t c) {
+    attn__fail_name(error, status, "", format, a, b, c, request);
+    if (error) error->request = request;
     return status;
 }
 
 static int attn__succeed(attn_error *error) {
-    attn__error_text(error, -1, -1);
-    return ATTN_OK;
+    return attn__fail(error, ATTN_OK, "", 0, 0);
 }
 
 /* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) {
-    return type == ATTN_F32 ? 4 : 2;
+    return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1;
 }
 
 /* Integer fields of attn_layer: name, offset, range. The comparison of layer and plan walks the same list. */
@@ -804,11 +836,12 @@ typedef struct attn__field {
 static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(heads, 1, 65536),           ATTN__FIELD(kv_heads, 0, 65536),
     ATTN__FIELD(head_dim, 1, 65536),        ATTN__FIELD(v_dim, 0, 65536),
-    ATTN__FIELD(q_type, 0, ATTN_BF16),      ATTN__FIELD(kv_type, 0, ATTN_BF16),
-    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_BLOCK),
+    ATTN__FIELD(q_type, 0, ATTN_BF16),      ATTN__FIELD(kv_type, 0, ATTN_INT8),
+    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_TOPK),
     ATTN__FIELD(window_left, 0, INT32_MAX), ATTN__FIELD(window_right, 0, INT32_MAX),
     ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(chunk, 0, INT32_MAX),
     ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(ring, 0, INT32_MAX),
+    ATTN__FIELD(topk, 0, INT32_MAX),        ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY),
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
     ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K)
@@ -838,79 +871,77 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
     for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
         const attn__field *f = &attn__layer_fields[i];
         int32_t value = attn__field_value(layer, i);
-        if (value < f->low || value > f->high) {
-            attn__text t = attn__error_text(error, -1, -1);
-            attn__put_value(&t, f->name, -1, -1, value);
-            attn__put(&t, ", but it must be ");
-            attn__put_int(&t, f->low);
-            if (f->high == INT32_MAX) {
-                attn__put(&t, " or more");
-            } else {
-                attn__put(&t, " .. ");
-                attn__put_int(&t, f->high);
-            }
-            return ATTN_E_LAYER;
-        }
+        const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
+        if (value >= f->low && value <= f->high) continue;
+        return attn__fail_name(error, ATTN_E_LAYER, f->name, text, value, f->low, f->high, 0);
     }
-    if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale", " is not finite");
+    if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale is not finite", 0, 0);
     if (!attn__is_finite(layer->softcap) || layer->softcap < 0 || (layer->softcap > 0 && layer->softcap < 1e-30f)) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.softcap", " must be 0 or 1e-30 or more, and finite");
+        return attn__fail(error, ATTN_E_LAYER, "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0);
     }
     return ATTN_OK;
 }
 
-/* Which masks take a chunk. */
-static int attn__check_chunk(const attn_layer *l, attn_error *error) {
+/* What the masks need. */
+static int attn__check_mask(const attn_layer *l, attn_error *error) {
+    if ((l->mask == ATTN_TOPK) != (l->topk > 0)) {
+        return attn__fail(error, ATTN_E_LAYER, l->topk ? "layer.topk = %a needs mask TOPK"
+                                                       : "layer.topk = 0, but mask TOPK needs the length of a list",
+                          l->topk, 0);
+    }
     if (l->mask == ATTN_BLOCK && !l->chunk) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.chunk", " = 0, but mask BLOCK needs the rows of a block");
+        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = 0, but mask BLOCK needs the rows of a block", 0, 0);
     }
     if (l->chunk && l->mask != ATTN_CAUSAL && l->mask != ATTN_BLOCK) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.chunk", l->chunk, " needs mask CAUSAL or BLOCK");
+        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = %a needs mask CAUSAL or BLOCK", l->chunk, 0);
     }
     if (l->chunk && l->mask == ATTN_CAUSAL && l->sink_keys) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.chunk", l->chunk, " cannot be combined with ",
-                               "layer.sink_keys", l->sink_keys);
+        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = %a cannot be combined with layer.sink_keys = %b",
+                          l->chunk, l->sink_keys);
     }
     return ATTN_OK;
 }
 
-static int attn__check_ring(const attn_layer *l, attn_error *error) {
-    if (!l->ring) return ATTN_OK;
-    if (!l->window_left) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.ring", l->ring, " needs a window: layer.window_left = 0");
+/* Combinations of fields that cannot work. given: the layer before the defaults. */
+static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
+    int latent = (l->flags & ATTN_V_IN_K) != 0;
+    const struct {
+        int broken;
+        const char *text;
+        int64_t a, b;
+    } rules[] = {
+        { l->ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", l->ring, 0 },
+        { l->ring && l->sink_keys,
+          "layer.ring = %a cannot be combined with layer.sink_keys = %b", l->ring, l->sink_keys },
+        { l->ring && l->page_size && l->ring % l->page_size,
+          "layer.ring = %a is not a multiple of layer.page_size = %b", l->ring, l->page_size },
+        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
+        { latent && l->v_dim > l->head_dim,
+          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
+        { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
+          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
+        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
+        { l->heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", l->heads, l->kv_heads },
+        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
+        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0 },
+        { l->split_keys % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", l->split_keys, 0 },
+        { l->split_keys && l->key_tile == 96,
+          "layer.key_tile = 96 does not divide layer.split_keys = %a", l->split_keys, 0 },
+        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
+    };
+    size_t i;
+    for (i = 0; i < sizeof rules / sizeof rules[0]; i++) {
+        if (rules[i].broken) return attn__fail(error, ATTN_E_LAYER, rules[i].text, rules[i].a, rules[i].b);
     }
-    if (l->sink_keys) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.ring", l->ring, " cannot be combined with ",
-                               "layer.sink_keys", l->sink_keys);
-    }
-    if (l->page_size && l->ring % l->page_size) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.ring", l->ring, " is not a multiple of ", "layer.page_size",
-                               l->page_size);
-    }
-    return ATTN_OK;
-}
-
-static int attn__check_latent(const attn_layer *l, attn_error *error) {
-    if (!(l->flags & ATTN_V_IN_K)) return ATTN_OK;
-    if ((l->kv_heads ? l->kv_heads : l->heads) != 1) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.kv_heads", l->kv_heads, ", but ATTN_V_IN_K needs 1");
-    }
-    if (l->v_dim > l->head_dim) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.v_dim", l->v_dim, " with ATTN_V_IN_K is more than ",
-                               "layer.head_dim", l->head_dim);
-    }
-    if (l->scale == 0) return attn__fail(error, ATTN_E_LAYER, "layer.scale", " = 0, but ATTN_V_IN_K needs the scale");
     return ATTN_OK;
 }
 
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     int status;
-    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
+    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
     status = attn__layer_check_values(layer, error);
-    if (!status) status = attn__check_chunk(layer, error);
-    if (!status) status = attn__check_ring(layer, error);
-    if (!status) status = attn__check_latent(layer, error);
+    if (!status) status = attn__check_mask(layer, error);
     if (status) return status;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
@@ -919,27 +950,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     if (!out->key_tile) out->key_tile = out->split_keys ? 64 : 96;
     if (!out->workers) out->workers = 64;
     if (out->scale == 0) out->scale = attn__rsqrt(out->head_dim);
-    if (out->heads % out->kv_heads) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.heads", out->heads, " is not a multiple of ",
-                               "layer.kv_heads", out->kv_heads);
-    }
-    if (out->row_tile % 16) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.row_tile", out->row_tile, " is not a multiple of 16");
-    }
-    if (out->key_tile % 32) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.key_tile", out->key_tile, " is not 32, 64, 96 or 128");
-    }
-    if (out->split_keys % ATTN__UNIT) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.split_keys", out->split_keys, " is not a multiple of 256");
-    }
-    if (out->split_keys && out->key_tile == 96) {
-        return attn__fail_pair(error, ATTN_E_LAYER, "layer.key_tile", 96, " does not divide ", "layer.split_keys",
-                               out->split_keys);
-    }
-    if (layer->isa == ATTN_ISA_AVX2 || layer->isa == ATTN_ISA_AVX512) {
-        if (!ATTN__X86) return attn__fail_value(error, ATTN_E_LAYER, "layer.isa", layer->isa, " was not compiled in");
-    }
-    return ATTN_OK;
+    return attn__check_combinations(out, layer, error);
 }
 
 /* A 96-key tile does not divide a 256-key unit. */
@@ -954,7 +965,8 @@ ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
 
 /* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
 
-/* Keys [0, lead) and [lo, hi). All three grow with the row, which the tile code relies on. */
+/* Keys [0, lead) and [lo, hi). All three grow with the row, which the tile code relies on. TREE: what any row of the
+   request may see; the tree's bits say the rest. TOPK: ranks in the list of the keys that a row does see. */
 typedef struct attn__span {
     int32_t lead, lo, hi;
 } attn__span;
@@ -968,7 +980,7 @@ typedef struct attn__lengths {
 static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, int32_t row) {
     int64_t past = (int64_t)n->kv_len - n->q_len;
     int64_t own = attn__max64(0, past + row + 1);
-    if (layer->mask == ATTN_FULL) return n->kv_len;
+    if (layer->mask == ATTN_FULL || layer->mask == ATTN_TREE) return n->kv_len;
     if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
     if (layer->mask == ATTN_BLOCK) {
         return (int32_t)attn__min64(n->kv_len, past + (row / layer->chunk + (int64_t)1) * layer->chunk);
@@ -976,10 +988,10 @@ static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, in
     return (int32_t)own;
 }
 
-static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+static attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
     attn__span s = { 0, 0, 0 };
-    int64_t position = (int64_t)n->kv_len - n->q_len + row;
-    int right = layer->mask != ATTN_CAUSAL && layer->window_right;
+    int64_t position = (int64_t)n->kv_len - n->q_len + (layer->mask == ATTN_TREE ? 0 : row);
+    int right = layer->mask != ATTN_CAUSAL && layer->mask != ATTN_TREE && layer->window_right;
     int32_t horizon = attn__horizon(layer, n, row);
     s.hi = horizon;
     if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + layer->window_right));
@@ -989,6 +1001,37 @@ static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n
     }
     if (layer->window_left || right) s.lead = attn__min(layer->sink_keys, horizon);
     return s;
+}
+
+static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+    attn__span s = attn__key_span(layer, n, row);
+    if (layer->mask == ATTN_TOPK) {
+        s.hi = attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo);
+        s.lead = 0;
+        s.lo = 0;
+    }
+    return s;
+}
+
+/* TREE: what the bits of one row say. A row's depth in the tree is its position behind the cached keys. */
+ATTN__INLINE int attn__tree_bit(const uint32_t *bits, int32_t row) {
+    return (int)(bits[row / 32] >> (row % 32) & 1u);
+}
+
+static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
+    int32_t depth = -1, row;
+    for (row = 0; row < q_len; row += 32) {
+        uint32_t left = bits[row / 32];
+        if (q_len - row < 32) left &= (1u << (q_len - row)) - 1u;
+        for (; left; left &= left - 1) depth++;
+    }
+    return depth;
+}
+
+/* The windows for a distance of position - key. */
+ATTN__INLINE int attn__in_window(const attn_layer *layer, int64_t distance) {
+    if (layer->window_left && distance >= layer->window_left) return 0;
+    return layer->mask == ATTN_CAUSAL || !layer->window_right || -distance < layer->window_right;
 }
 
 /* Keys that any of the rows first .. last sees. */
@@ -1152,64 +1195,66 @@ ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) {
 }
 
 static int attn__check_capacity(const attn_batch *batch, attn_error *error) {
-    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch", " is NULL");
-    if (batch->n < 0) return attn__fail_value(error, ATTN_E_BATCH, "batch.n", batch->n, " is negative");
+    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
+    if (batch->n < 0) return attn__fail(error, ATTN_E_BATCH, "batch.n = %a is negative", batch->n, 0);
     if (batch->max_q_len < 0) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_q_len", batch->max_q_len, " is negative");
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_q_len = %a is negative", batch->max_q_len, 0);
     }
     if (batch->max_kv_len < 0) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_kv_len", batch->max_kv_len, " is negative");
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_kv_len = %a is negative", batch->max_kv_len, 0);
     }
     if (batch->max_rows < 0 || batch->max_rows > INT32_MAX) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", batch->max_rows, ", but it must be 0 .. 2^31-1");
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", batch->max_rows, 0);
     }
     return ATTN_OK;
 }
 
+static int attn__check_phase(const int32_t *phase, int32_t i, attn_error *error) {
+    if (!phase || phase[i] == ATTN_PREFILL || phase[i] == ATTN_DECODE) return ATTN_OK;
+    return attn__fail_at(error, ATTN_E_BATCH, i, "phase[%d] = %a is no attn_phase", phase[i], 0, 0);
+}
+
 /* Every length, before anything is written. */
 static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
+    const int32_t *prefix = layer->mask == ATTN_PREFIX ? batch->prefix : NULL;
     int64_t rows = 0, keys = 0;
     int32_t i;
-    if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len", " is NULL");
-    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !batch->prefix) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.prefix", " is NULL, but the mask is PREFIX");
+    if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
+    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !prefix) {
+        return attn__fail(error, ATTN_E_BATCH, "batch.prefix is NULL, but the mask is PREFIX", 0, 0);
     }
     for (i = 0; i < batch->n; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
-        if (e < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, " is negative");
-        if (kv < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, " is negative");
-        if (batch->phase && batch->phase[i] != ATTN_PREFILL && batch->phase[i] != ATTN_DECODE) {
-            return attn__fail_entry(error, ATTN_E_BATCH, i, "phase", batch->phase[i], " is no attn_phase");
-        }
-        if (layer->mask == ATTN_PREFIX && (batch->prefix[i] < 0 || batch->prefix[i] > kv)) {
-            return attn__fail_entry(error, ATTN_E_BATCH, i, "prefix", batch->prefix[i], ", but it must be 0 .. kv_len");
+        if (e < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a is negative", e, 0, 0);
+        if (kv < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is negative", kv, 0, 0);
+        if (attn__check_phase(batch->phase, i, error)) return ATTN_E_BATCH;
+        if (prefix && (prefix[i] < 0 || prefix[i] > kv)) {
+            return attn__fail_at(error, ATTN_E_BATCH, i, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix[i],
+                                 0, 0);
         }
         if (layer->mask != ATTN_FULL && e > kv) {
-            attn__text t = attn__error_text(error, i, -1);
-            attn__put_value(&t, "kv_len", i, -1, kv);
-            attn__put(&t, " is less than ");
-            attn__put_value(&t, "q_len", i, -1, e);
-            return ATTN_E_BATCH;
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0);
         }
-        if ((batch->max_q_len && e > batch->max_q_len) || (batch->max_kv_len && kv > batch->max_kv_len)) {
-            int is_q = batch->max_q_len && e > batch->max_q_len;
-            attn__text t = attn__error_text(error, i, -1);
-            attn__put_value(&t, is_q ? "q_len" : "kv_len", i, -1, is_q ? e : kv);
-            attn__put(&t, " is more than ");
-            attn__put_value(&t, is_q ? "batch.max_q_len" : "batch.max_kv_len", -1, -1,
-                            is_q ? batch->max_q_len : batch->max_kv_len);
-            return ATTN_E_BATCH;
+        if (batch->max_q_len && e > batch->max_q_len) {
+            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a is more than batch.max_q_len = %b", e,
+                                 batch->max_q_len, 0);
+        }
+        if (batch->max_kv_len && kv > batch->max_kv_len) {
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv,
+                                 batch->max_kv_len, 0);
         }
         rows += e;
         keys += kv;
-        if (rows > INT32_MAX) return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, ": the sum is above 2^31-1");
+        if (rows > INT32_MAX) {
+            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0);
+        }
         if (keys > INT32_MAX) {
-            return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, ": the sum is above 2^31-1");
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0);
         }
     }
     if (batch->max_rows && rows > batch->max_rows) {
-        return attn__fail_pair(error, ATTN_E_BATCH, "sum of q_len", rows, " is more than ", "batch.max_rows",
-                               batch->max_rows);
+        return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows,
+                          batch->max_rows);
     }
     return ATTN_OK;
 }
@@ -1217,6 +1262,7 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
 /* Units that a strip can have at most. */
 static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, int32_t unit_keys) {
     int64_t units = attn__ceil_div(c->max_kv_len, unit_keys);
+    if (l->mask == ATTN_TOPK) return attn__min64(units, attn__ceil_div(l->topk, unit_keys));
     if (l->mask != ATTN_CAUSAL || !l->window_left) return units;
     return attn__min64(units, ((int64_t)l->window_left - 1 + c->max_q_len) / unit_keys + 2 +
                               attn__ceil_div(l->sink_keys, unit_keys));
@@ -1240,7 +1286,9 @@ static void attn__bound(attn__capacity *c, const attn_layer *l) {
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = attn__bit_length((uint32_t)attn__unit_bound(c, l, ATTN__UNIT)) + (l->window_left > 0);
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
-    c->strips = attn__min64(l->kv_heads * (c->max_rows * group / l->row_tile + c->n), (int64_t)1 << 31);
+    c->strips = l->kv_heads * (c->max_rows * group / l->row_tile + c->n);
+    if (l->mask == ATTN_TOPK) c->strips = l->kv_heads * c->max_rows * attn__ceil_div(group, l->row_tile);
+    c->strips = attn__min64(c->strips, (int64_t)1 << 31);
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
     c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
     c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
@@ -1300,23 +1348,23 @@ static void attn__add_strip(attn__planner *p, attn__strip s) {
     p->strips++;
 }
 
-/* Largest row tiles first inside a head: the last tiles of causal rows are the longest. */
-static void attn__add_prefill(attn__planner *p, int32_t request, int32_t q_len) {
-    int32_t rows = q_len * (p->layer->heads / p->layer->kv_heads);
+/* Packed rows first .. first + rows - 1 of a request. Largest row tiles first inside a head: the last tiles of causal
+   rows are the longest. */
+static void attn__add_prefill(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     int32_t tile = p->layer->row_tile;
     int32_t head, row;
     for (head = 0; head < p->layer->kv_heads; head++) {
         for (row = (rows - 1) / tile * tile; row >= 0; row -= tile) {
-            attn__strip s = { request, head, 1, row, 0, 0, 0, 0 };
+            attn__strip s = { request, head, 1, 0, 0, 0, 0, 0 };
+            s.row = first + row;
             s.rows = attn__min(tile, rows - row);
             attn__add_strip(p, s);
         }
     }
 }
 
-static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len) {
+static void attn__add_decode(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     int32_t kv_heads = p->layer->kv_heads;
-    int32_t rows = q_len * (p->layer->heads / kv_heads);
     int32_t tile = p->layer->row_tile;
     int32_t heads = attn__max(1, tile / rows);
     int32_t head;
@@ -1324,9 +1372,10 @@ static void attn__add_decode(attn__planner *p, int32_t request, int32_t q_len) {
     heads = (int32_t)attn__ceil_div(kv_heads, attn__ceil_div(kv_heads, heads));
     for (head = 0; head < kv_heads; head += heads) {
         for (row = 0; row < rows; row += tile) {
-            attn__strip s = { request, head, 0, (int32_t)row, 0, 0, 0, 0 };
+            attn__strip s = { request, head, 0, 0, 0, 0, 0, 0 };
             s.heads = attn__min(heads, kv_heads - head);
-            s.rows = attn__min(tile, rows - s.row);
+            s.row = (int32_t)(first + row);
+            s.rows = (int32_t)attn__min64(tile, rows - row);
             attn__add_strip(p, s);
         }
     }
@@ -1414,6 +1463,19 @@ static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
     p->view.kv_start[batch->n] = keys;
 }
 
+/* TOPK: every token has keys of its own, so its rows have strips of their own. */
+static void attn__add_request(attn__planner *p, int32_t request, int32_t q_len) {
+    int32_t rows = q_len * (p->layer->heads / p->layer->kv_heads);
+    int32_t step = p->layer->mask == ATTN_TOPK ? rows / q_len : rows, first;
+    for (first = 0; first < rows; first += step) {
+        if (p->view.phase[request] == ATTN_PREFILL) {
+            attn__add_prefill(p, request, first, step);
+        } else {
+            attn__add_decode(p, request, first, step);
+        }
+    }
+}
+
 static void attn__add_strips(attn__planner *p, int32_t n) {
     const attn__view *v = &p->view;
     int phase;
@@ -1421,40 +1483,34 @@ static void attn__add_strips(attn__planner *p, int32_t n) {
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < n; i++) {
             int32_t q_len = attn__lengths_of(v, i).q_len;
-            if (v->phase[i] != phase || !q_len) continue;
-            if (phase == ATTN_PREFILL) {
-                attn__add_prefill(p, i, q_len);
-            } else {
-                attn__add_decode(p, i, q_len);
-            }
+            if (v->phase[i] == phase && q_len) attn__add_request(p, i, q_len);
         }
     }
 }
 
 static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, attn_layer *resolved, attn__capacity *c,
                             attn_error *error) {
+    int64_t ring;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, resolved, error);
-    if (status) return status;
-    if (batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
+    if (!status && batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
         status = attn__check_lengths(batch, resolved, error);
-        if (status) return status;
     }
+    if (status) return status;
     attn__capacity_of(c, batch, resolved);
-    if (resolved->ring && resolved->ring < (int64_t)resolved->window_left - 1 + c->max_q_len) {
-        attn__text t = attn__error_text(error, -1, -1);
-        attn__put_value(&t, "layer.ring", -1, -1, resolved->ring);
-        attn__put_line(&t, " is less than window_left - 1 + max_q_len = ",
-                       (int64_t)resolved->window_left - 1 + c->max_q_len, "");
-        return ATTN_E_LAYER;
+    ring = (int64_t)resolved->window_left - 1 + c->max_q_len;
+    if (resolved->ring && resolved->ring < ring) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b",
+                          resolved->ring, ring);
     }
     if (c->max_q_len * (int64_t)resolved->heads > INT32_MAX) {
-        return attn__fail_pair(error, ATTN_E_BATCH, "batch.max_q_len", c->max_q_len,
-                               " gives more than 2^31-1 rows with ", "layer.heads", resolved->heads);
+        return attn__fail(error, ATTN_E_BATCH,
+                          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", c->max_q_len,
+                          resolved->heads);
     }
     if (c->words > INT32_MAX || c->slots > INT32_MAX) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", c->max_rows,
-                                ": the plan would have more than 2^31-1 words");
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the plan would have more than 2^31-1 words",
+                          c->max_rows, 0);
     }
     return ATTN_OK;
 }
@@ -1473,43 +1529,19 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
 
 static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
                               attn_error *error) {
-    attn__text t;
+    const char *rule = !mem ? " is NULL; it needs %b bytes"
+                            : bytes < needed ? ": bytes = %a, but it needs %b" : " is not aligned to %c";
     if (mem && bytes >= needed && (uintptr_t)mem % alignment == 0) return ATTN_OK;
-    t = attn__error_text(error, -1, -1);
-    attn__put(&t, name);
-    if (!mem) {
-        attn__put(&t, " is NULL; it needs ");
-        attn__put_int(&t, (int64_t)needed);
-        attn__put(&t, " bytes");
-    } else if (bytes < needed) {
-        attn__put(&t, ": bytes = ");
-        attn__put_int(&t, (int64_t)bytes);
-        attn__put(&t, ", but it needs ");
-        attn__put_int(&t, (int64_t)needed);
-    } else {
-        attn__put(&t, " is not aligned to ");
-        attn__put_int(&t, (int64_t)alignment);
-    }
-    return ATTN_E_MEMORY;
+    return attn__fail_name(error, ATTN_E_MEMORY, name, rule, (int64_t)bytes, (int64_t)needed, (int64_t)alignment, 0);
 }
 
 static void attn__write_header(const attn_plan *plan, attn__view view) {
-    int32_t header[ATTN__HEADER] = { ATTN_VERSION };
-    header[1] = plan->n;
-    header[2] = plan->rows;
-    header[3] = plan->strips;
-    header[4] = plan->tasks;
-    header[5] = plan->merges;
-    header[6] = plan->slots;
-    header[7] = plan->resolved.row_tile;
-    header[8] = plan->resolved.key_tile;
-    header[9] = plan->resolved.workers;
-    header[10] = plan->max_q_len;
-    header[11] = plan->max_kv_len;
-    header[12] = plan->families;
-    header[13] = (int32_t)(view.strips - plan->words);
-    header[14] = (int32_t)(view.tasks - plan->words);
-    header[15] = (int32_t)(view.merges - plan->words);
+    const attn_layer *l = &plan->resolved;
+    const int32_t header[ATTN__HEADER] = {
+        ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots, l->row_tile,
+        l->key_tile, l->workers, plan->max_q_len, plan->max_kv_len, plan->families,
+        (int32_t)(view.strips - plan->words), (int32_t)(view.tasks - plan->words), (int32_t)(view.merges - plan->words)
+    };
     memcpy(plan->words, header, sizeof header);
 }
 
@@ -1519,7 +1551,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     attn__capacity c;
     attn__planner p;
     int status;
-    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan", " is NULL");
+    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     status = attn__plan_check(batch, layer, &resolved, &c, error);
     if (!status) status = attn__check_lengths(batch, &resolved, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, attn__to_size(c.words * 4), 4, error);
@@ -1553,7 +1585,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     return attn__succeed(error);
 }
 
-/* ---- >>convert: f16 and bf16, round to nearest even ------------------------------------------------------------- */
+/* ---- >>convert: small types, round to nearest even --------------------------------------------------------------- */
 
 static float attn__from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
@@ -1566,24 +1598,26 @@ static float attn__from_f16(uint16_t h) {
     return attn__float_of(sign | attn__bits_of(subnormal));
 }
 
+/* Rounds |x|, given as the bits of an f32, to a small format with that many mantissa bits; too large a number gives a
+   code above the format's largest. */
+static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
+    int32_t exponent = (int32_t)(x >> 23) - 127 + bias;
+    int32_t shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
+    uint32_t all = (x & 0x7fffffu) | 0x800000u, half, rest, code;
+    if (shift > 24) return 0;
+    half = 1u << (shift - 1);
+    rest = all & (2 * half - 1);
+    code = all >> shift;
+    if (rest > half || (rest == half && (code & 1u))) code++;
+    return code + (exponent > 1 ? (uint32_t)(exponent - 1) << mantissa : 0);
+}
+
 static uint16_t attn__to_f16(float x) {
-    uint32_t u = attn__bits_of(x);
-    uint32_t sign = u >> 16 & 0x8000u;
-    uint32_t a = u & 0x7fffffffu;
-    uint32_t shift, mantissa, half;
+    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u;
+    uint32_t a = attn__bits_of(x) & 0x7fffffffu, code;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN, kept quiet */
-    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                     /* 65520 and above round to inf */
-    if (a >= 0x38800000u) {
-        a += 0xfffu + (a >> 13 & 1u);
-        return (uint16_t)(sign | (a - 0x38000000u) >> 13);
-    }
-    if (a < 0x33000000u) return (uint16_t)sign;                                  /* below half the least subnormal */
-    shift = 126 - (a >> 23);
-    mantissa = (a & 0x7fffffu) | 0x800000u;
-    half = mantissa >> shift;
-    mantissa &= (1u << shift) - 1u;
-    if (mantissa > 1u << (shift - 1) || (mantissa == 1u << (shift - 1) && (half & 1u))) half++;
-    return (uint16_t)(sign | half);
+    code = attn__round_bits(a, 10, 15);
+    return (uint16_t)(sign | (code < 0x7c00u ? code : 0x7c00u));
 }
 
 static float attn__from_bf16(uint16_t b) {
@@ -1594,6 +1628,54 @@ static uint16_t attn__to_bf16(float x) {
     uint32_t u = attn__bits_of(x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u);
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+/* e5m2 is the upper half of an f16; the bits of e4m3 are those of an f16 that is 2^8 times smaller. */
+static float attn__from_f8(uint8_t b, attn_type type) {
+    uint32_t sign = b >> 7, a = b & 0x7fu;
+    if (type == ATTN_E5M2) return attn__from_f16((uint16_t)(b << 8));
+    if (a == 0x7fu) return attn__float_of(0x7fc00000u);
+    return attn__from_f16((uint16_t)(sign << 15 | a << 7)) * 256.0f;
+}
+
+static uint8_t attn__to_f8(float x, attn_type type) {
+    uint32_t sign = attn__bits_of(x) >> 24 & 0x80u;
+    uint32_t a = attn__bits_of(x) & 0x7fffffffu;
+    uint32_t largest = type == ATTN_E4M3 ? 0x7eu : 0x7bu, code;
+    if (a > 0x7f800000u) return 0x7f;
+    code = type == ATTN_E4M3 ? attn__round_bits(a, 3, 7) : attn__round_bits(a, 2, 15);
+    return (uint8_t)(sign | (code < largest ? code : largest));
+}
+
+static int8_t attn__to_int8(float x) {
+    float rest;
+    int32_t n;
+    if ((attn__bits_of(x) & 0x7fffffffu) > 0x7f800000u) return 0;
+    if (x >= 127.0f || x <= -127.0f) return x > 0 ? 127 : -127;
+    n = (int32_t)x;
+    rest = x - (float)n;
+    if (rest > 0.5f || (rest == 0.5f && (n & 1))) n++;
+    if (rest < -0.5f || (rest == -0.5f && (n & 1))) n--;
+    return (int8_t)n;
+}
+
+static float attn__load(const char *src, int32_t x, attn_type type) {
+    uint16_t half;
+    if (type == ATTN_F32) return ((const float *)(const void *)src)[x];
+    if (type == ATTN_INT8) return (float)((const signed char *)src)[x];
+    if (type >= ATTN_E4M3) return attn__from_f8(((const unsigned char *)src)[x], type);
+    memcpy(&half, src + (ptrdiff_t)x * 2, sizeof half);
+    return type == ATTN_F16 ? attn__from_f16(half) : attn__from_bf16(half);
+}
+
+static void attn__store(void *dst, int32_t x, attn_type type, float value) {
+    if (type == ATTN_F32) {
+        ((float *)dst)[x] = value;
+    } else if (type <= ATTN_BF16) {
+        ((uint16_t *)dst)[x] = type == ATTN_F16 ? attn__to_f16(value) : attn__to_bf16(value);
+    } else {
+        ((uint8_t *)dst)[x] = type == ATTN_INT8 ? (uint8_t)attn__to_int8(value) : attn__to_f8(value, type);
+    }
 }
 
 /* ---- >>maths: exp, log and tanh without libm --------------------------------------------------------------------
@@ -1635,7 +1717,7 @@ static float attn__exp(float x) {
 }
 
 /* For finite x > 0: x = m * 2^e with m in 0.7 .. 1.4, ln m = 2 atanh((m - 1) / (m + 1)). */
-static float attn__log(float x) {
+static double attn__log_double(float x) {
     uint32_t u = attn__bits_of(x);
     int32_t e = 0;
     double m, s, z;
@@ -1652,7 +1734,11 @@ static float attn__log(float x) {
     s = (m - 1.0) / (m + 1.0);
     z = s * s;
     s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
-    return (float)(s + e * 0.693147180559945309);
+    return s + e * 0.693147180559945309;
+}
+
+static float attn__log(float x) {
+    return (float)attn__log_double(x);
 }
 
 static float attn__tanh(float x) {
@@ -1679,11 +1765,32 @@ static float attn__tanh(float x) {
    order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
    k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
+
+/* What row_scores and row_values work on; ld: floats from row to row. ahead: rows of ahead_bytes that are read next, a
+   row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's rate. */
+typedef struct attn__dots {
+    float *s;                       /* [row][key] */
+    const float *q;                 /* [row][d] */
+    const float *const *k;
+    int32_t lds, ldq, rows, n, d, ahead_bytes;
+    const char *const *ahead;
+} attn__dots;
+
+typedef struct attn__sums {
+    float *o;                       /* [row][v_dim]: o * alpha[row] + p v */
+    const float *p;                 /* [row][key] */
+    const float *alpha;
+    const float *const *v;
+    int32_t ldo, ldp, rows, n, v_dim, ahead_bytes;
+    const char *const *ahead;
+} attn__sums;
+
 typedef struct attn__leaves {
     const char *name;
     int32_t lanes;
-    /* rows of d elements to f32, ld floats apart */
-    void (*widen)(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d, attn_type type);
+    /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
+    void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
+                  attn_type type);
     /* Rounds to type; factor not NULL: times *factor first, -0 becoming +0. Without it no arithmetic touches the
        values: a host that flushes subnormals still gets its cache's bits. */
     void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, const float *factor);
@@ -1696,50 +1803,39 @@ typedef struct attn__leaves {
     /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
     void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
                         const uint64_t *mask, int32_t used);
-    /* ahead, also of row_values: rows of ahead_bytes that are read next, one per key, NULL: none. Fetching them while
-       the arithmetic runs is what brings DECODE to the memory's rate. */
-    void (*row_scores)(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows, const float *const *k,
-                       int32_t n, int32_t d, const char *const *ahead, int32_t ahead_bytes);
+    void (*row_scores)(const attn__dots *a);
     /* one row of n scores; returns alpha */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l);
-    void (*row_values)(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp, const float *alpha,
-                       const float *const *v, int32_t n, int32_t v_dim, const char *const *ahead,
-                       int32_t ahead_bytes);
+    void (*row_values)(const attn__sums *a);
 } attn__leaves;
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
 
 enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
 
-static void attn__widen_row_scalar(float *dst, const char *src, int32_t d, attn_type type) {
-    const uint16_t *half = (const uint16_t *)(const void *)src;
-    int32_t x;
-    if (type == ATTN_F32) {
-        memcpy(dst, src, (size_t)d * sizeof(float));
-    } else if (type == ATTN_F16) {
-        for (x = 0; x < d; x++) dst[x] = attn__from_f16(half[x]);
-    } else {
-        for (x = 0; x < d; x++) dst[x] = attn__from_bf16(half[x]);
-    }
+static float attn__row_scale(const char *const *scales, int32_t row) {
+    float scale = 1.0f;
+    if (scales) memcpy(&scale, scales[row], sizeof scale);
+    return scale;
 }
 
-static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
-                               attn_type type) {
+static void attn__widen_row_scalar(float *dst, const char *src, int32_t d, attn_type type, float scale) {
+    int32_t x;
+    for (x = 0; x < d; x++) dst[x] = attn__load(src, x, type);
+    for (x = 0; x < d && type == ATTN_INT8; x++) dst[x] *= scale;
+}
+
+static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
+                               int32_t d, attn_type type) {
     int32_t i;
-    for (i = 0; i < rows; i++) attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type);
+    for (i = 0; i < rows; i++) {
+        attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type, attn__row_scale(scales, i));
+    }
 }
 
 static void attn__narrow_scalar(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
     int32_t i;
-    for (i = 0; i < n; i++) {
-        float x = src[i];
-        if (factor) x = x * *factor + 0.0f;
-        if (type == ATTN_F32) {
-            ((float *)dst)[i] = x;
-        } else {
-            ((uint16_t *)dst)[i] = type == ATTN_F16 ? attn__to_f16(x) : attn__to_bf16(x);
-        }
-    }
+    for (i = 0; i < n; i++) attn__store(dst, i, type, factor ? src[i] * *factor + 0.0f : src[i]);
 }
 
 static void attn__softcap_scalar(float *x, int32_t n, float cap) {
@@ -1813,14 +1909,12 @@ static float attn__dot_scalar(const float *a, const float *b, int32_t d) {
     return ((c[0] + c[2]) + (c[1] + c[3])) + ((c[4] + c[6]) + (c[5] + c[7]));
 }
 
-static void attn__row_scores_scalar(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                    const float *const *k, int32_t n, int32_t d, const char *const *ahead,
-                                    int32_t ahead_bytes) {
+static void attn__row_scores_scalar(const attn__dots *a) {
     int32_t r, j;
-    (void)ahead;
-    (void)ahead_bytes;
-    for (r = 0; r < rows; r++) {
-        for (j = 0; j < n; j++) s[r * lds + j] = attn__dot_scalar(q + (ptrdiff_t)r * ldq, k[j], d);
+    for (r = 0; r < a->rows; r++) {
+        for (j = 0; j < a->n; j++) {
+            a->s[r * a->lds + j] = attn__dot_scalar(a->q + (ptrdiff_t)r * a->ldq, a->k[j], a->d);
+        }
     }
 }
 
@@ -1840,18 +1934,14 @@ static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask,
     return alpha;
 }
 
-static void attn__row_values_scalar(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                    const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
-                                    const char *const *ahead, int32_t ahead_bytes) {
+static void attn__row_values_scalar(const attn__sums *a) {
     int32_t r, j, x;
-    (void)ahead;
-    (void)ahead_bytes;
-    for (r = 0; r < rows; r++) {
-        float *row = o + (ptrdiff_t)r * ldo;
-        for (x = 0; x < v_dim; x++) row[x] *= alpha[r];
-        for (j = 0; j < n; j++) {
-            float w = p[r * ldp + j];
-            for (x = 0; x < v_dim; x++) row[x] += w * v[j][x];
+    for (r = 0; r < a->rows; r++) {
+        float *row = a->o + (ptrdiff_t)r * a->ldo;
+        for (x = 0; x < a->v_dim; x++) row[x] *= a->alpha[r];
+        for (j = 0; j < a->n; j++) {
+            float w = a->p[r * a->ldp + j];
+            for (x = 0; x < a->v_dim; x++) row[x] += w * a->v[j][x];
         }
     }
 }
@@ -1902,29 +1992,45 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
 }
 
 ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_type type) {
-    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)src + x);
-    if (type == ATTN_F16) {
-        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(src + (ptrdiff_t)x * 2)));
-    }
-    return _mm256_castsi256_ps(_mm256_slli_epi32(
-        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(src + (ptrdiff_t)x * 2))), 16));
+    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
+    __m128i raw, nan;
+    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+    raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)(const void *)at)
+                            : _mm_loadl_epi64((const __m128i *)(const void *)at);
+    if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
+    if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+    if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
+    raw = _mm_cvtepi8_epi16(raw);
+    if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
+    raw = _mm_and_si128(_mm_slli_epi16(raw, 7), _mm_set1_epi16((short)0xbf80)); /* see attn__from_f8 */
+    nan = _mm_cmpeq_epi16(_mm_and_si128(raw, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
+    raw = _mm_or_si128(raw, _mm_and_si128(nan, _mm_set1_epi16(0x4000)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
 }
 
-ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src, int32_t rows,
-                                                   int32_t d, attn_type type) {
+ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src,
+                                                   const char *const *scales, int32_t rows, int32_t d,
+                                                   attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld;
-        for (x = 0; x + 8 <= d; x += 8) _mm256_storeu_ps(row + x, attn__load_avx2(src[i], x, type));
-        if (x < d) attn__widen_row_scalar(row + x, src[i] + (ptrdiff_t)x * attn__type_bytes(type), d - x, type);
+        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
+        for (x = 0; x + 8 <= d; x += 8) {
+            __m256 y = attn__load_avx2(src[i], x, type);
+            _mm256_storeu_ps(row + x, type == ATTN_INT8 ? _mm256_mul_ps(y, _mm256_set1_ps(scale)) : y);
+        }
+        if (x < d) attn__widen_row_scalar(row + x, src[i] + (ptrdiff_t)x * attn__type_bytes(type), d - x, type, scale);
     }
 }
 
-ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
-                                        attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx2(dst, ld, src, rows, d, ATTN_BF16);
+/* One loop per type: the type must be a constant inside. */
+ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
+                                        int32_t rows, int32_t d, attn_type type) {
+    if (type == ATTN_F32) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__widen_type_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
@@ -1941,25 +2047,18 @@ ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
 
 ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type,
                                          const float *factor) {
-    int32_t x;
-    for (x = 0; x < n; x += 8) {
-        __m256i first = attn__first_avx2(n - x);
-        __m256 y = _mm256_maskload_ps(src + x, first);
-        __m128i half;
+    int32_t x = 0;
+    for (; x + 8 <= n && type <= ATTN_BF16; x += 8) {
+        __m256 y = _mm256_loadu_ps(src + x);
         if (factor) y = _mm256_fmadd_ps(y, _mm256_broadcast_ss(factor), _mm256_setzero_ps());
         if (type == ATTN_F32) {
-            _mm256_maskstore_ps((float *)dst + x, first, y);
-            continue;
-        }
-        half = type == ATTN_F16 ? _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx2(y);
-        if (n - x >= 8) {
-            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + x), half);
+            _mm256_storeu_ps((float *)dst + x, y);
         } else {
-            uint16_t tail[8];
-            _mm_storeu_si128((__m128i *)(void *)tail, half);
-            memcpy((uint16_t *)dst + x, tail, (size_t)(n - x) * 2);
+            __m128i half = type == ATTN_F16 ? _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx2(y);
+            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + x), half);
         }
     }
+    attn__narrow_scalar((char *)dst + (ptrdiff_t)x * attn__type_bytes(type), src + x, n - x, type, factor);
 }
 
 /* 1 / y for 0.5 <= y <= 1 */
@@ -2144,49 +2243,36 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m2
     }
 }
 
-/* rows x keys dot products, at most eight */
-ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, float *s, int32_t lds, const float *q,
-                                                         int32_t ldq, const float *const *k, int32_t d) {
+/* rows x keys dot products, at most eight, from row r and key j on */
+ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, const attn__dots *a, int32_t r,
+                                                         int32_t j) {
     __m256 sum[8];
-    const float *row[8];
-    float out[8];
+    const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
+    float *s = a->s + r * a->lds + j, out[8];
     int32_t x;
-    int i, r;
+    int i;
+    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL
     for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL
-    for (i = 0; i < keys; i++) row[i] = k[i];
-    for (x = 0; x + 8 <= d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, ldq, row, x, 8);
-    if (x < d) attn__row_scores_step_avx2(rows, keys, sum, q, ldq, row, x, d - x);
+    for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    for (x = 0; x + 8 <= a->d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
+    if (x < a->d) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) memcpy(s + r * lds, out + r * keys, (size_t)keys * sizeof(float));
+    for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
-ATTN__AVX2 static void attn__row_scores_avx2(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                             const float *const *k, int32_t n, int32_t d, const char *const *ahead,
-                                             int32_t ahead_bytes) {
-    int32_t r, j;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (j = 0; j < n; j += 2) {
-            if (ahead) attn__fetch(ahead + j, 2, ahead_bytes);
-            attn__row_scores_block_avx2(4, 2, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
+    int32_t r = 0, j;
+    for (; r + 4 <= a->rows; r += 4) {
+        for (j = 0; j < a->n; j += 2) attn__row_scores_block_avx2(4, 2, a, r, j);
     }
-    for (; r + 2 <= rows; r += 2) {
-        for (j = 0; j < n; j += 4) {
-            if (ahead) attn__fetch(ahead + j, 4, ahead_bytes);
-            attn__row_scores_block_avx2(2, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+    for (; r + 2 <= a->rows; r += 2) {
+        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx2(2, 4, a, r, j);
     }
-    for (; r < rows; r++) {
-        for (j = 0; j < n; j += 8) {
-            if (ahead) attn__fetch(ahead + j, 8, ahead_bytes);
-            attn__row_scores_block_avx2(1, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+    for (; r < a->rows; r++) {
+        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx2(1, 8, a, r, j);
     }
 }
 
@@ -2223,73 +2309,61 @@ ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64
     return _mm256_cvtss_f32(old);
 }
 
-/* rows x (8 * vectors) columns of o; the last vector may be partial */
-ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, float *o, int32_t ldo, const float *p,
-                                                         int32_t ldp, const float *alpha, const float *const *v,
-                                                         int32_t n, int32_t x, int32_t left, const char *const *ahead,
-                                                         int32_t ahead_bytes) {
+/* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
+ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, const attn__sums *a, int32_t r,
+                                                         int32_t x) {
     __m256 sum[4][4];
-    __m256i last = attn__first_avx2(left - 8 * (vectors - 1));
+    __m256i last = attn__first_avx2(a->v_dim - x - 8 * (vectors - 1));
+    float *o = a->o + (ptrdiff_t)r * a->ldo + x;
+    const float *p = a->p + r * a->ldp;
+    int fetch = a->ahead && r == 0 && x == 0;
     int32_t j;
-    int r, c;
+    int i, c;
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    for (i = 0; i < rows; i++) {
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
-            const float *at = o + (ptrdiff_t)r * ldo + x + 8 * c;
+            const float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
             __m256 y = c < vectors - 1 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, last);
-            sum[r][c] = _mm256_mul_ps(y, _mm256_set1_ps(alpha[r]));
+            sum[i][c] = _mm256_mul_ps(y, _mm256_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < n; j++) {
-        const float *row = v[j] + x;
+    for (j = 0; j < a->n; j++) {
+        const float *row = a->v[j] + x;
         __m256 value[4];
-        if (ahead) attn__fetch(ahead + j, 1, ahead_bytes);
+        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
         }
         ATTN__UNROLL
-        for (r = 0; r < rows; r++) {
-            __m256 w = _mm256_broadcast_ss(p + r * ldp + j);
+        for (i = 0; i < rows; i++) {
+            __m256 w = _mm256_broadcast_ss(p + i * a->ldp + j);
             ATTN__UNROLL
-            for (c = 0; c < vectors; c++) sum[r][c] = _mm256_fmadd_ps(w, value[c], sum[r][c]);
+            for (c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    for (i = 0; i < rows; i++) {
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
-            float *at = o + (ptrdiff_t)r * ldo + x + 8 * c;
+            float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
             if (c < vectors - 1) {
-                _mm256_storeu_ps(at, sum[r][c]);
+                _mm256_storeu_ps(at, sum[i][c]);
             } else {
-                _mm256_maskstore_ps(at, last, sum[r][c]);
+                _mm256_maskstore_ps(at, last, sum[i][c]);
             }
         }
     }
 }
 
-ATTN__AVX2 static void attn__row_values_avx2(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                             const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
-                                             const char *const *ahead, int32_t ahead_bytes) {
+ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
     int32_t x, r;
-    for (x = 0; x + 8 < v_dim; x += 16) {
-        for (r = 0; r + 4 <= rows; r += 4) {
-            attn__row_values_block_avx2(4, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
-                                        v_dim - x, ahead, ahead_bytes);
-            ahead = NULL;
-        }
-        for (; r < rows; r++) {
-            attn__row_values_block_avx2(1, 2, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x,
-                                        v_dim - x, ahead, ahead_bytes);
-            ahead = NULL;
-        }
+    for (x = 0; x + 8 < a->v_dim; x += 16) {
+        for (r = 0; r + 4 <= a->rows; r += 4) attn__row_values_block_avx2(4, 2, a, r, x);
+        for (; r < a->rows; r++) attn__row_values_block_avx2(1, 2, a, r, x);
     }
-    for (r = 0; x < v_dim && r < rows; r++) {
-        attn__row_values_block_avx2(1, 1, o + (ptrdiff_t)r * ldo, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x,
-                                    NULL, 0);
-    }
+    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__row_values_block_avx2(1, 1, a, r, x);
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2325,102 +2399,47 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
 }
 
 ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, __mmask16 first, attn_type type) {
-    const char *half = src + (ptrdiff_t)x * 2;
-    if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, (const float *)(const void *)src + x);
-    if (type == ATTN_F16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first, half));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, half)), 16));
+    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
+    __m128i bytes;
+    __m256i half;
+    __mmask16 nan;
+    if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, at);
+    if (type == ATTN_F16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first, at));
+    if (type == ATTN_BF16) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, at)), 16));
+    }
+    bytes = _mm_maskz_loadu_epi8(first, at);
+    if (type == ATTN_INT8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    half = _mm256_cvtepi8_epi16(bytes);
+    if (type == ATTN_E5M2) return _mm512_cvtph_ps(_mm256_slli_epi16(half, 8));
+    half = _mm256_and_si256(_mm256_slli_epi16(half, 7), _mm256_set1_epi16((short)0xbf80)); /* see attn__from_f8 */
+    nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, _mm256_set1_epi16(0x3f80)), _mm256_set1_epi16(0x3f80));
+    half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
 }
 
-ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, const char *const *src, int32_t rows,
-                                                       int32_t d, attn_type type) {
+ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, const char *const *src,
+                                                       const char *const *scales, int32_t rows, int32_t d,
+                                                       attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld;
-        for (x = 0; x + 16 <= d; x += 16) {
-            _mm512_storeu_ps(row + x, attn__load_avx512(src[i], x, (__mmask16)0xffff, type));
-        }
-        if (x < d) {
+        __m512 scale = _mm512_set1_ps(attn__row_scale(scales, i));
+        for (x = 0; x < d; x += 16) {
             __mmask16 first = attn__first_avx512(d - x);
-            _mm512_mask_storeu_ps(row + x, first, attn__load_avx512(src[i], x, first, type));
+            __m512 y = attn__load_avx512(src[i], x, first, type);
+            _mm512_mask_storeu_ps(dst + (ptrdiff_t)i * ld + x, first, type == ATTN_INT8 ? _mm512_mul_ps(y, scale) : y);
         }
     }
 }
 
-ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
-                                            attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx512(dst, ld, src, rows, d, ATTN_BF16);
-}
-
-ATTN__AVX512 ATTN__INLINE __m256i attn__to_bf16_avx512(__m512 x) {
-    __m512i u = _mm512_castps_si512(x);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
-    __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
-    __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
-}
-
-ATTN__AVX512 static void attn__narrow_avx512(void *dst, const float *src, int32_t n, attn_type type,
-                                             const float *factor) {
-    int32_t x;
-    for (x = 0; x < n; x += 16) {
-        __mmask16 first = attn__first_avx512(n - x);
-        __m512 y = _mm512_maskz_loadu_ps(first, src + x);
-        if (factor) y = _mm512_fmadd_ps(y, _mm512_set1_ps(*factor), _mm512_setzero_ps());
-        if (type == ATTN_F32) {
-            _mm512_mask_storeu_ps((float *)dst + x, first, y);
-        } else {
-            __m256i half = type == ATTN_F16 ? _mm512_maskz_cvtps_ph((__mmask16)0xffff, y, _MM_FROUND_TO_NEAREST_INT)
-                                            : attn__to_bf16_avx512(y);
-            _mm256_mask_storeu_epi16((uint16_t *)dst + x, first, half);
-        }
-    }
-}
-
-/* 1 / y for 0.5 <= y <= 1 */
-ATTN__AVX512 ATTN__INLINE __m512 attn__reciprocal_avx512(__m512 y) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 r = _mm512_fmadd_ps(y, _mm512_set1_ps(ATTN__RECIPROCAL1), _mm512_set1_ps(ATTN__RECIPROCAL0));
-    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
-    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
-    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, one), r);
-}
-
-ATTN__AVX512 static void attn__softcap_avx512(float *x, int32_t n, float cap) {
-    const __m512 limit = _mm512_set1_ps(cap), inverse = _mm512_set1_ps(1.0f / cap), half = _mm512_set1_ps(0.5f);
-    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
-    int32_t i;
-    for (i = 0; i < n; i += 16) {
-        __mmask16 first = attn__first_avx512(n - i), is_small;
-        __m512 t = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, x + i), inverse);
-        __m512i bits = _mm512_castps_si512(t);
-        __m512 a = _mm512_castsi512_ps(_mm512_andnot_si512(sign, bits));
-        __m512 y = _mm512_mul_ps(t, t);
-        __m512 small = _mm512_set1_ps(ATTN__TANH4);
-        __m512 e = attn__exp_avx512(_mm512_mul_ps(a, _mm512_set1_ps(-2.0f)));
-        __m512 big = attn__reciprocal_avx512(_mm512_fmadd_ps(e, half, half));
-        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH3));
-        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH2));
-        small = _mm512_fmadd_ps(small, y, _mm512_set1_ps(ATTN__TANH1));
-        small = _mm512_fmadd_ps(_mm512_mul_ps(t, y), small, t);
-        big = _mm512_mul_ps(_mm512_fnmadd_ps(e, half, half), big);
-        big = _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(big), _mm512_and_si512(sign, bits)));
-        is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ);
-        _mm512_mask_storeu_ps(x + i, first, _mm512_mul_ps(_mm512_mask_mov_ps(big, is_small, small), limit));
-    }
-}
-
-ATTN__AVX512 static void attn__blend_avx512(float *a, const float *b, float wa, float wb, int32_t n) {
-    const __m512 va = _mm512_set1_ps(wa), vb = _mm512_set1_ps(wb);
-    int32_t i;
-    for (i = 0; i < n; i += 16) {
-        __mmask16 first = attn__first_avx512(n - i);
-        __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, a + i), va);
-        _mm512_mask_storeu_ps(a + i, first, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first, b + i), vb, y));
-    }
+ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, const char *const *scales,
+                                            int32_t rows, int32_t d, attn_type type) {
+    if (type == ATTN_F32) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__widen_type_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* keys x (16 * vectors) rows of scores */
@@ -2589,52 +2608,37 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, 
     }
 }
 
-/* rows x keys dot products, at most sixteen */
-ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys, float *s, int32_t lds,
-                                                             const float *q, int32_t ldq, const float *const *k,
-                                                             int32_t d) {
+/* rows x keys dot products, at most sixteen, from row r and key j on */
+ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys, const attn__dots *a, int32_t r,
+                                                             int32_t j) {
+    const __mmask16 all = (__mmask16)0xffff;
     __m512 sum[16];
-    const float *row[16];
-    float out[16];
+    const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
+    float *s = a->s + r * a->lds + j, out[16];
     int32_t x;
-    int i, r;
+    int i;
+    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL
     for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL
-    for (i = 0; i < keys; i++) row[i] = k[i];
-    for (x = 0; x + 16 <= d; x += 16) {
-        attn__row_scores_step_avx512(rows, keys, sum, q, ldq, row, x, (__mmask16)0xffff);
-    }
-    if (x < d) attn__row_scores_step_avx512(rows, keys, sum, q, ldq, row, x, attn__first_avx512(d - x));
+    for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    for (x = 0; x + 16 <= a->d; x += 16) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
+    if (x < a->d) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) memcpy(s + r * lds, out + r * keys, (size_t)keys * sizeof(float));
+    for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
-ATTN__AVX512 static void attn__row_scores_avx512(float *s, int32_t lds, const float *q, int32_t ldq, int32_t rows,
-                                                 const float *const *k, int32_t n, int32_t d, const char *const *ahead,
-                                                 int32_t ahead_bytes) {
-    int32_t r, j;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        for (j = 0; j < n; j += 4) {
-            if (ahead) attn__fetch(ahead + j, 4, ahead_bytes);
-            attn__row_scores_block_avx512(4, 4, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
+    int32_t r = 0, j;
+    for (; r + 4 <= a->rows; r += 4) {
+        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx512(4, 4, a, r, j);
     }
-    for (; r + 2 <= rows; r += 2) {
-        for (j = 0; j < n; j += 8) {
-            if (ahead) attn__fetch(ahead + j, 8, ahead_bytes);
-            attn__row_scores_block_avx512(2, 8, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+    for (; r + 2 <= a->rows; r += 2) {
+        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx512(2, 8, a, r, j);
     }
-    for (; r < rows; r++) {
-        for (j = 0; j < n; j += 16) {
-            if (ahead) attn__fetch(ahead + j, 16, ahead_bytes);
-            attn__row_scores_block_avx512(1, 16, s + r * lds + j, lds, q + (ptrdiff_t)r * ldq, ldq, k + j, d);
-        }
-        ahead = NULL;
+    for (; r < a->rows; r++) {
+        for (j = 0; j < a->n; j += 16) attn__row_scores_block_avx512(1, 16, a, r, j);
     }
 }
 
@@ -2673,75 +2677,59 @@ ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const ui
     return _mm512_cvtss_f32(old);
 }
 
-/* rows x (16 * vectors) columns of o; the last vector may be partial */
-ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, float *o, int32_t ldo,
-                                                             const float *p, int32_t ldp, const float *alpha,
-                                                             const float *const *v, int32_t n, int32_t x,
-                                                             int32_t left, const char *const *ahead,
-                                                             int32_t ahead_bytes) {
+/* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
+ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, const attn__sums *a, int32_t r,
+                                                             int32_t x) {
     __m512 sum[4][8];
-    __mmask16 last = attn__first_avx512(left - 16 * (vectors - 1));
+    __mmask16 last = attn__first_avx512(a->v_dim - x - 16 * (vectors - 1));
+    float *o = a->o + (ptrdiff_t)r * a->ldo + x;
+    const float *p = a->p + r * a->ldp;
+    int fetch = a->ahead && r == 0 && x == 0;
     int32_t j;
-    int r, c;
+    int i, c;
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    for (i = 0; i < rows; i++) {
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
-            const float *at = o + (ptrdiff_t)r * ldo + x + 16 * c;
+            const float *at = o + (ptrdiff_t)i * a->ldo + 16 * c;
             __m512 y = c < vectors - 1 ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(last, at);
-            sum[r][c] = _mm512_mul_ps(y, _mm512_set1_ps(alpha[r]));
+            sum[i][c] = _mm512_mul_ps(y, _mm512_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < n; j++) {
-        const float *row = v[j] + x;
+    for (j = 0; j < a->n; j++) {
+        const float *row = a->v[j] + x;
         __m512 value[8];
-        if (ahead) attn__fetch(ahead + j, 1, ahead_bytes);
+        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
         }
         ATTN__UNROLL
-        for (r = 0; r < rows; r++) {
-            __m512 w = _mm512_set1_ps(p[r * ldp + j]);
+        for (i = 0; i < rows; i++) {
+            __m512 w = _mm512_set1_ps(p[i * a->ldp + j]);
             ATTN__UNROLL
-            for (c = 0; c < vectors; c++) sum[r][c] = _mm512_fmadd_ps(w, value[c], sum[r][c]);
+            for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
     ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    for (i = 0; i < rows; i++) {
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) {
-            float *at = o + (ptrdiff_t)r * ldo + x + 16 * c;
-            _mm512_mask_storeu_ps(at, c < vectors - 1 ? (__mmask16)0xffff : last, sum[r][c]);
+            __mmask16 mask = c < vectors - 1 ? (__mmask16)0xffff : last;
+            _mm512_mask_storeu_ps(o + (ptrdiff_t)i * a->ldo + 16 * c, mask, sum[i][c]);
         }
     }
 }
 
-ATTN__AVX512 static void attn__row_values_avx512(float *o, int32_t ldo, int32_t rows, const float *p, int32_t ldp,
-                                                 const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
-                                                 const char *const *ahead, int32_t ahead_bytes) {
-    int32_t r, x;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        float *at = o + (ptrdiff_t)r * ldo;
-        for (x = 0; x + 48 < v_dim; x += 64) {
-            attn__row_values_block_avx512(4, 4, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, ahead,
-                                          ahead_bytes);
-            ahead = NULL;
-        }
-        for (; x < v_dim; x += 16) {
-            attn__row_values_block_avx512(4, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, NULL, 0);
-        }
+ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
+    int32_t r = 0, x;
+    for (; r + 4 <= a->rows; r += 4) {
+        for (x = 0; x + 48 < a->v_dim; x += 64) attn__row_values_block_avx512(4, 4, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(4, 1, a, r, x);
     }
-    for (; r < rows; r++) {
-        float *at = o + (ptrdiff_t)r * ldo;
-        for (x = 0; x + 112 < v_dim; x += 128) {
-            attn__row_values_block_avx512(1, 8, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, ahead,
-                                          ahead_bytes);
-            ahead = NULL;
-        }
-        for (; x < v_dim; x += 16) {
-            attn__row_values_block_avx512(1, 1, at, ldo, p + r * ldp, ldp, alpha + r, v, n, x, v_dim - x, NULL, 0);
-        }
+    for (; r < a->rows; r++) {
+        for (x = 0; x + 112 < a->v_dim; x += 128) attn__row_values_block_avx512(1, 8, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(1, 1, a, r, x);
     }
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
@@ -2764,8 +2752,9 @@ static const attn__leaves attn__leaves_avx2 = {
     attn__row_weights_avx2, attn__row_values_avx2
 };
 
+/* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_avx512, attn__blend_avx512,
+    "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
     attn__lane_scores_avx512, attn__lane_weights_avx512, attn__lane_values_avx512, attn__row_scores_avx512,
     attn__row_weights_avx512, attn__row_values_avx512
 };
@@ -2825,33 +2814,26 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
-    static const char *const types[] = { "f32", "f16", "bf16" };
-    static const char *const masks[] = { "; causal", "; full", "; prefix", "; block" };
-    attn__put(t, "layer: ");
-    attn__put_line(t, "", l->heads, " heads on ");
-    attn__put_line(t, "", l->kv_heads, " kv heads, head_dim ");
-    attn__put_line(t, "", l->head_dim, ", v_dim ");
-    attn__put_line(t, "", l->v_dim, ", q ");
+    static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
+    static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
+    attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
+                     l->head_dim, l->v_dim);
     attn__put(t, types[l->q_type]);
     attn__put(t, ", kv ");
     attn__put(t, types[l->kv_type]);
     attn__put(t, ", o ");
     attn__put(t, types[l->o_type]);
     attn__put(t, masks[l->mask]);
-    if (l->chunk) attn__put_line(t, ", chunk ", l->chunk, "");
-    if (l->window_left) attn__put_line(t, ", window_left ", l->window_left, "");
-    if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_line(t, ", window_right ", l->window_right, "");
-    if (l->sink_keys) attn__put_line(t, ", sink_keys ", l->sink_keys, "");
-    attn__put(t, "; scale ");
-    attn__put_float(t, l->scale);
-    if (l->softcap > 0) {
-        attn__put(t, ", softcap ");
-        attn__put_float(t, l->softcap);
-    }
-    if (l->page_size) attn__put_line(t, "; pages of ", l->page_size, " keys");
-    if (l->ring) attn__put_line(t, "; ring of ", l->ring, " keys");
-    if (l->flags & ATTN_V_IN_K) attn__put(t, "; V in K");
-    attn__put(t, "\n");
+    if (l->chunk) attn__put_format(t, ", chunk %a", l->chunk, 0, 0, 0);
+    if (l->topk) attn__put_format(t, " of %a", l->topk, 0, 0, 0);
+    if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
+    if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_format(t, ", window_right %a", l->window_right, 0, 0, 0);
+    if (l->sink_keys) attn__put_format(t, ", sink_keys %a", l->sink_keys, 0, 0, 0);
+    attn__put_format(t, "; scale %A", attn__bits_of(l->scale), 0, 0, 0);
+    if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
+    if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
+    if (l->ring) attn__put_format(t, "; ring of %a keys", l->ring, 0, 0, 0);
+    attn__put(t, l->flags & ATTN_V_IN_K ? "; V in K\n" : "\n");
 }
 
 static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
@@ -2861,49 +2843,35 @@ static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
     int32_t i;
     attn__capacity_of_plan(&c, plan);
     v = attn__view_of(plan->words, &c);
-    for (i = 0; i < plan->strips; i++) {
-        attn__strip s = attn__strip_at(&v, i);
-        strips[v.phase[s.request]]++;
-    }
-    for (i = 0; i < plan->tasks; i++) {
-        attn__strip s = attn__strip_at(&v, attn__task_at(&v, i).strip);
-        tasks[v.phase[s.request]]++;
-    }
-    attn__put_line(t, "prefill: ", strips[ATTN_PREFILL], " strips of up to ");
-    attn__put_line(t, "", plan->resolved.row_tile, " rows, key tile ");
-    attn__put_line(t, "", attn__key_tile(&plan->resolved, ATTN_PREFILL), ", ");
-    attn__put_line(t, "", tasks[ATTN_PREFILL], " tasks");
-    if (plan->resolved.split_keys) attn__put_line(t, " of ", plan->resolved.split_keys, " keys");
-    attn__put_line(t, "\ndecode: ", strips[ATTN_DECODE], " strips, key tile ");
-    attn__put_line(t, "", attn__key_tile(&plan->resolved, ATTN_DECODE), ", units of 256 keys, ");
-    attn__put_line(t, "", tasks[ATTN_DECODE], " tasks in ");
-    attn__put_line(t, "", plan->resolved.workers, " equal runs\n");
+    for (i = 0; i < plan->strips; i++) strips[v.phase[attn__strip_at(&v, i).request]]++;
+    for (i = 0; i < plan->tasks; i++) tasks[v.phase[attn__strip_at(&v, attn__task_at(&v, i).strip).request]]++;
+    attn__put_format(t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
+                     plan->resolved.row_tile, attn__key_tile(&plan->resolved, ATTN_PREFILL), tasks[ATTN_PREFILL]);
+    if (plan->resolved.split_keys) attn__put_format(t, " of %a keys", plan->resolved.split_keys, 0, 0, 0);
+    attn__put_format(t, "\ndecode: %a strips, key tile %b, units of 256 keys, %c tasks in %d equal runs\n",
+                     strips[ATTN_DECODE], attn__key_tile(&plan->resolved, ATTN_DECODE), tasks[ATTN_DECODE],
+                     plan->resolved.workers);
 }
 
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
-    attn__text t = { NULL, 0, 0 };
-    if (text && bytes) {
-        text[0] = 0;
-        t.text = text;
-        t.capacity = bytes;
-    }
+    attn__text t = { text, text ? bytes : 0, 0 };
+    int64_t one_lane;
+    if (t.capacity) text[0] = 0;
     if (!plan || !plan->words) {
         attn__put(&t, "no plan\n");
         return t.length;
     }
     attn__put(&t, "isa: ");
     attn__put(&t, attn__leaves_of(plan->resolved.isa)->name);
-    attn__put_line(&t, ", ", plan->n, " requests, ");
-    attn__put_line(&t, "", plan->rows, " rows\n");
+    attn__put_format(&t, ", %a requests, %b rows\n", plan->n, plan->rows, 0, 0);
     attn__explain_layer(&t, &plan->resolved);
     attn__explain_tasks(&t, plan);
-    attn__put_line(&t, "merge: ", plan->merges, " tasks over ");
-    attn__put_line(&t, "", plan->slots, " partial results\n");
-    attn__put_line(&t, "work: ", plan->work, " row-key-head triples, the largest task has ");
-    attn__put_line(&t, "", plan->largest_task, "\n");
-    attn__put_line(&t, "memory: plan ", (int64_t)plan->bytes, " bytes, exec ");
-    attn__put_line(&t, "", (int64_t)attn_exec_bytes(plan, 1), " bytes for one lane and ");
-    attn__put_line(&t, "", (int64_t)(attn_exec_bytes(plan, 2) - attn_exec_bytes(plan, 1)), " for each further one\n");
+    one_lane = (int64_t)attn_exec_bytes(plan, 1);
+    attn__put_format(&t, "merge: %a tasks over %b partial results\n", plan->merges, plan->slots, 0, 0);
+    attn__put_format(&t, "work: %a row-key-head triples, the largest task has %b\n", plan->work, plan->largest_task, 0,
+                     0);
+    attn__put_format(&t, "memory: plan %a bytes, exec %b bytes for one lane and %c for each further one\n",
+                     (int64_t)plan->bytes, one_lane, (int64_t)attn_exec_bytes(plan, 2) - one_lane, 0);
     return t.length;
 }
 
@@ -2930,6 +2898,7 @@ static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
 
 static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
+    int32_t slots = l->page_size ? l->page_size : l->ring;
     attn__strides s;
     s.q_head = attn__or(io->q_head, l->head_dim);
     s.q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
@@ -2939,68 +2908,47 @@ static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) 
     s.k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
     s.v_head = attn__or(io->v_head, l->v_dim);
     s.v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
-    s.k_page = io->k_page;
-    s.v_page = io->v_page;
+    s.k_page = slots ? attn__or(io->k_page, attn__max64(slots * s.k_row, l->kv_heads * s.k_head)) : io->k_page;
+    s.v_page = slots ? attn__or(io->v_page, attn__max64(slots * s.v_row, l->kv_heads * s.v_head)) : io->v_page;
     s.table_row = io->page_table_row;
-    if (l->page_size) {
-        s.k_page = attn__or(s.k_page, attn__max64(l->page_size * s.k_row, l->kv_heads * s.k_head));
-        s.v_page = attn__or(s.v_page, attn__max64(l->page_size * s.v_row, l->kv_heads * s.v_head));
-        s.table_row = attn__or(s.table_row, attn__table_columns(l, plan->max_kv_len));
-    } else if (l->ring) {
-        s.k_page = attn__or(s.k_page, attn__max64(l->ring * s.k_row, l->kv_heads * s.k_head));
-        s.v_page = attn__or(s.v_page, attn__max64(l->ring * s.v_row, l->kv_heads * s.v_head));
-    }
+    if (l->page_size) s.table_row = attn__or(s.table_row, attn__table_columns(l, plan->max_kv_len));
     return s;
 }
 
 static int attn__check_plan(const attn_plan *plan, attn_error *error) {
-    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan", " is NULL");
+    if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     if (!plan->words || plan->words[0] != ATTN_VERSION || plan->words[1] != plan->n ||
         plan->words[2] != plan->rows || plan->words[3] != plan->strips || plan->words[4] != plan->tasks) {
-        return attn__fail(error, ATTN_E_PLAN, "plan", " was not made by attn_plan_make, or its memory was reused");
+        return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
     }
     return ATTN_OK;
-}
-
-static int attn__fail_layer_float(attn_error *error, const char *name, float value, float planned) {
-    attn__text t = attn__error_text(error, -1, -1);
-    attn__put(&t, name);
-    attn__put(&t, " = ");
-    attn__put_float(&t, value);
-    attn__put(&t, ", the plan has ");
-    attn__put_float(&t, planned);
-    return ATTN_E_PLAN;
 }
 
 /* The layer of a call must be the plan's, field by field. */
 static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
     int i;
-    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer", " is NULL");
+    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
     for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
         int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
-        if (value != planned) {
-            attn__text t = attn__error_text(error, -1, -1);
-            attn__put_value(&t, attn__layer_fields[i].name, -1, -1, value);
-            attn__put(&t, ", the plan has ");
-            attn__put_int(&t, planned);
-            return ATTN_E_PLAN;
-        }
+        if (value == planned) continue;
+        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name, " = %a, the plan has %b", value,
+                               planned, 0, 0);
     }
     if (layer->scale != plan->layer.scale) {
-        return attn__fail_layer_float(error, "layer.scale", layer->scale, plan->layer.scale);
+        return attn__fail(error, ATTN_E_PLAN, "layer.scale = %A, the plan has %B", attn__bits_of(layer->scale),
+                          attn__bits_of(plan->layer.scale));
     }
     if (layer->softcap != plan->layer.softcap) {
-        return attn__fail_layer_float(error, "layer.softcap", layer->softcap, plan->layer.softcap);
+        return attn__fail(error, ATTN_E_PLAN, "layer.softcap = %A, the plan has %B", attn__bits_of(layer->softcap),
+                          attn__bits_of(plan->layer.softcap));
     }
     return ATTN_OK;
 }
 
 static int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
-    if (!p && needed) return attn__fail(error, ATTN_E_ARGUMENT, name, " is NULL");
-    if ((uintptr_t)p % (uintptr_t)alignment) {
-        return attn__fail(error, ATTN_E_ARGUMENT, name, " is not aligned to its elements");
-    }
-    return ATTN_OK;
+    const char *rule = p ? " is not aligned to its elements" : " is NULL";
+    if (p ? (uintptr_t)p % (uintptr_t)alignment == 0 : !needed) return ATTN_OK;
+    return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
 }
 
 static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
@@ -3016,8 +2964,8 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     size_t i;
     for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
         if (strides[i].value < 0 || strides[i].value >> 40) { /* products with a page size or head count must fit */
-            return attn__fail_value(error, ATTN_E_ARGUMENT, strides[i].name, strides[i].value,
-                                    ", but it must be 0 .. 2^40 - 1");
+            return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
+                                   strides[i].value, 0, 0, 0);
         }
     }
     return ATTN_OK;
@@ -3037,9 +2985,12 @@ static int attn__check_output(const attn_plan *plan, const attn__strides *s, att
     int by_head = (one_row || s->o_row >= l->v_dim) &&
                   (one_head || attn__encloses(s->o_head, s->o_row, plan->rows, l->v_dim));
     if (by_row || by_head) return ATTN_OK;
-    return attn__fail_pair(error, ATTN_E_ARGUMENT, "io.o_row", s->o_row, " makes rows of o overlap with ", "io.o_head",
-                           s->o_head);
+    return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s->o_row,
+                      s->o_head);
 }
+
+/* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
+enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
 
 /* Page ids of the keys first .. last - 1 of a request. */
 static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
@@ -3051,10 +3002,9 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
         int32_t p = attn__slot_of(l, (int32_t)key) / size;
         int32_t page = io->page_table[request * table_row + p];
         if (page < 0 || page >= io->pages) {
-            attn__text t = attn__error_text(error, request, p);
-            attn__put_value(&t, "page_table", request, p, page);
-            attn__put_line(&t, ", but there are ", io->pages, " pages");
-            return ATTN_E_PAGE;
+            attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page,
+                          io->pages, p);
+            return attn__fail_slot(error, ATTN_E_PAGE, p);
         }
     }
     return ATTN_OK;
@@ -3062,19 +3012,20 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
 
 /* The pages that this call will touch: the new keys of append, the seen keys of forward. */
 static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
-                                     const attn__lengths *n, int append, attn_error *error) {
+                                     const attn__lengths *n, int use, attn_error *error) {
     attn__span u = { 0, n->kv_len - n->q_len, n->kv_len };
     int status;
-    if (!append) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
+    if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
     status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
     if (status) return status;
     return u.hi > u.lo ? attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error) : ATTN_OK;
 }
 
-static int attn__check_table(const attn_plan *plan, const attn_io *io, int append, attn_error *error) {
+static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
     attn__capacity c;
     attn__view v;
     int64_t table_row = attn__strides_of(plan, io).table_row;
+    int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
     int32_t i, status;
     attn__capacity_of_plan(&c, plan);
     v = attn__view_of(plan->words, &c);
@@ -3082,44 +3033,63 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int appen
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
         if (n.q_len && columns > table_row) {
-            attn__text t = attn__error_text(error, i, -1);
-            attn__put_value(&t, "io.page_table_row", -1, -1, table_row);
-            attn__put_line(&t, " is less than the ", columns, " pages of ");
-            attn__put_value(&t, "kv_len", i, -1, n.kv_len);
-            return ATTN_E_ARGUMENT;
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i,
+                                 "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row,
+                                 columns, n.kv_len);
         }
     }
-    for (i = 0; i < plan->n && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
+    for (i = 0; i < plan->n && !listed && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         if (!n.q_len || !n.kv_len) continue;
-        status = attn__check_request_pages(plan, io, table_row, i, &n, append, error);
+        status = attn__check_request_pages(plan, io, table_row, i, &n, use, error);
         if (status) return status;
     }
     return ATTN_OK;
 }
 
-static int attn__check_cache(const attn_plan *plan, const attn_io *io, int append, attn_error *error) {
+static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
     const attn_layer *l = &plan->resolved;
     int32_t align = attn__type_bytes(l->kv_type);
     int needed = plan->rows > 0 && plan->words[ATTN__HEADER + plan->n + 1 + plan->n] > 0; /* any keys */
+    int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
     int status = attn__check_pointer("io.k", io->k, needed, align, error);
-    if (l->flags & ATTN_V_IN_K) {
-        if (io->v) return attn__fail(error, ATTN_E_ARGUMENT, "io.v", " is not NULL, but the layer has ATTN_V_IN_K");
-    } else if (!status) {
-        status = attn__check_pointer("io.v", io->v, needed, align, error);
+    if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
+    if (latent && (io->v || io->v_scale)) {
+        return attn__fail_name(error, ATTN_E_ARGUMENT, io->v ? "io.v" : "io.v_scale",
+                               " is not NULL, but the layer has ATTN_V_IN_K", 0, 0, 0, 0);
+    }
+    if (!latent && use != ATTN__SCORE) {
+        if (!status) status = attn__check_pointer("io.v", io->v, needed, align, error);
+        if (!status) status = attn__check_pointer("io.v_scale", io->v_scale, scaled, 4, error);
     }
     if (status || !l->page_size || !needed) return status;
     status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
     if (status) return status;
-    if (io->pages < 0) return attn__fail_value(error, ATTN_E_ARGUMENT, "io.pages", io->pages, " is negative");
-    return attn__check_table(plan, io, append, error);
+    if (io->pages < 0) return attn__fail(error, ATTN_E_ARGUMENT, "io.pages = %a is negative", io->pages, 0);
+    return attn__check_table(plan, io, use, error);
+}
+
+/* Every row of a tree must see itself: its position is counted from its bits. */
+static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_error *error) {
+    const int32_t *q_start = plan->words + ATTN__HEADER;
+    int64_t words = attn__ceil_div(plan->max_q_len, 32), row;
+    int32_t i;
+    for (i = 0; i < plan->n; i++) {
+        for (row = q_start[i]; row < q_start[i + 1]; row++) {
+            int32_t own = (int32_t)row - q_start[i];
+            if (attn__tree_bit(io->tree + row * words, own)) continue;
+            attn__fail_at(error, ATTN_E_ARGUMENT, i, "tree[%a] lacks bit %b, the row's own", row, own, 0);
+            return attn__fail_slot(error, ATTN_E_ARGUMENT, own);
+        }
+    }
+    return ATTN_OK;
 }
 
 static int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
     int status = attn__check_plan(plan, error);
     if (!status) status = attn__check_layer(plan, layer, error);
     if (status) return status;
-    if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io", " is NULL");
+    if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
     return attn__check_stride_signs(io, error);
 }
 
@@ -3132,16 +3102,18 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
     if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
     if (!status) status = attn__check_pointer("io.sinks", io->sinks, 0, 4, error);
     if (!status) status = attn__check_pointer("io.alibi", io->alibi, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
+    if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
+    if (!status && l->mask == ATTN_TREE) status = attn__check_trees(plan, io, error);
     return status || !needed ? status : attn__check_output(plan, &s, error);
 }
 
 static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
-    if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec", " is NULL");
+    if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
     if (exec->lanes < 0 || exec->lanes > 65536) {
-        return attn__fail_value(error, ATTN_E_ARGUMENT, "exec.lanes", exec->lanes, ", but it must be 0 .. 65536");
+        return attn__fail(error, ATTN_E_ARGUMENT, "exec.lanes = %a, but it must be 0 .. 65536", exec->lanes, 0);
     }
-    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8,
-                              error);
+    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8, error);
 }
 
 /* ---- >>state: partial results and memory ------------------------------------------------------------------------
@@ -3157,13 +3129,16 @@ enum { ATTN__WIDE = 32 };
 
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
-    const char **k_rows[2], **v_rows; /* one pointer per key of a tile, padded by 16; K also of the tile that follows */
+    const char **k_rows[2], **v_rows; /* a pointer per key of a tile, padded by 16; K also of the tile that follows */
+    int64_t list;                   /* entries from there on: the addresses of the keys' scales */
     const float **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
     float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
     float *scores, *row;
     uint64_t *mask;
     float *states;
+    uint64_t *bits;                 /* TOPK: one per key */
+    int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
 static char *attn__take(char *base, int64_t *used, int64_t bytes) {
@@ -3186,10 +3161,12 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
+    int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
     panel_rows = attn__round_up(panel_rows, lanes);
-    s->k_rows[0] = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->k_rows[1] = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->v_rows = (const char **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->list = tile + 16;
+    s->k_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
+    s->k_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
+    s->v_rows = (const char **)(void *)attn__take(base, &used, addresses);
     s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
@@ -3203,6 +3180,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
     s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
+    s->bits = (uint64_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
+    s->picked = (int32_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? 4 * ((int64_t)l->topk + 1) : 0);
     return used;
 }
 
@@ -3225,11 +3204,12 @@ static char *attn__exec_start(const attn_exec *exec) {
     return mem + (64 - (uintptr_t)mem % 64) % 64;
 }
 
-/* One of the caches. Strides in bytes. */
+/* One of the caches, or its scales per key. Strides in bytes. */
 typedef struct attn__cache {
     char *base;
     int64_t page, row, head;
     int32_t dim;
+    const struct attn__cache *scale; /* NULL: none per key */
 } attn__cache;
 
 /* Everything a task needs, derived once per attn_task. */
@@ -3240,36 +3220,54 @@ typedef struct attn__run {
     const attn__leaves *leaves;
     attn__view view;
     attn__strides strides;
-    attn__cache k, v;
+    attn__cache k, v, k_scales, v_scales;
+    const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
     float *slots;
     int32_t group, state_stride;
     int64_t slot_floats;            /* floats of one slot or state */
 } attn__run;
 
+static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
+                             int64_t page, int64_t row, int64_t head, float *scale) {
+    int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
+    c->base = (char *)base;
+    c->page = page * bytes;
+    c->row = row * bytes;
+    c->head = head * bytes;
+    c->dim = dim;
+    c->scale = NULL;
+    if (l->scale_kind != ATTN_SCALE_PER_KEY) return;
+    scales->base = (char *)scale;
+    scales->page = (l->page_size ? l->page_size : page / ((int64_t)l->kv_heads * dim)) * width;
+    scales->row = width;
+    scales->head = (int64_t)sizeof(float);
+    c->scale = scales;
+}
+
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
-    int64_t bytes = attn__type_bytes(l->kv_type);
+    attn__strides s = attn__strides_of(plan, io);
     r->plan = plan;
     r->layer = l;
     r->io = io;
     r->leaves = attn__leaves_of(l->isa);
-    r->strides = attn__strides_of(plan, io);
-    r->k.base = (char *)io->k;
-    r->k.page = r->strides.k_page * bytes;
-    r->k.row = r->strides.k_row * bytes;
-    r->k.head = r->strides.k_head * bytes;
-    r->k.dim = l->head_dim;
+    r->strides = s;
+    r->v_scale = l->flags & ATTN_V_IN_K ? io->k_scale : io->v_scale;
+    attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s.k_page, s.k_row, s.k_head, io->k_scale);
     if (l->flags & ATTN_V_IN_K) {
         r->v = r->k;
         r->v.dim = l->v_dim;
-        return;
+    } else {
+        attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
     }
-    r->v.base = (char *)io->v;
-    r->v.page = r->strides.v_page * bytes;
-    r->v.row = r->strides.v_row * bytes;
-    r->v.head = r->strides.v_head * bytes;
-    r->v.dim = l->v_dim;
+}
+
+/* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
+static float attn__head_scale(const attn_layer *l, const float *scale, int32_t request, int32_t head) {
+    if (!scale || l->scale_kind == ATTN_SCALE_PER_KEY) return 1.0f;
+    if (l->scale_kind == ATTN_SCALE_PER_TENSOR) return scale[0];
+    return scale[l->scale_kind == ATTN_SCALE_PER_HEAD ? head : (int64_t)request * l->kv_heads + head];
 }
 
 static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
@@ -3330,6 +3328,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
     const attn_layer *l = r->layer;
     int32_t bytes = attn__type_bytes(l->o_type), h, i;
     for (h = 0; h < s->heads; h++) {
+        float scale = attn__head_scale(l, r->v_scale, s->request, s->head + h);
         for (i = 0; i < s->rows; i++, state += r->state_stride) {
             int64_t row = r->view.q_start[s->request] + (s->row + i) / r->group;
             int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
@@ -3337,6 +3336,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
             float lse;
             float factor = attn__finish_row(state[l->v_dim + 1], state[l->v_dim], sink, &lse);
+            if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
         }
@@ -3355,13 +3355,14 @@ static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
-/* Addresses of the keys first .. first + n - 1. Keys in the gap between sink keys and window are nobody's: they get a
-   neighbour's address, since their page may not exist. */
-static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
-                           attn__span seen, int32_t first, int32_t n, const char **rows) {
+/* Addresses of the keys (TOPK: ranks) first .. first + n - 1. Keys in the gap between sink keys and window are
+   nobody's: they get a neighbour's address, since their page may not exist. */
+static void attn__address_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
+                               attn__span seen, int32_t first, int32_t n, const char **rows) {
     int32_t size = r->layer->page_size, i = 0;
+    const int32_t *list = r->layer->mask == ATTN_TOPK ? r->scratch.picked + 1 : NULL;
     while (i < n) {
-        int32_t key = first + i, run = n - i;
+        int32_t key = list ? list[first + i] : first + i, run = list ? 1 : n - i;
         if (key >= seen.lead && key < seen.lo) {
             for (; i < n && first + i < seen.lo; i++) rows[i] = rows[i - 1];
             continue;
@@ -3379,6 +3380,12 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
 }
 
+static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
+                           attn__span seen, int32_t first, int32_t n, const char **rows) {
+    attn__address_rows(r, c, s, head, seen, first, n, rows);
+    if (c->scale) attn__address_rows(r, c->scale, s, head, seen, first, n, rows + r->scratch.list);
+}
+
 /* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
@@ -3387,7 +3394,7 @@ static const float *const *attn__wide_rows(const attn__run *r, const attn__cache
         for (i = 0; i < n + 15; i++) list[i] = (const float *)(const void *)rows[i];
         return list;
     }
-    r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
+    r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
     return list;
 }
@@ -3406,9 +3413,31 @@ static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
     return 1;
 }
 
+/* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
+static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
+    attn__span listed = { 0, 0, 0 };
+    if (r->layer->mask != ATTN_TOPK) return attn__strip_span(r->layer, &r->view, s, row, rows);
+    listed.hi = r->scratch.picked[0];
+    return listed;
+}
+
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
     attn__lengths n = attn__lengths_of(&r->view, s->request);
+    if (r->layer->mask == ATTN_TOPK) return attn__seen(r, s, row, 1);
     return attn__row_span(r->layer, &n, (s->row + row) / r->group);
+}
+
+/* Do all of `rows` packed rows see all keys first .. last - 1? TREE: surely, whatever the bits. */
+static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows, int32_t first,
+                          int32_t last) {
+    attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + rows - 1);
+    if (r->layer->mask == ATTN_TREE) {
+        attn__lengths n = attn__lengths_of(&r->view, s->request);
+        top.hi = n.kv_len - n.q_len;
+        top.lead = attn__min(top.lead, top.hi);
+        if (r->layer->window_left) bottom.lo += n.q_len - 1;
+    }
+    return (top.hi >= last && bottom.lo <= first) || top.lead >= last;
 }
 
 /* Bits first .. last - 1 of a word; both are clamped to 0 .. 64. */
@@ -3424,9 +3453,105 @@ static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t h
     int64_t q_head = (int64_t)(s->head + head) * r->group + (s->row + row) % r->group;
     const char *src = (const char *)r->io->q +
                       (token * r->strides.q_row + q_head * r->strides.q_head) * attn__type_bytes(l->q_type);
+    float scale = l->scale * attn__head_scale(l, r->io->k_scale, s->request, s->head + head);
     int32_t x;
-    r->leaves->widen(dst, 0, &src, 1, l->head_dim, l->q_type);
-    for (x = 0; x < l->head_dim; x++) dst[x] *= l->scale;
+    r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
+    for (x = 0; x < l->head_dim; x++) dst[x] *= scale;
+}
+
+static const uint32_t *attn__tree_row(const attn__run *r, int32_t request, int32_t row) {
+    return r->io->tree + (r->view.q_start[request] + (int64_t)row) * attn__ceil_div(r->plan->max_q_len, 32);
+}
+
+/* What windows and ALiBi compare: the position of a row, and that of a key (TOPK: of a rank). */
+static int32_t attn__row_position(const attn__run *r, int32_t request, int32_t row) {
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    if (r->layer->mask == ATTN_TREE) row = attn__tree_depth(attn__tree_row(r, request, row), n.q_len);
+    return n.kv_len - n.q_len + row;
+}
+
+ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int32_t key) {
+    if (r->layer->mask == ATTN_TOPK) return r->scratch.picked[1 + key];
+    if (r->layer->mask == ATTN_TREE) {
+        attn__lengths n = attn__lengths_of(&r->view, request);
+        int32_t draft = key - (n.kv_len - n.q_len);
+        return draft < 0 ? key : attn__row_position(r, request, draft);
+    }
+    return key;
+}
+
+/* Which of the keys first .. first + 63 a packed row of a TREE sees. */
+static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_t packed, int64_t first) {
+    attn__lengths n = attn__lengths_of(&r->view, s->request);
+    int32_t row = (s->row + packed) / r->group, past = n.kv_len - n.q_len, draft;
+    int32_t position = attn__row_position(r, s->request, row);
+    int64_t lo = r->layer->window_left ? position - r->layer->window_left + (int64_t)1 : 0;
+    uint64_t bits = attn__range_bits(attn__max64(lo, 0) - first, past - first) |
+                    attn__range_bits(-first, attn__min(r->layer->sink_keys, past) - first);
+    for (draft = (int32_t)attn__max64(0, first - past); draft < n.q_len && past + draft < first + 64; draft++) {
+        if (!attn__tree_bit(attn__tree_row(r, s->request, row), draft)) continue;
+        if (past + draft < r->layer->sink_keys ||
+            attn__in_window(r->layer, position - attn__row_position(r, s->request, draft))) {
+            bits |= (uint64_t)1 << (past + draft - first);
+        }
+    }
+    return bits;
+}
+
+/* The lowest bit set. */
+static int32_t attn__low_bit(uint64_t bits) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_ctzll(bits);
+#else
+    uint32_t low = (uint32_t)bits;
+    return low ? attn__bit_length(low & (0u - low)) - 1 : 32 + attn__low_bit(bits >> 32);
+#endif
+}
+
+/* TOPK: the list of one row, and the pages of the keys that the row sees. */
+static int attn__check_list(const attn__run *r, int32_t request, int32_t row, attn_error *error) {
+    int64_t at = r->view.q_start[request] + (int64_t)row;
+    const int32_t *list = r->io->topk + at * r->layer->topk;
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    attn__span seen = attn__key_span(r->layer, &n, row);
+    int32_t slot;
+    memset(r->scratch.bits, 0, (size_t)(n.kv_len / 64 + 1) * sizeof(uint64_t));
+    for (slot = 0; slot < r->layer->topk; slot++) {
+        int32_t key = list[slot], status = ATTN_OK;
+        uint64_t *word = &r->scratch.bits[attn__max(0, attn__min(key, n.kv_len)) / 64], bit = (uint64_t)1 << (key & 63);
+        if (key < -1 || (key >= 0 && key < n.kv_len && (*word & bit))) {
+            attn__fail_at(error, ATTN_E_ARGUMENT, request, key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
+                                                                   : "topk[%a][%b] = %c stands in the list twice",
+                          at, slot, key);
+            return attn__fail_slot(error, ATTN_E_ARGUMENT, slot);
+        }
+        if (key < 0 || key >= n.kv_len) continue;
+        *word |= bit;
+        if (!r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
+        status = attn__check_pages(r->plan, r->io, r->strides.table_row, request, key, key + 1, error);
+        if (status) return status;
+    }
+    return ATTN_OK;
+}
+
+/* TOPK: the listed keys that a row sees, in ascending order, whatever the order of the list. */
+static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
+    const attn__scratch *t = &r->scratch;
+    const int32_t *list = r->io->topk + (r->view.q_start[request] + (int64_t)row) * r->layer->topk;
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    attn__span seen = attn__key_span(r->layer, &n, row);
+    int32_t words = seen.hi / 64 + 1, count = 0, i;
+    memset(t->bits, 0, (size_t)words * sizeof *t->bits);
+    for (i = 0; i < r->layer->topk; i++) {
+        int32_t key = list[i];
+        if (key < 0 || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
+        t->bits[key / 64] |= (uint64_t)1 << key % 64;
+    }
+    for (i = 0; i < words; i++) {
+        uint64_t left = t->bits[i];
+        for (; left; left &= left - 1) t->picked[++count] = 64 * i + attn__low_bit(left);
+    }
+    t->picked[0] = count;
 }
 
 /* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
@@ -3467,12 +3592,29 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
     }
 }
 
+static void attn__mask_tree_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
+                                  int32_t n) {
+    int32_t i, j;
+    memset(r->scratch.mask, 0, (size_t)n * sizeof(uint64_t));
+    for (i = 0; i < used; i++) {
+        uint64_t bits = 0;
+        for (j = 0; j < n; j++) {
+            if (j % 64 == 0) bits = attn__tree_bits(r, s, row + i, first + j);
+            r->scratch.mask[j] |= (bits >> j % 64 & 1) << i;
+        }
+    }
+}
+
 /* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
    and as a sink by all rows from some row on. */
 static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
                              int32_t n) {
     attn__span spans[64];
     int32_t i, begin = 0, end = 0, sink = 0;
+    if (r->layer->mask == ATTN_TREE) {
+        attn__mask_tree_panel(r, s, row, used, first, n);
+        return;
+    }
     for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, row + i);
     for (i = 0; i < n; i++) {
         int32_t key = first + i;
@@ -3488,14 +3630,14 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, int32_t r
                              int32_t n) {
     float slope[64];
     int32_t position[64], lanes = r->leaves->lanes, i, j;
-    attn__lengths request = attn__lengths_of(&r->view, s->request);
     for (i = 0; i < used; i++) {
         slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + row + i) % r->group];
-        position[i] = request.kv_len - request.q_len + (s->row + row + i) / r->group;
+        position[i] = attn__row_position(r, s->request, (s->row + row + i) / r->group);
     }
     for (j = 0; j < n; j++) {
         float *x = r->scratch.scores + (ptrdiff_t)j * lanes;
-        for (i = 0; i < used; i++) x[i] += slope[i] * (float)(first + j - position[i]);
+        int32_t key = attn__key_position(r, s->request, first + j);
+        for (i = 0; i < used; i++) x[i] += slope[i] * (float)(key - position[i]);
     }
 }
 
@@ -3505,22 +3647,14 @@ static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_
                                 int v_finite) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + used - 1);
-    int all = (top.hi >= last && bottom.lo <= first) || top.lead >= last;
     int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - first;
-    const uint64_t *mask = all ? NULL : t->mask;
+    const uint64_t *mask = attn__all_seen(r, s, row, used, first, last) ? NULL : t->mask;
     f->lane_scores(t->scores, t->q + (int64_t)row * d, k, n, d, used);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, row, used, first, n);
     if (mask) attn__mask_panel(r, s, row, used, first, n);
     f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
     f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, v_finite ? NULL : mask, used);
-}
-
-/* Do all rows of the strip see all keys first .. last - 1? */
-static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t first, int32_t last) {
-    attn__span top = attn__packed_span(r, s, 0), bottom = attn__packed_span(r, s, s->rows - 1);
-    return top.hi >= last && bottom.lo <= first;
 }
 
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
@@ -3536,10 +3670,10 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
     v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
-    v_finite = attn__all_seen(r, s, first, last) || attn__all_finite(v, last - first, r->layer->v_dim);
+    v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, r->layer->v_dim);
     for (row = 0; row < s->rows; row += lanes) {
         int32_t used = attn__min(lanes, s->rows - row), begin, end;
-        attn__clip(attn__strip_span(r->layer, &r->view, s, row, used), first, last, &begin, &end);
+        attn__clip(attn__seen(r, s, row, used), first, last, &begin, &end);
         if (begin < end) {
             attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, v_finite);
         }
@@ -3553,7 +3687,7 @@ static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
-    attn__span seen = attn__strip_span(r->layer, &r->view, s, 0, s->rows);
+    attn__span seen = attn__seen(r, s, 0, s->rows);
     int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL);
     int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
@@ -3586,6 +3720,7 @@ typedef struct attn__tile {
 
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
 static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
+    int tree = r->layer->mask == ATTN_TREE && !attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last);
     int32_t i, w;
     int all = 1;
     for (i = 0; i < s->rows; i++) {
@@ -3594,6 +3729,7 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
             int64_t base = (int64_t)tile->first + 64 * w;
             uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
+            if (tree) seen &= attn__tree_bits(r, s, i, base);
             r->scratch.mask[2 * i + w] = seen & wanted;
             if ((seen & wanted) != wanted) all = 0;
         }
@@ -3602,30 +3738,45 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
 }
 
 /* One row, only its visible keys: for V with NaN or inf in keys that other rows see. */
-static void attn__decode_visible_values(const attn__run *r, float *o, const float *p, float alpha, int32_t skipped,
-                                        const float *const *v, int32_t n, const uint64_t *mask) {
+static void attn__decode_visible_values(const attn__run *r, const attn__sums *all, int32_t row, int32_t skipped,
+                                        const uint64_t *mask) {
     const float one = 1.0f;
-    int32_t v_dim = r->layer->v_dim, i, run;
-    r->leaves->row_values(o, 0, 1, p, 0, &alpha, v, 0, v_dim, NULL, 0);
-    for (i = 0; i < n; i += run) {
+    attn__sums a = *all;
+    int32_t i;
+    a.o += (ptrdiff_t)row * a.ldo;
+    a.p += (ptrdiff_t)row * a.ldp;
+    a.alpha += row;
+    a.rows = 1;
+    a.n = 0;
+    r->leaves->row_values(&a);
+    a.alpha = &one;
+    a.n = 1;
+    for (i = 0; i < all->n; i++, a.p++, a.v++) {
         int32_t bit = skipped + i;
-        run = 1;
-        if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(o, 0, 1, p + i, 0, &one, v + i, 1, v_dim, NULL, 0);
+        if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(&a);
     }
 }
 
+/* ahead: what is read next, NULL: nothing. */
 static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_t h, const char *const *k, int32_t n,
-                                float *scores, int32_t lds) {
+                                float *scores, int32_t lds, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
-    int32_t d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
-    int32_t bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n;
-    const float *q = t->q + (int64_t)h * s->rows * ldq;
+    int32_t block = wide ? ATTN__WIDE : n, i;
+    attn__dots a;
+    memset(&a, 0, sizeof a);
+    a.ldq = (int32_t)attn__round_up(r->layer->head_dim, 16);
+    a.q = t->q + (int64_t)h * s->rows * a.ldq;
+    a.lds = lds;
+    a.rows = s->rows;
+    a.d = r->layer->head_dim;
+    a.ahead_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
     for (i = 0; i < n; i += block) {
-        int32_t keys = attn__min(block, n - i);
-        const float *const *rows = attn__wide_rows(r, &r->k, k + i, keys, wide, t->wide_k_rows);
-        r->leaves->row_scores(scores + i, lds, q, ldq, s->rows, rows, keys, d, t->v_rows + i, bytes);
+        a.s = scores + i;
+        a.n = attn__min(block, n - i);
+        a.k = attn__wide_rows(r, &r->k, k + i, a.n, wide, t->wide_k_rows);
+        a.ahead = ahead ? ahead + i : NULL;
+        r->leaves->row_scores(&a);
     }
 }
 
@@ -3633,21 +3784,28 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
 static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__tile *tile, int all,
                                 const char *const *ahead, int32_t lds, float *state) {
     const attn__scratch *t = &r->scratch;
-    int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, v_dim = r->layer->v_dim, i, row;
-    int32_t bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, i, row;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n;
+    attn__sums a;
+    memset(&a, 0, sizeof a);
+    a.o = state;
+    a.ldo = r->state_stride;
+    a.ldp = lds;
+    a.alpha = t->alpha;
+    a.rows = s->rows;
+    a.v_dim = r->layer->v_dim;
+    a.ahead_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
     for (i = 0; i < n; i += block) {
-        int32_t keys = attn__min(block, n - i);
-        const float *const *rows = attn__wide_rows(r, &r->v, t->v_rows + i, keys, wide, t->wide_k_rows);
-        if (all || attn__all_finite(rows, keys, v_dim)) {
-            r->leaves->row_values(state, r->state_stride, s->rows, t->scores + skipped + i, lds, t->alpha, rows, keys,
-                                  v_dim, ahead ? ahead + i : NULL, bytes);
+        a.p = t->scores + skipped + i;
+        a.n = attn__min(block, n - i);
+        a.v = attn__wide_rows(r, &r->v, t->v_rows + i, a.n, wide, t->wide_k_rows);
+        a.ahead = ahead ? ahead + i : NULL;
+        if (all || attn__all_finite(a.v, a.n, a.v_dim)) {
+            r->leaves->row_values(&a);
         } else {
             for (row = 0; row < s->rows; row++) {
-                attn__decode_visible_values(r, state + (int64_t)row * r->state_stride,
-                                            t->scores + (int64_t)row * lds + skipped + i, t->alpha[row], skipped + i,
-                                            rows, keys, t->mask + 2 * row);
+                attn__decode_visible_values(r, &a, row, skipped + i, t->mask + 2 * row);
             }
         }
         for (row = 0; row < s->rows; row++) t->alpha[row] = 1.0f;
@@ -3657,10 +3815,9 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
 /* ALiBi for one row: n scores from key `first` on. */
 static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, int32_t row, int32_t first, int32_t n,
                            float *x) {
-    attn__lengths request = attn__lengths_of(&r->view, s->request);
     float slope = r->io->alibi[(int64_t)(s->head + h) * r->group + (s->row + row) % r->group];
-    int32_t position = request.kv_len - request.q_len + (s->row + row) / r->group, j;
-    for (j = 0; j < n; j++) x[j] += slope * (float)(first + j - position);
+    int32_t position = attn__row_position(r, s->request, (s->row + row) / r->group), j;
+    for (j = 0; j < n; j++) x[j] += slope * (float)(attn__key_position(r, s->request, first + j) - position);
 }
 
 /* One kv head of a strip over one tile; `which` list holds the keys' addresses, `next` keys follow in the other. */
@@ -3671,7 +3828,7 @@ static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t 
     int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = tile->begin - tile->first;
     state += (int64_t)h * s->rows * r->state_stride;
     attn__key_rows(r, &r->v, s, s->head + h, seen, tile->begin, n, t->v_rows);
-    attn__decode_scores(r, s, h, t->k_rows[which], n, t->scores + skipped, lds);
+    attn__decode_scores(r, s, h, t->k_rows[which], n, t->scores + skipped, lds, t->v_rows);
     for (i = 0; i < s->rows; i++) {
         float *row = state + (int64_t)i * r->state_stride, *x = t->scores + (int64_t)i * lds;
         if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n, r->layer->softcap);
@@ -3697,7 +3854,7 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
 
 /* Keys outside, heads inside: token-major K and V are read as one stream. */
 static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
-    attn__span seen = attn__strip_span(r->layer, &r->view, s, 0, s->rows);
+    attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
     int32_t count = attn__unit_tiles(r, seen, unit, tiles), i, h;
     int which = 0;
@@ -3733,6 +3890,7 @@ static void attn__compute(const attn__run *r, int32_t index) {
     int32_t i;
     f.before = t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1;
     f.depth = 0;
+    if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
     if (prefill && s.units) attn__pack_panels(r, &s);
     if (!prefill && s.units) attn__pack_rows(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
@@ -3800,13 +3958,24 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
     }
 }
 
+static int attn__check_lists(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_error *error) {
+    int32_t i, j, status = ATTN_OK;
+    attn__run r;
+    attn__open(&r, plan, io, exec, 0);
+    for (i = 0; i < plan->n && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
+        for (j = 0; j < attn__lengths_of(&r.view, i).q_len && !status; j++) status = attn__check_list(&r, i, j, error);
+    }
+    return status;
+}
+
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error) {
     int32_t zero = 0;
     int status = attn__check_call(plan, layer, io, error);
     if (!status) status = attn__check_rows(plan, io, error);
-    if (!status) status = attn__check_cache(plan, io, 0, error);
+    if (!status) status = attn__check_cache(plan, io, ATTN__READ, error);
     if (!status) status = attn__check_exec(plan, exec, error);
+    if (!status && plan->resolved.mask == ATTN_TOPK) status = attn__check_lists(plan, io, exec, error);
     if (status) return status;
     memcpy(attn__exec_start(exec), &zero, sizeof zero);
     return attn__succeed(error);
@@ -3863,15 +4032,31 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 
 /* ---- >>tools: append, dense, merge, masks ------------------------------------------------------------------------ */
 
-/* One new row of one kv head into a cache. */
-static void attn__append_row(const attn__run *r, const attn__cache *c, const void *from, int64_t index,
-                             int32_t request, int32_t key) {
+/* Largest |x| of a vector / 127. The bits of |x| grow with it, and NaN and inf top them all: the key stays spoilt. */
+static float attn__int8_scale(const char *src, int32_t dim, attn_type type) {
+    uint32_t top = 0;
+    int32_t x;
+    for (x = 0; x < dim; x++) {
+        uint32_t u = attn__bits_of(attn__load(src, x, type)) & 0x7fffffffu;
+        top = u > top ? u : top;
+    }
+    return attn__float_of(top) / 127.0f;
+}
+
+/* One new row into a cache, all kv heads. */
+static void attn__append_row(const attn__run *r, const attn__cache *c, const float *scale, const void *from,
+                             int64_t index, int32_t request, int32_t key) {
     const attn_layer *l = r->layer;
-    int32_t q_bytes = attn__type_bytes(l->q_type), kv_bytes = attn__type_bytes(l->kv_type), head, x;
+    int32_t q_bytes = attn__type_bytes(l->q_type), kv_bytes = attn__type_bytes(l->kv_type), head, x, i;
     for (head = 0; head < l->kv_heads; head++) {
         const char *src = (const char *)from + (index * l->kv_heads + head) * c->dim * q_bytes;
         char *dst = attn__key_address(r, c, request, head, key);
-        if (l->q_type == l->kv_type) {
+        float factor = attn__head_scale(l, scale, request, head);
+        if (c->scale) {
+            factor = attn__int8_scale(src, c->dim, l->q_type);
+            memcpy(attn__key_address(r, c->scale, request, head, key), &factor, sizeof factor);
+        }
+        if (l->q_type == l->kv_type && factor == 1.0f) {
             memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
             continue;
         }
@@ -3879,7 +4064,8 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const voi
             float wide[256];
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
-            r->leaves->widen(wide, 0, &at, 1, n, l->q_type);
+            r->leaves->widen(wide, 0, &at, NULL, 1, n, l->q_type);
+            for (i = 0; i < n && factor != 1.0f; i++) wide[i] /= factor;
             r->leaves->narrow(dst + (int64_t)x * kv_bytes, wide, n, l->kv_type, NULL);
         }
     }
@@ -3892,17 +4078,14 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     int status = attn__check_pointer("new_k", new_k, plan->rows > 0, align, error);
     if (!status && !latent) status = attn__check_pointer("new_v", new_v, plan->rows > 0, align, error);
     if (!status && latent && new_v) {
-        status = attn__fail(error, ATTN_E_ARGUMENT, "new_v", " is not NULL, but the layer has ATTN_V_IN_K");
+        status = attn__fail(error, ATTN_E_ARGUMENT, "new_v is not NULL, but the layer has ATTN_V_IN_K", 0, 0);
     }
     if (status) return status;
     for (i = 0; i < plan->n; i++) {
         int32_t q_len = q_start[i + 1] - q_start[i], kv_len = kv_start[i + 1] - kv_start[i];
         if (q_len > kv_len) {
-            attn__text t = attn__error_text(error, i, -1);
-            attn__put_value(&t, "kv_len", i, -1, kv_len);
-            attn__put(&t, " is less than ");
-            attn__put_value(&t, "q_len", i, -1, q_len);
-            return ATTN_E_BATCH;
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", kv_len, q_len,
+                                 0);
         }
     }
     return ATTN_OK;
@@ -3915,7 +4098,7 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
     int32_t i, j;
     int status = attn__check_call(plan, layer, io, error);
     if (!status) status = attn__check_append(plan, new_k, new_v, error);
-    if (!status) status = attn__check_cache(plan, io, 1, error);
+    if (!status) status = attn__check_cache(plan, io, ATTN__WRITE, error);
     if (status) return status;
     attn__open_caches(&r, plan, io);
     attn__capacity_of_plan(&c, plan);
@@ -3923,24 +4106,16 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r.view, i);
         for (j = 0; j < n.q_len; j++) {
-            attn__append_row(&r, &r.k, new_k, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
-            if (new_v) attn__append_row(&r, &r.v, new_v, r.view.q_start[i] + j, i, n.kv_len - n.q_len + j);
+            int32_t row = r.view.q_start[i] + j, key = n.kv_len - n.q_len + j;
+            attn__append_row(&r, &r.k, io->k_scale, new_k, row, i, key);
+            if (new_v) attn__append_row(&r, &r.v, io->v_scale, new_v, row, i, key);
         }
     }
     return attn__succeed(error);
 }
 
-static attn_batch attn__dense_batch(const int32_t *q_len, const int32_t *kv_len) {
-    attn_batch b;
-    memset(&b, 0, sizeof b);
-    b.n = 1;
-    b.q_len = q_len;
-    b.kv_len = kv_len;
-    return b;
-}
-
 ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len) {
-    attn_batch batch = attn__dense_batch(&q_len, &kv_len);
+    attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     attn_layer resolved;
     attn__capacity c;
     if (attn__plan_check(&batch, layer, &resolved, &c, NULL) || layer->page_size) return 0;
@@ -3950,7 +4125,7 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
 
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error) {
-    attn_batch batch = attn__dense_batch(&q_len, &kv_len);
+    attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     attn_layer resolved;
     attn__capacity capacity;
     attn_plan plan;
@@ -3959,8 +4134,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (status) return status;
     if (layer->page_size) {
-        return attn__fail_value(error, ATTN_E_LAYER, "layer.page_size", layer->page_size,
-                                ": attn_dense takes no pages");
+        return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
     }
     status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (status) return status;
@@ -3994,8 +4168,8 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
         float wide_a[256], wide_b[256];
         int32_t n = attn__min(256, l->v_dim - x);
         const char *at_a = a + (int64_t)x * bytes, *at_b = b + (int64_t)x * bytes;
-        f->widen(wide_a, 0, &at_a, 1, n, l->o_type);
-        f->widen(wide_b, 0, &at_b, 1, n, l->o_type);
+        f->widen(wide_a, 0, &at_a, NULL, 1, n, l->o_type);
+        f->widen(wide_b, 0, &at_b, NULL, 1, n, l->o_type);
         f->blend(wide_a, wide_b, wa / (wa + wb), wb / (wa + wb), n);
         f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, &one);
     }
@@ -4009,7 +4183,7 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     int32_t align;
     int status = attn__resolve(layer, &l, error);
     if (status) return status;
-    if (rows < 0) return attn__fail_value(error, ATTN_E_ARGUMENT, "rows", rows, " is negative");
+    if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
     align = attn__type_bytes(l.o_type);
     status = attn__check_pointer("a_o", a_o, rows > 0, align, error);
     if (!status) status = attn__check_pointer("a_lse", a_lse, rows > 0, 4, error);
@@ -4028,30 +4202,58 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     return attn__succeed(error);
 }
 
-/* The mask without windows. P: position of row 0. */
-static int attn__mask_sees(const attn_layer *layer, int64_t p, int32_t row, int32_t key, int32_t prefix) {
-    int64_t position = p + row;
-    switch (layer->mask) {
-    case ATTN_FULL: return 1;
-    case ATTN_PREFIX: return key <= position || key < prefix;
-    case ATTN_BLOCK: return key < p + (row / layer->chunk + (int64_t)1) * layer->chunk;
-    default: return key <= position && (!layer->chunk || key / layer->chunk == position / layer->chunk);
+/* Rows before `request`, and the longest request: where the arrays per row are indexed. */
+static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int32_t *max_q_len) {
+    int64_t rows = 0;
+    int32_t i;
+    *max_q_len = batch->max_q_len;
+    for (i = 0; i < batch->n; i++) {
+        if (i < request) rows += attn__q_len(batch, i);
+        if (!batch->max_q_len) *max_q_len = attn__max(*max_q_len, attn__q_len(batch, i));
     }
+    return rows;
+}
+
+static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, const uint32_t *tree, int32_t request,
+                           int32_t row, int32_t key) {
+    int32_t q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, words;
+    const uint32_t *first = tree + attn__rows_before(batch, request, &words) * attn__ceil_div(words, 32);
+    int32_t position, draft = key - past;
+    words = (int32_t)attn__ceil_div(words, 32);
+    position = past + attn__tree_depth(first + (int64_t)row * words, q_len);
+    if (draft >= 0 && !attn__tree_bit(first + (int64_t)row * words, draft)) return 0;
+    if (draft >= 0) key = past + attn__tree_depth(first + (int64_t)draft * words, q_len);
+    return past + draft < layer->sink_keys || attn__in_window(layer, (int64_t)position - key);
+}
+
+static int attn__listed(const attn_batch *batch, const attn_layer *layer, const int32_t *topk, int32_t request,
+                        int32_t row, int32_t key) {
+    int32_t unused, i;
+    const int32_t *list = topk + (attn__rows_before(batch, request, &unused) + row) * layer->topk;
+    for (i = 0; i < layer->topk; i++) {
+        if (list[i] == key) return 1;
+    }
+    return 0;
 }
 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key) {
-    int64_t p;
-    (void)io;
+    attn__lengths n = { 0, 0, 0 };
+    attn__span s;
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
-    if (attn__check_chunk(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
-    p = (int64_t)batch->kv_len[request] - attn__q_len(batch, request);
-    if (!attn__mask_sees(layer, p, row, key, layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0)) return 0;
-    if (key < layer->sink_keys) return 1;
-    if (layer->window_left && p + row - key >= layer->window_left) return 0;
-    if (layer->window_right && layer->mask != ATTN_CAUSAL && key - (p + row) >= layer->window_right) return 0;
-    return 1;
+    if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
+    if (layer->mask == ATTN_TREE) {
+        return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
+    }
+    if (layer->mask == ATTN_TOPK && (!io || !io->topk || !attn__listed(batch, layer, io->topk, request, row, key))) {
+        return 0;
+    }
+    n.q_len = attn__q_len(batch, request);
+    n.kv_len = batch->kv_len[request];
+    if (layer->mask == ATTN_PREFIX) n.prefix = batch->prefix[request];
+    s = attn__key_span(layer, &n, row);
+    return key < s.lead || (key >= s.lo && key < s.hi);
 }
 
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
@@ -4064,18 +4266,18 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if (!status) status = attn__check_lengths(batch, &resolved, error);
     if (status) return status;
     if (request < 0 || request >= batch->n) {
-        attn__text t = attn__error_text(error, -1, -1);
-        attn__put_value(&t, "request", -1, -1, request);
-        attn__put_line(&t, ", but there are ", batch->n, " requests");
-        return ATTN_E_ARGUMENT;
+        return attn__fail(error, ATTN_E_ARGUMENT, "request = %a, but there are %b requests", request, batch->n);
     }
     q_len = attn__q_len(batch, request);
     kv_len = batch->kv_len[request];
     words = attn__ceil_div(kv_len, 32);
-    if (!bits && q_len * words > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits", " is NULL");
+    if ((layer->mask == ATTN_TREE && !(io && io->tree)) || (layer->mask == ATTN_TOPK && !(io && io->topk))) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "io.tree or io.topk is NULL, but the mask needs it", 0, 0);
+    }
+    if (!bits && q_len * words > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
     if ((int64_t)count < q_len * words) {
-        return attn__fail_pair(error, ATTN_E_ARGUMENT, "count", (int64_t)count, " is less than ", "q_len * words",
-                               q_len * words);
+        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count,
+                          q_len * words);
     }
     for (row = 0; row < q_len; row++) {
         uint32_t *line = bits + row * words;
@@ -4090,6 +4292,287 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) {
     if (radius < 0 || !causal || cross) return 0;
     return radius < INT32_MAX ? radius + 1 : INT32_MAX;
+}
+
+/* ---- >>sparse: indexer scores and the keys they choose ----------------------------------------------------------- */
+
+/* What the rows of one call share. */
+typedef struct attn__index {
+    const attn_plan *plan;
+    const attn_io *io;
+    const attn_exec *exec;
+    const float *weights;
+    const int32_t *ks;
+    float *scores;
+    int64_t score_row;
+} attn__index;
+
+/* Some heads of one row over one tile of keys: adds weight * relu(score). */
+static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t last,
+                             const float *weights, float *out) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, i, j;
+    attn__key_rows(r, &r->k, s, 0, seen, first, last - first, t->k_rows[0]);
+    attn__decode_scores(r, s, 0, t->k_rows[0], last - first, t->scores, lds, NULL);
+    for (i = 0; i < s->rows; i++) {
+        for (j = 0; j < last - first; j++) {
+            float score = t->scores[(int64_t)i * lds + j];
+            out[first + j] += weights[i] * (score < 0 ? 0.0f : score); /* a NaN stays one */
+        }
+    }
+}
+
+static void attn__index_request_row(const attn__run *r, int32_t request, int32_t row, const float *weights,
+                                    float *out) {
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    attn__span seen = attn__union_span(r->layer, &n, row, row);
+    int32_t heads = r->layer->heads, keys = attn__key_tile(r->layer, ATTN_DECODE), head, key, first, last;
+    int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
+    int64_t tile;
+    for (key = 0; key < end; key++) out[key] = 0.0f;
+    for (head = 0; head < heads; head += r->layer->row_tile) {
+        attn__strip s = { request, 0, 1, 0, 0, 0, 0, 0 };
+        s.row = row * heads + head;
+        s.rows = attn__min(r->layer->row_tile, heads - head);
+        attn__pack_rows(r, &s);
+        for (tile = attn__next_tile(seen, 0, keys); tile < end; tile = attn__next_tile(seen, tile + keys, keys)) {
+            attn__clip(seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end), &first, &last);
+            if (first < last) attn__index_tile(r, &s, seen, first, last, weights + head, out);
+        }
+    }
+    for (key = seen.lead; key < horizon; key++) {
+        if (key < seen.lo || key >= seen.hi) out[key] = attn__float_of(0xff800000u);
+    }
+}
+
+/* Rows lane, lane + lanes, ... of the batch. */
+static void attn__index_lane(void *context, int lane) {
+    const attn__index *c = (const attn__index *)context;
+    int32_t lanes = attn__max(1, c->exec->lanes), i, j, row;
+    attn__run r;
+    attn__open(&r, c->plan, c->io, c->exec, lane);
+    for (i = 0; i < c->plan->n; i++) {
+        for (j = 0; j < attn__lengths_of(&r.view, i).q_len; j++) {
+            row = r.view.q_start[i] + j;
+            if (row % lanes != lane) continue;
+            attn__index_request_row(&r, i, j, c->weights + (int64_t)row * r.layer->heads,
+                                    c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
+        }
+    }
+}
+
+static int attn__index_check(const attn__index *c, attn_error *error) {
+    const attn_layer *l = &c->plan->resolved;
+    attn__capacity capacity;
+    attn__view v;
+    int32_t i, j;
+    attn__capacity_of_plan(&capacity, c->plan);
+    v = attn__view_of(c->plan->words, &capacity);
+    if (l->kv_heads != 1) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0);
+    }
+    if (l->mask == ATTN_TREE || l->mask == ATTN_TOPK) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.mask = %a: indexer scores take no TREE and no TOPK", l->mask, 0);
+    }
+    for (i = 0; i < c->plan->n; i++) {
+        attn__lengths n = attn__lengths_of(&v, i);
+        if (n.q_len && v.phase[i] != ATTN_DECODE) {
+            return attn__fail_at(error, ATTN_E_PLAN, i, "phase[%d] = %a, but indexer scores need DECODE", v.phase[i],
+                                 0, 0);
+        }
+        for (j = 0; j < n.q_len; j++) {
+            int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
+            if (first < 0 || (int64_t)first + last > c->score_row) {
+                attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
+                              first, c->score_row);
+                return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
+            }
+        }
+    }
+    return ATTN_OK;
+}
+
+ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
+                              const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
+                              attn_error *error) {
+    attn__index c = { plan, io, exec, weights, ks, scores, score_row };
+    int32_t lane;
+    int status = attn__check_call(plan, layer, io, error);
+    if (!status) status = attn__check_pointer("io.q", io->q, plan->rows > 0, attn__type_bytes(layer->q_type), error);
+    if (!status) status = attn__check_pointer("weights", weights, plan->rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
+    if (!status) status = attn__check_pointer("scores", scores, plan->rows > 0, 4, error);
+    if (!status) status = attn__index_check(&c, error);
+    if (!status) status = attn__check_cache(plan, io, ATTN__SCORE, error);
+    if (!status) status = attn__check_exec(plan, exec, error);
+    if (status) return status;
+    if (exec->parallel_for && exec->lanes > 1) {
+        exec->parallel_for(exec->user, exec->lanes, attn__index_lane, &c);
+    } else {
+        for (lane = 0; lane < attn__max(1, exec->lanes); lane++) attn__index_lane(&c, lane);
+    }
+    return attn__succeed(error);
+}
+
+/* Orders floats as integers; 0 for what is never taken. */
+static uint32_t attn__rank_of(float x) {
+    uint32_t u = attn__bits_of(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u || u == 0xff800000u) return 0;
+    if (u == 0x80000000u) u = 0;
+    return u >> 31 ? ~u : u | 0x80000000u;
+}
+
+/* The rank of the topk-th largest of n scores, found eight bits at a time; *ties: how many of that rank belong to the
+   topk. 1 and all of them if no more than topk can be taken. */
+static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_t *ties) {
+    uint32_t bound = 0, known = 0, rank;
+    int32_t left = topk, shift, i;
+    for (shift = 24; shift >= 0; shift -= 8) {
+        int32_t count[256] = { 0 }, bin = 255;
+        for (i = 0; i < n; i++) {
+            rank = attn__rank_of(x[i]);
+            if (rank && (rank & known) == bound) count[rank >> shift & 255u]++;
+        }
+        while (bin >= 0 && count[bin] < left) left -= count[bin--];
+        *ties = topk;
+        if (bin < 0) return 1;
+        bound |= (uint32_t)bin << shift;
+        known |= 255u << shift;
+    }
+    *ties = left;
+    return bound;
+}
+
+static int attn__topk_check(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
+                            int32_t topk, const int32_t *indices, attn_error *error) {
+    int64_t r;
+    int status;
+    if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
+    if (topk < 1) return attn__fail(error, ATTN_E_ARGUMENT, "topk = %a, but it must be at least 1", topk, 0);
+    status = attn__check_pointer("scores", scores, rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
+    if (!status) status = attn__check_pointer("ke", ke, rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
+    for (r = 0; r < rows && !status; r++) {
+        int32_t first = ks ? ks[r] : 0;
+        if (first < 0 || ke[r] < first || ke[r] > score_row) {
+            status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
+                                     ke[r], first, score_row);
+        }
+    }
+    return status;
+}
+
+ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
+                       int32_t topk, int32_t *indices, attn_error *error) {
+    int64_t r;
+    int status = attn__topk_check(scores, score_row, rows, ks, ke, topk, indices, error);
+    if (status) return status;
+    for (r = 0; r < rows; r++) {
+        int32_t first = ks ? ks[r] : 0, n = ke[r] - first, count = 0, ties, i;
+        const float *x = scores + r * score_row + first;
+        int32_t *out = indices + r * topk;
+        uint32_t bound = attn__topk_bound(x, n, topk, &ties);
+        for (i = 0; i < n; i++) {
+            uint32_t rank = attn__rank_of(x[i]);
+            if (rank > bound || (rank == bound && ties-- > 0)) out[count++] = i;
+        }
+        while (count < topk) out[count++] = -1;
+    }
+    return attn__succeed(error);
+}
+
+/* ---- >>rope: rotary position embedding --------------------------------------------------------------------------- */
+
+/* e^x for -64 <= x <= 0: 2^n by squaring, the rest by its series. */
+static double attn__exp_double(double x) {
+    int32_t n = (int32_t)(0.5 - x * 1.44269504088896341), i;
+    double f = x + n * 0.693147180559945309, y = 1.0;
+    for (i = 13; i > 0; i--) y = 1.0 + y * f / i;
+    while (n--) y *= 0.5;
+    return y;
+}
+
+/* Quarter turns are taken off in two steps, the first of them exact; then the series of both. */
+static void attn__turn(double angle, double *cosine, double *sine) {
+    double turns = angle * 0.636619772367581343;
+    int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
+    double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11;
+    double c = 1.0, s = 1.0, t;
+    int i;
+    for (i = 14; i > 0; i -= 2) {
+        c = 1.0 - c * x * x / (i * (i - 1));
+        s = 1.0 - s * x * x / (i * (i + 1));
+    }
+    s *= x;
+    if (n & 1) {
+        t = c;
+        c = -s;
+        s = t;
+    }
+    *cosine = n & 2 ? -c : c;
+    *sine = n & 2 ? -s : s;
+}
+
+static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
+    int32_t status, i;
+    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
+    if ((int)in->type < 0 || in->type > ATTN_BF16) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.type = %a, but it must be f32, f16 or bf16", in->type, 0);
+    }
+    if (in->heads < 1 || in->head_dim < 1) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.heads = %a and input.head_dim = %b must be at least 1",
+                          in->heads, in->head_dim);
+    }
+    if (in->rotary_dim < 0 || in->rotary_dim > in->head_dim || (in->rotary_dim ? in->rotary_dim : in->head_dim) % 2) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.rotary_dim = %a must be even and at most input.head_dim = %b",
+                          in->rotary_dim, in->head_dim);
+    }
+    if (in->rows < 0 || in->x_row < 0 || in->x_head < 0) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.rows, x_row or x_head is negative", 0, 0);
+    }
+    if (!(in->base >= 0) || !attn__is_finite(in->base) || !attn__is_finite(in->magnitude) ||
+        (in->base > 0 && in->base < 1)) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0);
+    }
+    status = attn__check_pointer("input.x", in->x, in->rows > 0, attn__type_bytes(in->type), error);
+    if (!status) status = attn__check_pointer("input.positions", in->positions, in->rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("input.inv_freq", in->inv_freq, 0, 4, error);
+    for (i = 0; in->inv_freq && !status && i < (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2; i++) {
+        if (!(in->inv_freq[i] <= 65536.0f && in->inv_freq[i] >= -65536.0f)) {
+            status = attn__fail(error, ATTN_E_ARGUMENT, "input.inv_freq[%a] = %B, but it must be -65536 .. 65536", i,
+                                attn__bits_of(in->inv_freq[i]));
+        }
+    }
+    return status;
+}
+
+ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
+    int64_t head_step, row_step, row;
+    int32_t half, i, h;
+    double slope, magnitude;
+    int status = attn__rope_check(in, error);
+    if (status) return status;
+    half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
+    head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
+    row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
+    slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
+    magnitude = in->magnitude != 0 ? in->magnitude : 1.0;
+    for (i = 0; i < half; i++) {
+        int32_t first = in->interleaved ? 2 * i : i, second = in->interleaved ? 2 * i + 1 : i + half;
+        float frequency = in->inv_freq ? in->inv_freq[i] : (float)attn__exp_double(slope * i);
+        for (row = 0; row < in->rows; row++) {
+            double c, s;
+            attn__turn((double)in->positions[row] * frequency, &c, &s);
+            for (h = 0; h < in->heads; h++) {
+                char *x = (char *)in->x + row * row_step + h * head_step;
+                double a = attn__load(x, first, in->type), b = attn__load(x, second, in->type);
+                attn__store(x, first, in->type, (float)((a * c - b * s) * magnitude));
+                attn__store(x, second, in->type, (float)((a * s + b * c) * magnitude));
+            }
+        }
+    }
+    return attn__succeed(error);
 }
 
 /* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
@@ -4129,34 +4612,26 @@ static int64_t attn__mode_keys(const attn__mode_rule *rule, const attn_mode_inpu
 
 static int attn__mode_check_request(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i,
                                     attn_error *error) {
-    int32_t rows = attn__mode_rows(rule, in, i);
+    int32_t rows = attn__mode_rows(rule, in, i), seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
     int64_t keys = attn__mode_keys(rule, in, i);
-    attn__text t;
-    if (in->phase && in->phase[i] != ATTN_PREFILL && in->phase[i] != ATTN_DECODE) {
-        return attn__fail_entry(error, ATTN_E_BATCH, i, "phase", in->phase[i], " is no attn_phase");
+    if (attn__check_phase(in->phase, i, error)) return ATTN_E_BATCH;
+    if (seq_len == -1) return ATTN_OK;
+    if (seq_len < 0) {
+        return attn__fail_at(error, ATTN_E_BATCH, i, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0);
     }
-    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return ATTN_OK;
-    if (in->seq_lens[i] < 0) {
-        return attn__fail_entry(error, ATTN_E_BATCH, i, "seq_lens", in->seq_lens[i],
-                                " is negative; a pad has -1");
-    }
-    if (rows < 0) return attn__fail_entry(error, ATTN_E_BATCH, i, "extend_lens", rows, " is negative");
+    if (rows < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "extend_lens[%d] = %a is negative", rows, 0, 0);
     if (keys > INT32_MAX) {
-        return attn__fail_entry(error, ATTN_E_BATCH, i, "seq_lens", in->seq_lens[i],
-                                ": with the draft tokens it is above 2^31-1");
+        return attn__fail_at(error, ATTN_E_BATCH, i, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1",
+                             seq_len, 0, 0);
     }
     if (rows > keys) {
-        t = attn__error_text(error, i, -1);
-        attn__put_value(&t, "seq_lens", i, -1, in->seq_lens[i]);
-        attn__put_line(&t, ", but in this mode it counts the ", rows, " new rows too");
-        return ATTN_E_BATCH;
+        return attn__fail_at(error, ATTN_E_BATCH, i,
+                             "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0);
     }
     if (in->prefix_lens && in->prefix_lens[i] != keys - rows) {
-        t = attn__error_text(error, i, -1);
-        attn__put_value(&t, "prefix_lens", i, -1, in->prefix_lens[i]);
-        attn__put_value(&t, ", but with seq_lens", i, -1, in->seq_lens[i]);
-        attn__put_line(&t, " this mode has a prefix of ", keys - rows, "");
-        return ATTN_E_BATCH;
+        return attn__fail_at(error, ATTN_E_BATCH, i,
+                             "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
+                             in->prefix_lens[i], seq_len, keys - rows);
     }
     return ATTN_OK;
 }
@@ -4176,15 +4651,15 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
     int status = ATTN_OK;
     for (f = 0; f < sizeof fields / sizeof fields[0]; f++) {
         if (fields[f].value < fields[f].low) {
-            return attn__fail_value(error, ATTN_E_ARGUMENT, fields[f].name, fields[f].value,
-                                    fields[f].low ? ", but this mode needs 1 or more" : " is negative");
+            const char *text = fields[f].low ? " = %a, but this mode needs 1 or more" : " = %a is negative";
+            return attn__fail_name(error, ATTN_E_ARGUMENT, fields[f].name, text, fields[f].value, 0, 0, 0);
         }
     }
     if (in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.seq_lens", " is NULL");
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.seq_lens is NULL", 0, 0);
     }
     if (in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.extend_lens", " is NULL");
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.extend_lens is NULL", 0, 0);
     }
     for (i = 0; i < in->n && !status; i++) status = attn__mode_check_request(rule, in, i, error);
     return status;
@@ -4195,19 +4670,18 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
     const attn__mode_rule *rule;
     int32_t i, n;
     int status;
-    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch", " is NULL");
+    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
     if ((int)mode < 0 || (int)mode >= ATTN__MODES) {
-        return attn__fail_value(error, ATTN_E_ARGUMENT, "mode", (int64_t)mode, " is no attn_mode");
+        return attn__fail(error, ATTN_E_ARGUMENT, "mode = %a is no attn_mode", (int64_t)mode, 0);
     }
-    if (!input) return attn__fail(error, ATTN_E_ARGUMENT, "input", " is NULL");
+    if (!input) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     rule = &attn__mode_rules[mode];
     status = attn__mode_check(rule, input, error);
     if (status) return status;
     n = input->n;
-    if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem", " is NULL");
+    if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem is NULL", 0, 0);
     if (count / 3 < (size_t)n) {
-        return attn__fail_pair(error, ATTN_E_MEMORY, "count", (int64_t)count, " is less than ", "3 * n",
-                               3 * (int64_t)n);
+        return attn__fail(error, ATTN_E_MEMORY, "count = %a is less than 3 * n = %b", (int64_t)count, 3 * (int64_t)n);
     }
     for (i = 0; i < n; i++) {
         mem[i] = attn__mode_rows(rule, input, i);
@@ -4280,15 +4754,14 @@ static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
 
 static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_error *error) {
     int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0;
-    if (want & ~ATTN_META_ALL) return attn__fail_value(error, ATTN_E_ARGUMENT, "want", want, " has unknown bits");
+    if (want & ~ATTN_META_ALL) return attn__fail(error, ATTN_E_ARGUMENT, "want = %a has unknown bits", want, 0);
     if (!tables && !(want & ATTN_META_SPARSE)) return ATTN_OK;
-    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input", " is NULL");
+    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     if (want & ATTN_META_SPARSE && in->topk < 1) {
-        return attn__fail_value(error, ATTN_E_ARGUMENT, "input.topk", in->topk, ", but it must be at least 1");
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.topk = %a, but it must be at least 1", in->topk, 0);
     }
     if (tables && in->page_size < 1) {
-        return attn__fail_value(error, ATTN_E_ARGUMENT, "input.page_size", in->page_size,
-                                ", but it must be at least 1");
+        return attn__fail(error, ATTN_E_ARGUMENT, "input.page_size = %a, but it must be at least 1", in->page_size, 0);
     }
     return ATTN_OK;
 }
@@ -4312,12 +4785,11 @@ static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_me
     int64_t words;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__meta_check_input(in, want, error);
+    if (!status && batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
+        status = attn__check_lengths(batch, &layer, error);
+    }
     if (status) return status;
     memset(m, 0, sizeof *m);
-    if (batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
-        status = attn__check_lengths(batch, &layer, error);
-        if (status) return status;
-    }
     attn__capacity_of(&c, batch, &layer);
     m->n = c.n;
     m->max_q_len = c.max_q_len;
@@ -4328,12 +4800,13 @@ static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_me
     }
     words = attn__meta_place(m, want, NULL);
     if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
-        return attn__fail_value(error, ATTN_E_BATCH, "batch.max_rows", c.max_rows,
-                                ": the arrays would not fit into any memory");
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
+                          c.max_rows, 0);
     }
     if (want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX) {
-        return attn__fail_pair(error, ATTN_E_BATCH, "batch.n", m->n, " gives more than 2^31-1 padded rows with ",
-                               "batch.max_q_len", m->max_q_len);
+        return attn__fail(error, ATTN_E_BATCH,
+                          "batch.n = %a gives more than 2^31-1 padded rows with batch.max_q_len = %b", m->n,
+                          m->max_q_len);
     }
     m->bytes = (size_t)words * sizeof(int32_t);
     return ATTN_OK;
@@ -4353,12 +4826,13 @@ static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, co
     for (i = 0; i < batch->n; i++) {
         int64_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
         if (want & ATTN_META_PAD && kv - e + m->max_q_len > INT32_MAX) {
-            return attn__fail_entry(error, ATTN_E_BATCH, i, "kv_len", kv, ": padded it is above 2^31-1");
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a: padded it is above 2^31-1", kv, 0, 0);
         }
         if (!(want & ATTN_META_SPARSE)) continue;
         sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
         if (sparse > INT32_MAX) {
-            return attn__fail_entry(error, ATTN_E_BATCH, i, "q_len", e, ": the sum of sparse_len is above 2^31-1");
+            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0,
+                                 0);
         }
     }
     return ATTN_OK;
@@ -4367,41 +4841,37 @@ static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, co
 static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_input *in, attn_error *error) {
     int32_t i;
     for (i = 0; i < batch->n; i++) {
-        int32_t row = in->req_index ? in->req_index[i] : i;
-        attn__text t;
-        if (!batch->kv_len[i]) continue;
-        if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token", " is NULL");
+        int32_t row = in->req_index ? in->req_index[i] : i, keys = batch->kv_len[i];
+        if (!keys) continue;
+        if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
         if (row < 0 || row >= in->requests) {
-            t = attn__error_text(error, i, -1);
-            attn__put_value(&t, "req_index", i, -1, row);
-            attn__put_line(&t, ", but input.requests = ", in->requests, "");
-            return ATTN_E_BATCH;
+            return attn__fail_at(error, ATTN_E_BATCH, i, "req_index[%d] = %a, but input.requests = %b", row,
+                                 in->requests, 0);
         }
-        if (batch->kv_len[i] > in->req_to_token_row) {
-            t = attn__error_text(error, i, -1);
-            attn__put_value(&t, "kv_len", i, -1, batch->kv_len[i]);
-            attn__put_line(&t, " is more than input.req_to_token_row = ", in->req_to_token_row, "");
-            return ATTN_E_BATCH;
+        if (keys > in->req_to_token_row) {
+            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than input.req_to_token_row = %b",
+                                 keys, in->req_to_token_row, 0);
         }
     }
     return ATTN_OK;
 }
 
-static void attn__meta_requests(const attn_meta *m, const attn_batch *batch) {
-    int32_t rows = 0, keys = 0, i;
+static void attn__meta_requests(attn_meta *m, const attn_batch *batch) {
+    int32_t i;
     for (i = 0; i < batch->n; i++) {
-        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = rows;
-        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = keys;
+        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = m->rows;
+        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = m->keys;
         if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)batch->kv_len[i] - attn__q_len(batch, i) + m->max_q_len);
-        rows += attn__q_len(batch, i);
-        keys += batch->kv_len[i];
+        m->rows += attn__q_len(batch, i);
+        m->keys += batch->kv_len[i];
     }
-    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = rows;
-    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = keys;
+    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
+    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
 }
 
 /* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
-static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t first) {
+static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t first,
+                           int32_t topk) {
     int32_t seen = attn__max(-1, position) + 1;
     if (m->seqlens_expand) m->seqlens_expand[row] = seen;
     if (m->positions) m->positions[row] = position;
@@ -4409,30 +4879,19 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     if (m->indexer_ks) m->indexer_ks[row] = first;
     if (m->indexer_ke) m->indexer_ke[row] = first + seen;
     if (m->topk_offset) m->topk_offset[row] = first;
+    if (!m->sparse_len) return;
+    m->sparse_len[row] = attn__min(seen, topk);
+    m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
 }
 
-static void attn__meta_rows(const attn_meta *m, const attn_batch *batch) {
+static void attn__meta_rows(const attn_meta *m, const attn_batch *batch, int32_t topk) {
     int32_t row = 0, first = 0, i, j;
+    if (m->cu_sparse) m->cu_sparse[0] = 0;
     for (i = 0; i < batch->n; i++) {
         int32_t q_len = attn__q_len(batch, i);
-        for (j = 0; j < q_len; j++) attn__meta_row(m, row++, i, batch->kv_len[i] - q_len + j, first);
+        for (j = 0; j < q_len; j++) attn__meta_row(m, row++, i, batch->kv_len[i] - q_len + j, first, topk);
         first += batch->kv_len[i];
     }
-}
-
-static void attn__meta_sparse(const attn_meta *m, const attn_batch *batch, int32_t topk) {
-    int32_t row = 0, sum = 0, i, j;
-    for (i = 0; i < batch->n; i++) {
-        int32_t q_len = attn__q_len(batch, i);
-        for (j = 0; j < q_len; j++) {
-            int32_t seen = attn__max(-1, batch->kv_len[i] - q_len + j) + 1;
-            m->sparse_len[row] = attn__min(seen, topk);
-            m->cu_sparse[row] = sum;
-            sum += m->sparse_len[row];
-            row++;
-        }
-    }
-    m->cu_sparse[row] = sum;
 }
 
 /* Which row stands at [request][j], and where each row stands. */
@@ -4440,12 +4899,8 @@ static void attn__meta_pad(const attn_meta *m, const attn_batch *batch) {
     int32_t row = 0, i, j;
     for (i = 0; i < batch->n; i++) {
         int32_t q_len = attn__q_len(batch, i), at = i * m->max_q_len;
-        for (j = 0; j < q_len; j++) {
-            m->unpad_row[row] = at + j;
-            m->pad_row[at + j] = row;
-            row++;
-        }
-        for (j = q_len; j < m->max_q_len; j++) m->pad_row[at + j] = -1;
+        for (j = 0; j < m->max_q_len; j++) m->pad_row[at + j] = j < q_len ? row + j : -1;
+        for (j = 0; j < q_len; j++) m->unpad_row[row++] = at + j;
     }
 }
 
@@ -4493,9 +4948,8 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
                             void *mem, size_t bytes, attn_error *error) {
     attn_meta m;
     attn_layer layer = attn__meta_layer();
-    int32_t i;
     int status;
-    if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta", " is NULL");
+    if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta is NULL", 0, 0);
     status = attn__meta_check(&m, batch, input, want, error);
     if (!status) status = attn__check_lengths(batch, &layer, error);
     if (!status) status = attn__meta_check_sums(&m, batch, input, want, error);
@@ -4503,13 +4957,8 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
     if (status) return status;
     attn__meta_place(&m, want, (int32_t *)mem);
-    for (i = 0; i < batch->n; i++) {
-        m.rows += attn__q_len(batch, i);
-        m.keys += batch->kv_len[i];
-    }
     attn__meta_requests(&m, batch);
-    attn__meta_rows(&m, batch);
-    if (m.sparse_len) attn__meta_sparse(&m, batch, input->topk);
+    attn__meta_rows(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.pad_row) attn__meta_pad(&m, batch);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
     if (m.seqlens_expand) attn__meta_row_batch(&m);

@@ -3,6 +3,7 @@
 #define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "cases.h"
+#include "ref.h"
 #include "test.h"
 
 #include <math.h>
@@ -82,10 +83,12 @@ static void set_shape(case_spec *s, int heads, int kv_heads, int head_dim, int v
     s->layer.v_dim = v_dim;
 }
 
+/* With the scales that int8 must have */
 static void set_types(case_spec *s, attn_type q, attn_type kv, attn_type o) {
     s->layer.q_type = q;
     s->layer.kv_type = kv;
     s->layer.o_type = o;
+    s->k_scale = s->v_scale = kv == ATTN_INT8;
 }
 
 /* Strides wider than packed everywhere, and arrays off malloc's alignment. */
@@ -113,6 +116,7 @@ static int random_done;
 static char random_problem[4][5][1600];
 static int random_bad[4];
 static int seen_merges, seen_strips, seen_units, seen_paged, seen_hidden, seen_split, seen_mixed;
+static int seen_trees, seen_lists, seen_bytes, seen_key_scales, seen_latent;
 
 static void note_coverage(const test_case *c) {
     int phases = 0;
@@ -128,6 +132,11 @@ static void note_coverage(const test_case *c) {
     seen_paged += c->layer.page_size > 0;
     seen_hidden += c->spec.hide && c->layer.window_left > 0 && c->layer.page_size > 0;
     seen_split += c->layer.split_keys > 0;
+    seen_trees += c->layer.mask == ATTN_TREE && c->rows > c->spec.n;
+    seen_lists += c->layer.mask == ATTN_TOPK && c->rows > 0;
+    seen_bytes += c->layer.kv_type >= ATTN_E4M3;
+    seen_key_scales += c->layer.scale_kind == ATTN_SCALE_PER_KEY;
+    seen_latent += (c->layer.flags & ATTN_V_IN_K) && c->rows > 0;
 }
 
 static void random_case(int index) {
@@ -196,6 +205,11 @@ static void random_coverage(void) {
     CHECK(seen_hidden > 20, "%d cases with pages before the window", seen_hidden);
     CHECK(seen_split > 50, "%d cases with split_keys", seen_split);
     CHECK(seen_mixed > 30, "%d batches of both phases", seen_mixed);
+    CHECK(seen_trees > 20, "%d trees", seen_trees);
+    CHECK(seen_lists > 20, "%d cases with lists", seen_lists);
+    CHECK(seen_bytes > 100, "%d cases with an 8-bit cache", seen_bytes);
+    CHECK(seen_key_scales > 10, "%d cases with a scale per key", seen_key_scales);
+    CHECK(seen_latent > 10, "%d cases with V in K", seen_latent);
 }
 
 /* ---- trap 1: huge and very small logits ------------------------------------------------------------------------- */
@@ -1045,10 +1059,10 @@ static void trap19_head_dims(void) {
 static void types_mixed(void) {
     case_spec s;
     int types;
-    for (types = 0; types < 27; types++) {
+    for (types = 0; types < 54; types++) {
         case_defaults(&s);
         set_shape(&s, 4, 2, 40, 24);
-        set_types(&s, (attn_type)(types % 3), (attn_type)(types / 3 % 3), (attn_type)(types / 9));
+        set_types(&s, (attn_type)(types % 3), (attn_type)(types / 9), (attn_type)(types / 3 % 3));
         s.n = 0;
         add_request(&s, 20, 300, ATTN_PREFILL);
         add_request(&s, 2, 600, ATTN_DECODE);
@@ -1220,6 +1234,464 @@ static void sglang23_capacities(void) {
     }
 }
 
+/* ---- 8-bit caches ----------------------------------------------------------------------------------------------- */
+
+typedef struct code_value {
+    int type, code;
+    float value;
+} code_value;
+
+static const code_value known_codes[] = {
+    { REF_E4M3, 0x00, 0 }, { REF_E4M3, 0x01, 0.001953125f }, { REF_E4M3, 0x07, 0.013671875f },
+    { REF_E4M3, 0x08, 0.015625f }, { REF_E4M3, 0x38, 1 }, { REF_E4M3, 0xB9, -1.125f }, { REF_E4M3, 0x7E, 448 },
+    { REF_E4M3, 0xFE, -448 }, { REF_E5M2, 0x01, 1.52587890625e-5f }, { REF_E5M2, 0x04, 6.103515625e-5f },
+    { REF_E5M2, 0x3C, 1 }, { REF_E5M2, 0xBD, -1.25f }, { REF_E5M2, 0x7B, 57344 }, { REF_INT8, 0x7F, 127 },
+    { REF_INT8, 0x81, -127 }, { REF_INT8, 0xFF, -1 },
+};
+
+static int encoded(int type, float value) {
+    unsigned char code;
+    ref_encode(type, value, &code);
+    return code;
+}
+
+static float decoded(int type, int code) {
+    unsigned char byte = (unsigned char)code;
+    return (float)ref_decode(type, &byte);
+}
+
+/* Positive codes up to `most`: they ascend, keep their value, and halfway to the next one the even code wins. */
+static void check_codes(int type, int most) {
+    int code;
+    for (code = 0; code <= most; code++) {
+        float value = decoded(type, code);
+        float next = decoded(type, code + 1);
+        float middle = (value + next) / 2;  /* exact */
+        CHECK(encoded(type, value) == code, "type %d code %02x", type, (unsigned)code);
+        CHECK(code == 0 || encoded(type, -value) == (type == REF_INT8 ? 256 - code : code + 128), "type %d code -%02x",
+              type, (unsigned)code);
+        if (code == most) continue;
+        CHECK(value < next, "type %d code %02x", type, (unsigned)code);
+        CHECK(encoded(type, middle) == code + (code & 1), "type %d above %02x", type, (unsigned)code);
+        CHECK(encoded(type, nextafterf(middle, 0)) == code, "type %d above %02x", type, (unsigned)code);
+        CHECK(encoded(type, nextafterf(middle, next)) == code + 1, "type %d above %02x", type, (unsigned)code);
+    }
+    CHECK(encoded(type, INFINITY) == most && encoded(type, 1e30f) == most, "type %d saturates", type);
+    CHECK(encoded(type, NAN) == (type == REF_INT8 ? 0 : 0x7F), "type %d, NaN", type);
+}
+
+static void oracle_codes(void) {
+    int i;
+    for (i = 0; i < COUNT(known_codes); i++) {
+        const code_value *c = &known_codes[i];
+        CHECK(decoded(c->type, c->code) == c->value, "type %d code %02x is %g", c->type, (unsigned)c->code,
+              (double)decoded(c->type, c->code));
+        CHECK(encoded(c->type, c->value) == c->code, "type %d value %g", c->type, (double)c->value);
+    }
+    check_codes(REF_E4M3, 0x7E);
+    check_codes(REF_E5M2, 0x7B);
+    check_codes(REF_INT8, 0x7F);
+    CHECK(isnan(decoded(REF_E4M3, 0x7F)) && isnan(decoded(REF_E4M3, 0xFF)), "e4m3 has two NaN");
+    CHECK(isinf(decoded(REF_E5M2, 0x7C)) && isnan(decoded(REF_E5M2, 0x7D)), "e5m2 has infinities and NaN");
+    CHECK(encoded(REF_E4M3, -0.0f) == 0x80 && encoded(REF_E5M2, -1e-20f) == 0x80, "-0");
+}
+
+/* Layouts of a cache: ragged, padded with gaps, paged, paged with the heads outside. */
+static void set_layout(case_spec *s, int layout) {
+    if (layout == 1 || layout == 3) set_gaps(s);
+    s->padded = layout == 1;
+    s->layer.page_size = layout == 2 ? 16 : layout == 3 ? 48 : 0;
+    s->head_major = layout == 3;
+    s->order = CASE_SHUFFLED;
+    s->spare_pages = 2;
+    s->hide = 1;
+}
+
+static void run_scaled(attn_type type, int kind, int given, int layout) {
+    case_spec s;
+    case_defaults(&s);
+    set_shape(&s, 4, 2, 40, 24);
+    set_types(&s, ATTN_F32, type, ATTN_F32);
+    set_layout(&s, layout);
+    s.layer.scale_kind = kind;
+    s.k_scale = given & 1;
+    s.v_scale = given >> 1;
+    s.layer.softcap = layout == 2 ? 5.0f : 0.0f;
+    s.layer.window_left = layout == 2 ? 50 : 0;
+    s.n = 0;
+    add_request(&s, 20, 270, ATTN_PREFILL);
+    add_request(&s, 0, 9, ATTN_PREFILL);
+    add_request(&s, 3, 290, ATTN_DECODE);
+    add_request(&s, 1, 37, ATTN_DECODE);
+    run_spec(&s);
+}
+
+static void types_and_scales(void) {
+    int type;
+    int kind;
+    int given;
+    int layout;
+    for (type = ATTN_F32; type <= ATTN_INT8; type++) {
+        for (kind = ATTN_SCALE_PER_TENSOR; kind <= ATTN_SCALE_PER_KEY; kind++) {
+            if (kind == ATTN_SCALE_PER_KEY && type != ATTN_INT8) continue;
+            for (given = type == ATTN_INT8 ? 3 : 0; given <= 3; given++) {
+                for (layout = 0; layout < 4; layout++) run_scaled((attn_type)type, kind, given, layout);
+            }
+        }
+    }
+}
+
+/* q.k and every v are 1. */
+static void edit_ones(void *user, case_array array, int request, int token, int head, int dim, float *value) {
+    (void)user;
+    (void)request;
+    (void)token;
+    (void)head;
+    (void)dim;
+    *value = array == CASE_Q ? 0.125f : 1;
+}
+
+/* Every logit is the scale or, capped, its tanh. */
+static void scales_by_hand(void) {
+    case_spec s;
+    test_case c;
+    int k;
+    int i;
+    for (k = 0; k < 4; k++) {
+        float k_scale = 3;
+        float v_scale = 0.25f;
+        double logit = k & 2 ? 2 * tanh(1.5) : 3;
+        case_defaults(&s);
+        set_shape(&s, 2, 1, 8, 8);
+        one_request(&s, 2, 40, k & 1);
+        s.layer.kv_type = ATTN_E4M3;
+        s.layer.scale = 1;
+        s.layer.softcap = k & 2 ? 2.0f : 0.0f;
+        s.edit = edit_ones;
+        case_open(&c, &s);
+        c.io.k_scale = &k_scale;
+        c.io.v_scale = &v_scale;
+        for (i = 0; i < isa_count; i++) {
+            c.layer.isa = (int32_t)isas[i];
+            CHECK(case_plan(&c) == 0 && case_forward(&c) == 0, "%s %s", c.message, c.error.text);
+            CHECK(fabs(case_o(&c, 0, 1, 1, 5) - 0.25) <= 1e-6, "o is %g", case_o(&c, 0, 1, 1, 5));
+            CHECK(fabs(case_lse(&c, 0, 1, 1) - logit - log(40)) <= 1e-5, "lse is %g", case_lse(&c, 0, 1, 1));
+        }
+        case_close(&c);
+    }
+}
+
+enum { CODES = 256, CODE_DIM = 40 };
+
+/* Key j alone is seen by row j. K: code j in one element, so that its value is the logit; V: codes from j on. */
+static void fill_codes(test_case *c) {
+    int key;
+    int d;
+    for (key = 0; key < CODES; key++) {
+        for (d = 0; d < CODE_DIM; d++) {
+            c->k.data[key * CODE_DIM + d] = (unsigned char)(d == key % CODE_DIM ? key : 0);
+            c->v.data[key * CODE_DIM + d] = (unsigned char)(key + d);
+        }
+    }
+    case_rehash(c);
+}
+
+static void check_code(double got, float want, const char *what, const test_case *c, int code) {
+    CHECK(isfinite(want) ? got == (double)want : !isfinite(got), "%s, KV type %d, phase %d: %s of code %02x is %g",
+          case_isa_name((attn_isa)c->layer.isa), (int)c->layer.kv_type, c->phase[0], what, (unsigned)code, got);
+}
+
+static void check_all_codes(const test_case *c, int type) {
+    int row;
+    int d;
+    for (row = 0; row < CODES; row++) {
+        float logit = decoded(type, row);
+        check_code(case_lse(c, 0, row, 0), logit, "lse", c, row);
+        for (d = 0; d < CODE_DIM && isfinite(logit); d++) {
+            int code = (row + d) % CODES;
+            check_code(case_o(c, 0, row, 0, d), decoded(type, code), "o", c, code);
+        }
+    }
+}
+
+static void every_code(void) {
+    case_spec s;
+    test_case c;
+    int k;
+    int i;
+    for (k = 0; k < 6; k++) {
+        float one = 1;
+        case_defaults(&s);
+        set_shape(&s, 1, 1, CODE_DIM, CODE_DIM);
+        one_request(&s, CODES, CODES, k & 1);
+        s.layer.kv_type = (attn_type)(ATTN_E4M3 + k / 2);
+        s.layer.window_left = 1;
+        s.layer.scale = 8;
+        s.edit = edit_ones;
+        case_open(&c, &s);
+        fill_codes(&c);
+        c.io.k_scale = &one;
+        c.io.v_scale = &one;
+        for (i = 0; i < isa_count; i++) {
+            c.layer.isa = (int32_t)isas[i];
+            CHECK(case_plan(&c) == 0 && case_forward(&c) == 0, "%s %s", c.message, c.error.text);
+            check_all_codes(&c, REF_E4M3 + k / 2);
+        }
+        case_close(&c);
+    }
+}
+
+/* ---- V in K ----------------------------------------------------------------------------------------------------- */
+
+static void latent_spec(case_spec *s, attn_type type, int heads, int kind) {
+    case_defaults(s);
+    set_shape(s, heads, 1, 576, 512);
+    set_types(s, type == ATTN_BF16 ? ATTN_BF16 : ATTN_F32, type, ATTN_F32);
+    s->layer.flags = ATTN_V_IN_K;
+    s->layer.scale = 0.1f;
+    s->layer.scale_kind = kind;
+    s->k_scale = type >= ATTN_E4M3;
+    s->v_scale = 0;
+    s->hide = 1;
+    s->n = 0;
+}
+
+static void latent_types(void) {
+    static const attn_type types[] = { ATTN_F32, ATTN_BF16, ATTN_E4M3, ATTN_INT8 };
+    case_spec s;
+    int i;
+    int q_len;
+    for (i = 0; i < COUNT(types); i++) {
+        for (q_len = 1; q_len <= 4; q_len += 3) {
+            latent_spec(&s, types[i], 8, types[i] == ATTN_INT8 ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_REQUEST);
+            add_request(&s, q_len, 530, ATTN_DECODE);
+            add_request(&s, q_len, 70, ATTN_PREFILL);
+            run_spec(&s);
+            s.layer.page_size = 64;
+            s.order = CASE_SHUFFLED;
+            s.k_row_gap = 8;
+            s.k_head_gap = 0;
+            s.layer.window_left = 200;
+            run_spec(&s);
+        }
+    }
+}
+
+/* ---- trees of drafts -------------------------------------------------------------------------------------------- */
+
+static void run_tree(case_tree tree, int q_len, int phase, int variant) {
+    static const int windows[] = { 0, 1, 3, 40 };
+    case_spec s;
+    case_defaults(&s);
+    set_shape(&s, 2, 1, 8, 8);
+    one_request(&s, q_len, q_len + (variant == 1 ? 0 : 270), phase);
+    s.layer.mask = ATTN_TREE;
+    s.tree = tree;
+    s.layer.window_left = windows[variant];
+    s.layer.window_right = variant == 3 ? 2 : 0;
+    s.layer.sink_keys = variant == 2 ? 280 : 0;
+    s.layer.row_tile = 16;
+    s.layer.page_size = variant == 3 ? 16 : 0;
+    s.layer.split_keys = variant == 2 ? 256 : 0;
+    s.alibi = variant & 1;
+    s.hide = 1;
+    run_spec(&s);
+}
+
+static void tree_shapes(void) {
+    static const int rows[] = { 1, 31, 32, 33, 64, 65, 100 };
+    int tree;
+    int i;
+    int phase;
+    int variant;
+    for (tree = CASE_TREE_CHAIN; tree <= CASE_TREE_WILD; tree++) {
+        for (i = 0; i < COUNT(rows); i++) {
+            for (phase = 0; phase < 2; phase++) {
+                for (variant = 0; variant < 4; variant++) run_tree((case_tree)tree, rows[i], phase, variant);
+            }
+        }
+    }
+}
+
+/* Rows of many words, of which a request uses some: the words follow from the capacity. */
+static void tree_capacities(void) {
+    static const int more[] = { 0, 1, 25, 26, 200 };
+    case_spec a;
+    case_spec b;
+    int variant;
+    int i;
+    for (variant = 0; variant < 4; variant++) {
+        case_defaults(&a);
+        set_shape(&a, 4, 2, 16, 8);
+        a.layer.mask = ATTN_TREE;
+        a.layer.window_left = variant & 2 ? 5 : 0;
+        a.layer.page_size = variant & 1 ? 16 : 0;
+        a.alibi = variant >> 1;
+        a.n = 0;
+        add_request(&a, 5, 300, ATTN_DECODE);
+        add_request(&a, 33, 40, ATTN_PREFILL);
+        add_request(&a, 0, 7, ATTN_PREFILL);
+        add_request(&a, 70, 600, ATTN_DECODE);
+        add_request(&a, 64, 64, ATTN_PREFILL);
+        add_request(&a, 1, 1, ATTN_DECODE);
+        for (i = 0; i < COUNT(more); i++) {
+            b = a;
+            b.more_q = more[i];
+            b.poison = (case_poison)(i % CASE_POISONS);
+            b.hide = i & 1;
+            run_same(&a, &b, "tree words");
+        }
+    }
+}
+
+typedef struct hand_tree {
+    int window_left, sink_keys;
+    int seen[4];                    /* keys that each row sees */
+} hand_tree;
+
+/* Ten cached keys, four drafts: 0, then 1 and 2 after it, then 3 after 2: at positions 10, 11, 11 and 12. */
+static void tree_by_hand(void) {
+    static const uint32_t bits[4] = { 0x1, 0x3, 0x5, 0xD };
+    static const hand_tree cases[] = {
+        { 0, 0, { 11, 12, 12, 13 } }, { 1, 0, { 1, 1, 1, 1 } }, { 2, 0, { 2, 2, 2, 2 } }, { 3, 0, { 3, 3, 3, 3 } },
+        { 4, 0, { 4, 4, 4, 4 } }, { 12, 0, { 11, 12, 12, 12 } }, { 1, 10, { 11, 11, 11, 11 } },
+        { 1, 11, { 11, 12, 12, 12 } }, { 2, 13, { 11, 12, 12, 13 } }, { 2, 3, { 5, 5, 5, 5 } },
+    };
+    case_spec s;
+    test_case c;
+    int k;
+    int row;
+    for (k = 0; k < 2 * COUNT(cases); k++) {
+        const hand_tree *h = &cases[k / 2];
+        int i;
+        case_defaults(&s);
+        one_request(&s, 4, 14, k & 1);
+        s.layer.mask = ATTN_TREE;
+        s.layer.window_left = h->window_left;
+        s.layer.sink_keys = h->sink_keys;
+        s.edit = edit_zero_q;
+        case_open(&c, &s);
+        memcpy(c.tree.data, bits, sizeof bits);
+        case_rehash(&c);
+        for (i = 0; i < isa_count; i++) {
+            c.layer.isa = (int32_t)isas[i];
+            CHECK(case_run(&c) == NULL, "%s", c.message);
+            for (row = 0; row < 4; row++) {
+                double got = exp(case_lse(&c, 0, row, 1));
+                CHECK(fabs(got - h->seen[row]) <= 1e-3, "%s window %d sink_keys %d row %d: %g keys, want %d",
+                      case_isa_name(isas[i]), h->window_left, h->sink_keys, row, got, h->seen[row]);
+            }
+        }
+        case_close(&c);
+    }
+}
+
+/* ---- lists of keys ---------------------------------------------------------------------------------------------- */
+
+static void list_spec(case_spec *s, int topk, int heads, int kv_heads) {
+    case_defaults(s);
+    set_shape(s, heads, kv_heads, 16, 16);
+    s->layer.mask = ATTN_TOPK;
+    s->layer.topk = topk;
+    s->list_keys = topk;
+    s->list_order = 5;
+    s->hide = 1;
+    s->n = 0;
+}
+
+static void list_lengths(void) {
+    static const int lengths[][2] = { { 1, 2048 }, { 2047, 2047 }, { 2047, 2049 }, { 2048, 2047 }, { 2048, 2048 },
+                                      { 2048, 2049 }, { 2048, 2300 }, { 2049, 2048 }, { 2049, 2049 }, { 2049, 2050 } };
+    case_spec s;
+    int i;
+    int phase;
+    for (i = 0; i < COUNT(lengths); i++) {
+        for (phase = 0; phase < 2; phase++) {
+            list_spec(&s, lengths[i][0], 8, 2);
+            add_request(&s, 3, lengths[i][1], phase);
+            s.layer.page_size = i & 1 ? 1 : 16;
+            run_spec(&s);
+            list_spec(&s, lengths[i][0], 128, 1);
+            add_request(&s, 2, lengths[i][1], phase);
+            s.layer.split_keys = i & 1 ? 256 : 0;
+            run_spec(&s);
+        }
+    }
+}
+
+static void list_windows(void) {
+    static const int windows[] = { 0, 1, 50, 300 };
+    static const int topks[] = { 1, 7, 64, 260, 700 };
+    case_spec s;
+    int w;
+    int t;
+    int variant;
+    for (w = 0; w < COUNT(windows); w++) {
+        for (t = 0; t < COUNT(topks); t++) {
+            for (variant = 0; variant < 4; variant++) {
+                list_spec(&s, topks[t], 4, 2);
+                add_request(&s, 20, 690, variant & 1);
+                add_request(&s, 0, 5, variant & 1);
+                add_request(&s, 9, 9, ATTN_PREFILL);
+                add_request(&s, 1, 600, ATTN_DECODE);
+                s.layer.window_left = windows[w];
+                s.layer.sink_keys = variant & 2 ? 33 : 0;
+                s.layer.page_size = variant & 1 ? 3 : 64;
+                s.list_ragged = variant >> 1;
+                s.sinks = variant & 1;
+                s.alibi = variant >> 1;
+                run_spec(&s);
+            }
+        }
+    }
+}
+
+static void list_latent(void) {
+    static const attn_type types[] = { ATTN_BF16, ATTN_E4M3, ATTN_INT8 };
+    case_spec s;
+    int i;
+    int phase;
+    for (i = 0; i < COUNT(types); i++) {
+        for (phase = 0; phase < 2; phase++) {
+            latent_spec(&s, types[i], 4, types[i] == ATTN_INT8 ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_TENSOR);
+            s.layer.mask = ATTN_TOPK;
+            s.layer.topk = 600;
+            s.list_keys = 600;
+            s.list_order = 9;
+            s.layer.page_size = 64;
+            add_request(&s, 2, 1500, phase);
+            add_request(&s, 1, 530, phase);
+            run_spec(&s);
+        }
+    }
+}
+
+/* Lists without a key: nothing but holes, keys past the row, keys before the window. */
+static void list_empty(void) {
+    static const int32_t lists[4][3] = { { -1, -1, -1 }, { 300, 301, -1 }, { INT32_MAX, -1, 299 }, { 5, 6, 7 } };
+    case_spec s;
+    test_case c;
+    int k;
+    int i;
+    int d;
+    for (k = 0; k < 16; k++) {
+        list_spec(&s, 3, 2, 1);
+        add_request(&s, 2, 300, k & 1);
+        s.layer.window_left = k / 4 == 3 ? 50 : 0;
+        s.sinks = k >> 1 & 1;
+        case_open(&c, &s);
+        memcpy(c.topk.data, lists[k / 4], sizeof lists[0]);
+        case_rehash(&c);
+        for (i = 0; i < isa_count; i++) {
+            c.layer.isa = (int32_t)isas[i];
+            CHECK(case_run(&c) == NULL, "%s", c.message);
+            for (d = 0; d < 16; d++) CHECK(case_o(&c, 0, 0, 1, d) == 0, "o is %g", case_o(&c, 0, 0, 1, d));
+            CHECK(s.sinks || case_lse(&c, 0, 0, 1) < -1e38, "lse is %g", case_lse(&c, 0, 0, 1));
+        }
+        case_close(&c);
+    }
+}
+
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv) {
@@ -1261,5 +1733,17 @@ int main(int argc, char **argv) {
     test_run("sglang trap 20: no keys give 0 and lse -inf", sglang20_no_keys);
     test_run("sglang trap 22: the window moves with the row", trap22_window_moves_with_the_row);
     test_run("sglang trap 23: capacities keep the bits", sglang23_capacities);
+    test_run("the oracle's own 8-bit types", oracle_codes);
+    test_run("every KV type, scale kind and layout", types_and_scales);
+    test_run("8-bit caches: every code means what it should", every_code);
+    test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
+    test_run("V in K: 576 and 512 in f32, bf16, e4m3 and int8", latent_types);
+    test_run("trees: every shape at the edges of words, windows, sink keys, ALiBi", tree_shapes);
+    test_run("trees: ragged batches in rows of any capacity", tree_capacities);
+    test_run("trees: windows compare positions, keys counted", tree_by_hand);
+    test_run("top-k: lists around 2048, 8 heads on 2 and 128 on 1", list_lengths);
+    test_run("top-k: with windows, sink keys and pages that nobody lists", list_windows);
+    test_run("top-k: V in K", list_latent);
+    test_run("top-k: a list without a visible key gives 0", list_empty);
     return test_close("attention");
 }

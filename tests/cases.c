@@ -29,12 +29,13 @@ static void *allocate(size_t bytes) {
     return p;
 }
 
-static size_t size_of(attn_type type) {
-    return type == ATTN_F32 ? 4 : 2;
+static int ref_type(attn_type type) {
+    static const int types[] = { REF_F32, REF_F16, REF_BF16, REF_E4M3, REF_E5M2, REF_INT8 };
+    return types[type];
 }
 
-static int ref_type(attn_type type) {
-    return type == ATTN_F32 ? REF_F32 : type == ATTN_F16 ? REF_F16 : REF_BF16;
+static size_t size_of(attn_type type) {
+    return ref_size(ref_type(type));
 }
 
 static unsigned char canary(size_t i) {
@@ -79,13 +80,17 @@ static int untouched(const case_buffer *b) {
     return 1;
 }
 
-/* Element patterns that no finite result survives (CASE_HUGE shows up through its size). */
+/* Element patterns that no finite result survives (CASE_HUGE and all of int8 show up through their size). */
 static void poison_element(case_poison poison, attn_type type, size_t i, unsigned char *at) {
     static const uint32_t wide[] = { 0xFFFFFFFFu, 0x7F800000u, 0xFF800000u, 0x7F7FFFFFu };
     static const uint16_t half[] = { 0xFFFF, 0x7C00, 0xFC00, 0x7BFF };
     static const uint16_t brain[] = { 0xFFFF, 0x7F80, 0xFF80, 0x7F7F };
+    static const uint8_t bytes[][4] = {
+        { 0xFF, 0x7F, 0xFF, 0x7E }, { 0xFF, 0x7C, 0xFC, 0x7B }, { 0x80, 0x7F, 0x81, 0x7F }
+    };
     size_t kind = poison == CASE_MIXED ? i % 4 : (size_t)poison;
     if (type == ATTN_F32) memcpy(at, &wide[kind], 4);
+    else if (type >= ATTN_E4M3) *at = bytes[type - ATTN_E4M3][kind];
     else memcpy(at, type == ATTN_F16 ? &half[kind] : &brain[kind], 2);
 }
 
@@ -122,6 +127,10 @@ static void all_guards_lock(const test_case *c, int lock) {
     guards_lock(&c->table, lock);
     guards_lock(&c->sinks, lock);
     guards_lock(&c->alibi, lock);
+    guards_lock(&c->k_scale, lock);
+    guards_lock(&c->v_scale, lock);
+    guards_lock(&c->tree, lock);
+    guards_lock(&c->topk, lock);
     guards_lock(&c->plan_mem, lock);
     guards_lock(&c->exec_mem, lock);
 }
@@ -142,10 +151,13 @@ static uint64_t hash_inputs(const test_case *c) {
     uint64_t h = hash_bytes(1, c->q.data, c->q.bytes);
     h = hash_bytes(h, c->k.data, c->k.bytes);
     h = hash_bytes(h, c->v.data, c->v.bytes);
-    if (c->table.base) h = hash_bytes(h, c->table.data, c->table.bytes);
-    if (c->sinks.base) h = hash_bytes(h, c->sinks.data, c->sinks.bytes);
-    if (c->alibi.base) h = hash_bytes(h, c->alibi.data, c->alibi.bytes);
-    return h;
+    h = hash_bytes(h, c->table.data, c->table.bytes);
+    h = hash_bytes(h, c->sinks.data, c->sinks.bytes);
+    h = hash_bytes(h, c->alibi.data, c->alibi.bytes);
+    h = hash_bytes(h, c->k_scale.data, c->k_scale.bytes);
+    h = hash_bytes(h, c->v_scale.data, c->v_scale.bytes);
+    h = hash_bytes(h, c->tree.data, c->tree.bytes);
+    return hash_bytes(h, c->topk.data, c->topk.bytes);
 }
 
 /* ---- data ------------------------------------------------------------------------------------------------------- */
@@ -161,10 +173,34 @@ static float amplitude(const case_spec *s, case_array array) {
     return a != 0 ? a : 1;
 }
 
-/* One head of one token. The same (seed, content, token, head) gives the same numbers in every layout. */
+/* 1 if V is a part of K. */
+static int latent(const case_spec *s) {
+    return (s->layer.flags & ATTN_V_IN_K) != 0;
+}
+
+static int repeat(const case_spec *s, int token) {
+    return s->period ? token % s->period : token;
+}
+
+/* What a stored element of K or V means: itself times this. The largest code of an 8-bit type stands for 0.7 to 2
+   times the largest datum, so that some data saturate. */
+static float scale_value(const case_spec *s, case_array array, int request, int token, int head) {
+    static const float largest[] = { 1, 1, 1, 448, 57344, 127 };
+    int kind = s->layer.scale_kind;
+    test_rng r;
+    if (array == CASE_Q || !(array == CASE_K ? s->k_scale : s->v_scale)) return 1;
+    r.state = mix(s->seed, 555 + (uint64_t)array);
+    if (kind != ATTN_SCALE_PER_TENSOR) r.state = mix(r.state, (uint64_t)head);
+    if (kind >= ATTN_SCALE_PER_REQUEST) r.state = mix(r.state, s->request[request].content);
+    if (kind == ATTN_SCALE_PER_KEY) r.state = mix(r.state, (uint64_t)(int64_t)repeat(s, token));
+    return amplitude(s, array) * (1.35f + 0.65f * test_uniform(&r)) / largest[s->layer.kv_type];
+}
+
+/* One head of one token, as it is stored. The same (seed, content, token, head) gives the same in every layout. */
 static void make_vector(const case_spec *s, case_array array, int request, int token, int head, int dim, float *x) {
-    int repeated = array != CASE_Q && s->period ? token % s->period : token;
+    int repeated = array == CASE_Q ? token : repeat(s, token);
     float amp = amplitude(s, array);
+    float scale = scale_value(s, array, request, token, head);
     test_rng r;
     int d;
     r.state = mix(mix(mix(mix(s->seed, s->request[request].content), (uint64_t)array), (uint64_t)(int64_t)repeated),
@@ -172,6 +208,7 @@ static void make_vector(const case_spec *s, case_array array, int request, int t
     for (d = 0; d < dim; d++) {
         x[d] = amp * test_uniform(&r);
         if (s->edit) s->edit(s->edit_user, array, request, token, head, d, &x[d]);
+        x[d] /= scale;
     }
 }
 
@@ -180,8 +217,9 @@ static int query_token(const case_request *r, int row) {
 }
 
 static void store_vector(const float *x, int dim, attn_type type, unsigned char *at) {
+    size_t size = size_of(type);
     int d;
-    for (d = 0; d < dim; d++) ref_encode(ref_type(type), x[d], at + (size_t)d * size_of(type));
+    for (d = 0; d < dim; d++) ref_encode(ref_type(type), x[d], at + (size_t)d * size);
 }
 
 static void load_vector(const float *x, int dim, attn_type type, double *to) {
@@ -191,6 +229,13 @@ static void load_vector(const float *x, int dim, attn_type type, double *to) {
         ref_encode(ref_type(type), x[d], bytes);
         to[d] = ref_decode(ref_type(type), bytes);
     }
+}
+
+static int most_keys(const case_spec *s) {
+    int most = 0;
+    int i;
+    for (i = 0; i < s->n; i++) most = s->request[i].kv_len > most ? s->request[i].kv_len : most;
+    return most;
 }
 
 static float sink_value(const case_spec *s, int head) {
@@ -205,6 +250,133 @@ static float alibi_slope(int head) {
     return slopes[head % 5];
 }
 
+/* ---- trees and lists -------------------------------------------------------------------------------------------- */
+
+static uint32_t *tree_row(const test_case *c, int row) {
+    return (uint32_t *)(void *)c->tree.data + (size_t)row * (size_t)c->tree_words;
+}
+
+static int32_t *list_row(const test_case *c, int row) {
+    return (int32_t *)(void *)c->topk.data + (size_t)row * (size_t)c->layer.topk;
+}
+
+static void shuffle(int32_t *list, int n, test_rng *r) {
+    int i;
+    for (i = n - 1; i > 0; i--) {
+        int j = test_range(r, 0, i);
+        int32_t t = list[i];
+        list[i] = list[j];
+        list[j] = t;
+    }
+}
+
+/* A generator for one row, the same whatever q_len is. */
+static test_rng row_rng(const case_spec *s, int request, int row, uint64_t purpose) {
+    test_rng r;
+    r.state = mix(mix(mix(s->seed, purpose), s->request[request].content), (uint64_t)row);
+    return r;
+}
+
+static case_tree tree_shape(const case_spec *s, int request) {
+    test_rng r = row_rng(s, request, 0, 301);
+    return s->tree == CASE_TREE_ANY ? (case_tree)test_range(&r, CASE_TREE_CHAIN, CASE_TREE_WILD) : s->tree;
+}
+
+/* The draft that draft `row` follows; -1: a cached token */
+static int tree_parent(const case_spec *s, int request, int row) {
+    case_tree shape = tree_shape(s, request);
+    test_rng r = row_rng(s, request, row, 302);
+    if (row == 0) return -1;
+    if (shape == CASE_TREE_CHAIN) return row - 1;
+    if (shape == CASE_TREE_BINARY) return (row - 1) / 2;
+    if (shape == CASE_TREE_SIBLINGS) return 0;
+    return test_range(&r, 0, 1) ? row - 1 : test_range(&r, -1, row - 1);
+}
+
+static void set_bit(uint32_t *bits, int i) {
+    bits[i / 32] |= (uint32_t)1 << i % 32;
+}
+
+static void fill_tree_row(test_case *c, int request, int row) {
+    uint32_t *bits = tree_row(c, c->first_row[request] + row);
+    int wild = tree_shape(&c->spec, request) == CASE_TREE_WILD;
+    test_rng r = row_rng(&c->spec, request, row, 303);
+    int ancestor;
+    int b;
+    memset(bits, 0, (size_t)c->tree_words * sizeof *bits);
+    for (ancestor = row; ancestor >= 0 && !wild; ancestor = tree_parent(&c->spec, request, ancestor)) {
+        set_bit(bits, ancestor);
+    }
+    for (b = 0; b < 32 * c->tree_words; b++) {
+        int one = test_range(&r, 0, 2) == 0;
+        if (b >= c->q_len[request] ? one || c->spec.poison == CASE_ONES : wild && (one || b == row)) set_bit(bits, b);
+    }
+}
+
+/* A list of the row's keys, in an order that is none; returns how many. keys: room for all causal ones */
+static int choose_keys(const test_case *c, int request, int row, int32_t *keys) {
+    const case_spec *s = &c->spec;
+    int horizon = c->kv_len[request] - c->q_len[request] + row + 1;
+    int n = s->list_keys && s->list_keys < horizon ? s->list_keys : horizon;
+    test_rng r = row_rng(s, request, s->request[request].key_start + horizon, 304);
+    int i;
+    for (i = 0; i < horizon; i++) keys[i] = i;
+    shuffle(keys, horizon, &r);
+    return s->list_ragged ? test_range(&r, 0, n) : n;
+}
+
+static int ascending(const void *a, const void *b) {
+    int32_t x = *(const int32_t *)a;
+    int32_t y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* What fills a list behind its keys: nothing, or keys past the row, or keys that nobody has. */
+static int32_t filler(int horizon, int i, test_rng *r) {
+    int kind = test_range(r, 0, 3);
+    return kind < 2 ? -1 : kind == 2 ? horizon + i : INT32_MAX - i;
+}
+
+static void fill_list_row(test_case *c, int request, int row, int32_t *keys) {
+    int32_t *list = list_row(c, c->first_row[request] + row);
+    int horizon = c->kv_len[request] - c->q_len[request] + row + 1;
+    int n = choose_keys(c, request, row, keys);
+    test_rng r;
+    int i;
+    if (n > c->layer.topk) abort();
+    memcpy(list, keys, (size_t)n * sizeof *list);
+    if (!c->spec.list_order) {
+        qsort(list, (size_t)n, sizeof *list, ascending);
+        for (i = n; i < c->layer.topk; i++) list[i] = -1;
+        return;
+    }
+    r = row_rng(&c->spec, request, row, 1000 + (uint64_t)c->spec.list_order);
+    for (i = n; i < c->layer.topk; i++) list[i] = filler(horizon, i, &r);
+    shuffle(list, c->layer.topk, &r);
+}
+
+static void open_masks(test_case *c) {
+    size_t offset = (size_t)c->spec.shift * sizeof(int32_t);
+    int32_t *keys = (int32_t *)allocate((size_t)most_keys(&c->spec) * sizeof *keys);
+    int i;
+    int row;
+    if (c->layer.mask == ATTN_TREE) {
+        buffer_open(&c->tree, (size_t)c->rows * (size_t)c->tree_words * sizeof(uint32_t), offset);
+        buffer_poison(&c->tree, c->spec.poison, ATTN_F32);
+    }
+    if (c->layer.mask == ATTN_TOPK) {
+        buffer_open(&c->topk, (size_t)c->rows * (size_t)c->layer.topk * sizeof(int32_t), offset);
+        buffer_poison(&c->topk, c->spec.poison, ATTN_F32);
+    }
+    for (i = 0; i < c->spec.n; i++) {
+        for (row = 0; row < c->q_len[i]; row++) {
+            if (c->layer.mask == ATTN_TREE) fill_tree_row(c, i, row);
+            if (c->layer.mask == ATTN_TOPK) fill_list_row(c, i, row, keys);
+        }
+    }
+    free(keys);
+}
+
 /* ---- oracle ----------------------------------------------------------------------------------------------------- */
 
 static void ref_shape(const test_case *c, int request, ref_problem *p) {
@@ -215,11 +387,15 @@ static void ref_shape(const test_case *c, int request, ref_problem *p) {
     p->kv_heads = c->kv_heads;
     p->head_dim = c->head_dim;
     p->v_dim = c->v_dim;
-    p->causal = c->layer.mask != ATTN_FULL;
+    p->causal = c->layer.mask != ATTN_FULL && c->layer.mask != ATTN_TREE;
     p->chunk = c->layer.mask == ATTN_CAUSAL ? c->layer.chunk : 0;
     p->block = c->layer.mask == ATTN_BLOCK ? c->layer.chunk : 0;
     p->prefix_lm = c->layer.mask == ATTN_PREFIX;
     p->prefix = c->spec.request[request].prefix;
+    p->tree = c->tree.base ? tree_row(c, c->first_row[request]) : NULL;
+    p->tree_words = c->tree_words;
+    p->list = c->topk.base ? list_row(c, c->first_row[request]) : NULL;
+    p->list_keys = c->layer.topk;
     p->window_left = c->layer.window_left;
     p->window_right = c->layer.window_right;
     p->sink_keys = c->layer.sink_keys;
@@ -227,29 +403,79 @@ static void ref_shape(const test_case *c, int request, ref_problem *p) {
     p->softcap = (double)c->layer.softcap;
 }
 
-static void ref_data(const test_case *c, int request, double *q, double *k, double *v, double *sinks) {
+/* What the oracle is given, decoded */
+typedef struct ref_arrays {
+    double *q, *k, *v, *k_scale, *v_scale, *sinks, *alibi;
+} ref_arrays;
+
+static double *doubles(size_t a, size_t b, size_t c) {
+    return (double *)allocate(a * b * c * sizeof(double));
+}
+
+static void open_ref_arrays(ref_arrays *a, const ref_problem *p) {
+    size_t rows = (size_t)p->q_len;
+    size_t keys = (size_t)p->kv_len;
+    size_t heads = (size_t)p->heads;
+    size_t kv_heads = (size_t)p->kv_heads;
+    a->q = doubles(rows, heads, (size_t)p->head_dim);
+    a->k = doubles(keys, kv_heads, (size_t)p->head_dim);
+    a->v = doubles(keys, kv_heads, (size_t)p->v_dim);
+    a->k_scale = doubles(keys, kv_heads, 1);
+    a->v_scale = doubles(keys, kv_heads, 1);
+    a->sinks = doubles(heads, 1, 1);
+    a->alibi = doubles(heads, 1, 1);
+}
+
+static void close_ref_arrays(ref_arrays *a) {
+    free(a->q);
+    free(a->k);
+    free(a->v);
+    free(a->k_scale);
+    free(a->v_scale);
+    free(a->sinks);
+    free(a->alibi);
+}
+
+static void ref_queries(const test_case *c, int request, double *q, float *x) {
     const case_request *r = &c->spec.request[request];
-    size_t d = (size_t)c->head_dim;
-    size_t dv = (size_t)c->v_dim;
-    float *x = (float *)allocate((d > dv ? d : dv) * sizeof *x);
     int i;
     int h;
     for (i = 0; i < r->q_len; i++) {
         for (h = 0; h < c->heads; h++) {
+            size_t at = (size_t)i * (size_t)c->heads + (size_t)h;
             make_vector(&c->spec, CASE_Q, request, query_token(r, i), h, c->head_dim, x);
-            load_vector(x, c->head_dim, c->layer.q_type, q + ((size_t)i * (size_t)c->heads + (size_t)h) * d);
+            load_vector(x, c->head_dim, c->layer.q_type, q + at * (size_t)c->head_dim);
         }
     }
+}
+
+/* K or V with the scales */
+static void ref_cache(const test_case *c, case_array array, int request, int dim, double *to, double *scales,
+                      float *x) {
+    const case_request *r = &c->spec.request[request];
+    int i;
+    int h;
     for (i = 0; i < r->kv_len; i++) {
         for (h = 0; h < c->kv_heads; h++) {
             size_t at = (size_t)i * (size_t)c->kv_heads + (size_t)h;
-            make_vector(&c->spec, CASE_K, request, r->key_start + i, h, c->head_dim, x);
-            load_vector(x, c->head_dim, c->layer.kv_type, k + at * d);
-            make_vector(&c->spec, CASE_V, request, r->key_start + i, h, c->v_dim, x);
-            load_vector(x, c->v_dim, c->layer.kv_type, v + at * dv);
+            make_vector(&c->spec, array, request, r->key_start + i, h, dim, x);
+            load_vector(x, dim, c->layer.kv_type, to + at * (size_t)dim);
+            scales[at] = (double)scale_value(&c->spec, array, request, r->key_start + i, h);
         }
     }
-    for (h = 0; h < c->heads; h++) sinks[h] = (double)sink_value(&c->spec, h);
+}
+
+static void ref_data(const test_case *c, int request, ref_arrays *a) {
+    int most = c->head_dim > c->v_dim ? c->head_dim : c->v_dim;
+    float *x = (float *)allocate((size_t)most * sizeof *x);
+    int h;
+    ref_queries(c, request, a->q, x);
+    ref_cache(c, CASE_K, request, c->head_dim, a->k, a->k_scale, x);
+    ref_cache(c, latent(&c->spec) ? CASE_K : CASE_V, request, c->v_dim, a->v, a->v_scale, x);
+    for (h = 0; h < c->heads; h++) {
+        a->sinks[h] = (double)sink_value(&c->spec, h);
+        a->alibi[h] = (double)alibi_slope(h);
+    }
     free(x);
 }
 
@@ -267,39 +493,26 @@ static void ref_slack(const ref_problem *p, double *o_slack, double *lse_slack) 
 }
 
 static void ref_request(const test_case *c, int request, double *o, double *lse, double *o_slack, double *lse_slack) {
+    const case_spec *s = &c->spec;
     ref_problem p;
-    size_t rows;
-    double *q;
-    double *k;
-    double *v;
-    double *sinks;
-    double *alibi;
-    int h;
+    ref_arrays a;
     ref_shape(c, request, &p);
-    rows = (size_t)p.q_len * (size_t)p.heads;
-    q = (double *)allocate(rows * (size_t)p.head_dim * sizeof *q);
-    k = (double *)allocate((size_t)p.kv_len * (size_t)p.kv_heads * (size_t)p.head_dim * sizeof *k);
-    v = (double *)allocate((size_t)p.kv_len * (size_t)p.kv_heads * (size_t)p.v_dim * sizeof *v);
-    sinks = (double *)allocate((size_t)p.heads * sizeof *sinks);
-    alibi = (double *)allocate((size_t)p.heads * sizeof *alibi);
-    ref_data(c, request, q, k, v, sinks);
-    p.q = q;
-    p.k = k;
-    p.v = v;
-    p.sinks = c->spec.sinks ? sinks : NULL;
-    for (h = 0; h < p.heads; h++) alibi[h] = (double)alibi_slope(h);
-    p.alibi = c->spec.alibi ? alibi : NULL;
+    open_ref_arrays(&a, &p);
+    ref_data(c, request, &a);
+    p.q = a.q;
+    p.k = a.k;
+    p.v = a.v;
+    p.k_scale = s->k_scale ? a.k_scale : NULL;
+    p.v_scale = (latent(s) ? s->k_scale : s->v_scale) ? a.v_scale : NULL;
+    p.sinks = s->sinks ? a.sinks : NULL;
+    p.alibi = s->alibi ? a.alibi : NULL;
     p.o = o;
     p.lse = lse;
-    p.reach = (double *)allocate(rows * sizeof *p.reach);
-    p.v_max = (double *)allocate(rows * sizeof *p.v_max);
+    p.reach = doubles((size_t)p.q_len, (size_t)p.heads, 1);
+    p.v_max = doubles((size_t)p.q_len, (size_t)p.heads, 1);
     ref_attention(&p);
     ref_slack(&p, o_slack, lse_slack);
-    free(q);
-    free(k);
-    free(v);
-    free(sinks);
-    free(alibi);
+    close_ref_arrays(&a);
     free(p.reach);
     free(p.v_max);
 }
@@ -325,12 +538,8 @@ typedef struct kv_layout {
 
 /* Keys that one head holds between two page (or request) starts. */
 static int64_t block_keys(const test_case *c) {
-    int64_t most = 0;
-    int i;
     if (c->layer.page_size) return c->layer.page_size;
-    if (!c->spec.padded) return c->first_key[c->spec.n];
-    for (i = 0; i < c->spec.n; i++) most = c->kv_len[i] > most ? c->kv_len[i] : most;
-    return most + 3;
+    return c->spec.padded ? most_keys(&c->spec) + 3 : c->first_key[c->spec.n];
 }
 
 static kv_layout kv_strides(const test_case *c, int dim, int head_gap, int row_gap, int page_gap) {
@@ -373,6 +582,15 @@ static int64_t kv_at(const test_case *c, const kv_layout *s, int request, int ke
     return at + (c->first_key[request] + key) * s->row;
 }
 
+/* Scales per key: no gaps, and beside a padded cache as many as a request's keys have room. */
+static kv_layout scale_strides(const test_case *c, const kv_layout *s, int dim) {
+    kv_layout scales;
+    scales.head = 1;
+    scales.row = c->kv_heads;
+    scales.page = c->kv_heads * (c->layer.page_size ? c->layer.page_size : s->page / (c->kv_heads * dim));
+    return scales;
+}
+
 static int64_t q_head_stride(const test_case *c) {
     return c->head_dim + (c->spec.q_head_gap > 0 ? c->spec.q_head_gap : 0);
 }
@@ -405,11 +623,12 @@ static void set_strides(test_case *c) {
         c->io.k_head = k.head;
         c->io.k_row = k.row;
     }
+    if (c->spec.padded || (blocks && c->spec.k_head_gap >= 0)) c->io.k_page = k.page;
+    if (latent(&c->spec)) return;
     if (c->spec.v_head_gap >= 0) {
         c->io.v_head = v.head;
         c->io.v_row = v.row;
     }
-    if (c->spec.padded || (blocks && c->spec.k_head_gap >= 0)) c->io.k_page = k.page;
     if (c->spec.padded || (blocks && c->spec.v_head_gap >= 0)) c->io.v_page = v.page;
 }
 
@@ -463,16 +682,6 @@ static int number_pages(test_case *c, int32_t *owned) {
     return count;
 }
 
-static void shuffle(int32_t *list, int n, test_rng *r) {
-    int i;
-    for (i = n - 1; i > 0; i--) {
-        int j = test_range(r, 0, i);
-        int32_t t = list[i];
-        list[i] = list[j];
-        list[j] = t;
-    }
-}
-
 static void order_pages(test_case *c, int used, int32_t *place) {
     test_rng r;
     int i;
@@ -512,21 +721,37 @@ static void make_map(test_case *c) {
 
 /* ---- what no row sees ------------------------------------------------------------------------------------------- */
 
-static int key_hidden(const ref_problem *p, int key) {
-    int row;
-    for (row = 0; row < p->q_len; row++) {
-        if (ref_sees(p, row, key)) return 0;
-    }
-    return 1;
+void case_sees(const test_case *c, int request, int row, unsigned char *sees) {
+    ref_problem p;
+    ref_shape(c, request, &p);
+    ref_row(&p, row, sees);
 }
 
-/* A page that lies before every row's window, or belongs to a request without rows. */
-static int page_hidden(const ref_problem *p, int column, int size) {
+/* hidden[key] = 1 if no row of the request sees the key; the caller frees it. */
+static unsigned char *hidden_keys(const ref_problem *p) {
+    unsigned char *hidden = (unsigned char *)allocate((size_t)p->kv_len);
+    unsigned char *sees = (unsigned char *)allocate((size_t)p->kv_len);
+    int row;
+    int key;
+    memset(hidden, 1, (size_t)p->kv_len);
+    for (row = 0; row < p->q_len; row++) {
+        ref_row(p, row, sees);
+        for (key = 0; key < p->kv_len; key++) hidden[key] &= !sees[key];
+    }
+    free(sees);
+    return hidden;
+}
+
+/* A page that lies before every row's window, or whose keys are on no row's list, or that belongs to a request without
+   rows. Where the first row of a tree stands is not known before its bits are read: it counts as the first draft. */
+static int page_hidden(const ref_problem *p, const unsigned char *hidden, int column, int size) {
     int key = column * size;
     int end = key + size < p->kv_len ? key + size : p->kv_len;
-    if (p->q_len && end > p->kv_len - p->q_len) return 0;
+    int past = p->kv_len - p->q_len;
+    if (p->q_len && !p->list && end > past) return 0;
+    if (p->q_len && p->tree && end > past - p->window_left + 1) return 0;
     for (; key < end; key++) {
-        if (!key_hidden(p, key)) return 0;
+        if (!hidden[key]) return 0;
     }
     return 1;
 }
@@ -540,6 +765,7 @@ static void fill_table(test_case *c) {
     int size = c->layer.page_size;
     size_t width = (size_t)(c->io.page_table_row ? c->io.page_table_row : c->columns);
     int32_t *table = (int32_t *)(void *)c->table.data;
+    unsigned char *hidden;
     ref_problem p;
     size_t t;
     int i;
@@ -547,10 +773,12 @@ static void fill_table(test_case *c) {
     for (t = 0; t < c->table.bytes / sizeof *table; t++) table[t] = bad_page((int)t);
     for (i = 0; i < c->spec.n; i++) {
         ref_shape(c, i, &p);
+        hidden = c->spec.hide ? hidden_keys(&p) : NULL;
         for (column = 0; column * size < p.kv_len; column++) {
-            if (c->spec.hide && page_hidden(&p, column, size)) continue;
+            if (c->spec.hide && page_hidden(&p, hidden, column, size)) continue;
             table[(size_t)i * width + (size_t)column] = c->map[(size_t)i * (size_t)c->columns + (size_t)column];
         }
+        free(hidden);
     }
 }
 
@@ -574,31 +802,88 @@ static void fill_q(test_case *c) {
     free(x);
 }
 
-static void fill_kv(test_case *c, case_array array, case_buffer *b, const kv_layout *s, int dim) {
-    float *x = (float *)allocate((size_t)dim * sizeof *x);
-    size_t size = size_of(c->layer.kv_type);
+/* K or V and its scales */
+typedef struct cache {
+    case_array array;
+    case_buffer *data, *scale;
+    kv_layout strides, scale_strides;
+    int dim;
+    float *x;                       /* room for one vector */
+} cache;
+
+static void open_cache(cache *k, test_case *c, case_array array) {
+    k->array = array;
+    k->data = array == CASE_K ? &c->k : &c->v;
+    k->scale = array == CASE_K ? &c->k_scale : &c->v_scale;
+    k->strides = array == CASE_K ? k_strides(c) : v_strides(c);
+    k->dim = array == CASE_K ? c->head_dim : c->v_dim;
+    k->scale_strides = scale_strides(c, &k->strides, k->dim);
+    k->x = (float *)allocate((size_t)k->dim * sizeof *k->x);
+}
+
+/* Calls store for every key that is not left poisoned. */
+static void each_key(test_case *c, const cache *k,
+                     void (*store)(const test_case *c, const cache *k, int request, int key, int head)) {
+    int hide = c->spec.hide && !c->spec.share;
+    unsigned char *hidden = NULL;
     ref_problem p;
     int i;
     int key;
     int h;
     for (i = 0; i < c->spec.n; i++) {
         ref_shape(c, i, &p);
+        if (hide) hidden = hidden_keys(&p);
         for (key = 0; key < p.kv_len; key++) {
-            if (c->spec.hide && !c->spec.share && key_hidden(&p, key)) continue;
-            for (h = 0; h < c->kv_heads; h++) {
-                make_vector(&c->spec, array, i, c->spec.request[i].key_start + key, h, dim, x);
-                store_vector(x, dim, c->layer.kv_type, b->data + (size_t)kv_at(c, s, i, key, h) * size);
-            }
+            if (hide && hidden[key]) continue;
+            for (h = 0; h < c->kv_heads; h++) store(c, k, i, key, h);
         }
+        if (hide) free(hidden);
     }
-    free(x);
 }
 
-static void open_kv(test_case *c, case_array array, case_buffer *b, const kv_layout *s, int dim) {
+static void store_key(const test_case *c, const cache *k, int request, int key, int head) {
+    size_t at = (size_t)kv_at(c, &k->strides, request, key, head) * size_of(c->layer.kv_type);
+    make_vector(&c->spec, k->array, request, c->spec.request[request].key_start + key, head, k->dim, k->x);
+    store_vector(k->x, k->dim, c->layer.kv_type, k->data->data + at);
+}
+
+static void store_scale(const test_case *c, const cache *k, int request, int key, int head, int64_t at) {
+    int token = c->spec.request[request].key_start + key;
+    ((float *)(void *)k->scale->data)[at] = scale_value(&c->spec, k->array, request, token, head);
+}
+
+static void store_key_scale(const test_case *c, const cache *k, int request, int key, int head) {
+    store_scale(c, k, request, key, head, kv_at(c, &k->scale_strides, request, key, head));
+}
+
+static void open_scales(test_case *c, const cache *k) {
+    int kind = c->layer.scale_kind;
+    int64_t heads = kind == ATTN_SCALE_PER_TENSOR ? 1 : c->kv_heads;
+    int64_t count = kind == ATTN_SCALE_PER_REQUEST ? heads * c->spec.n : heads;
+    int64_t i;
+    if (kind == ATTN_SCALE_PER_KEY) count = kv_elements(c, &k->scale_strides);
+    buffer_open(k->scale, (size_t)count * sizeof(float), (size_t)c->spec.shift * sizeof(float));
+    buffer_poison(k->scale, c->spec.poison, ATTN_F32);
+    if (kind == ATTN_SCALE_PER_KEY) {
+        each_key(c, k, store_key_scale);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        int request = (int)(i / heads);
+        int unused = kind == ATTN_SCALE_PER_REQUEST && (!c->q_len[request] || !c->kv_len[request]);
+        if (!(c->spec.hide && unused)) store_scale(c, k, request, 0, (int)(i % heads), i);
+    }
+}
+
+static void open_kv(test_case *c, case_array array) {
     size_t size = size_of(c->layer.kv_type);
-    buffer_open(b, (size_t)kv_elements(c, s) * size, (size_t)c->spec.shift * size);
-    buffer_poison(b, c->spec.poison, c->layer.kv_type);
-    fill_kv(c, array, b, s, dim);
+    cache k;
+    open_cache(&k, c, array);
+    buffer_open(k.data, (size_t)kv_elements(c, &k.strides) * size, (size_t)c->spec.shift * size);
+    buffer_poison(k.data, c->spec.poison, c->layer.kv_type);
+    each_key(c, &k, store_key);
+    if (array == CASE_K ? c->spec.k_scale : c->spec.v_scale) open_scales(c, &k);
+    free(k.x);
 }
 
 static void open_arrays(test_case *c) {
@@ -606,14 +891,12 @@ static void open_arrays(test_case *c) {
     size_t o_size = size_of(c->layer.o_type);
     size_t shift = (size_t)c->spec.shift;
     size_t width;
-    kv_layout k = k_strides(c);
-    kv_layout v = v_strides(c);
     int h;
     buffer_open(&c->q, (size_t)(c->rows * q_row_stride(c)) * q_size, shift * q_size);
     buffer_poison(&c->q, c->spec.poison, c->layer.q_type);
     fill_q(c);
-    open_kv(c, CASE_K, &c->k, &k, c->head_dim);
-    open_kv(c, CASE_V, &c->v, &v, c->v_dim);
+    open_kv(c, CASE_K);
+    if (!latent(&c->spec)) open_kv(c, CASE_V);
     buffer_open(&c->o, (size_t)(c->rows * o_row_stride(c)) * o_size, shift * o_size);
     if (c->spec.lse) buffer_open(&c->lse, (size_t)c->rows * (size_t)c->heads * sizeof(float), shift * sizeof(float));
     if (c->layer.page_size) {
@@ -661,6 +944,7 @@ static void set_batch(test_case *c) {
     if (s->more_q >= 0) c->batch.max_q_len = most_q + s->more_q;
     if (s->more_kv >= 0) c->batch.max_kv_len = most_kv + s->more_kv;
     if (s->more_rows >= 0) c->batch.max_rows = c->rows + s->more_rows;
+    c->tree_words = ((c->batch.max_q_len ? c->batch.max_q_len : most_q) + 31) / 32;
     if (s->layer.page_size) {
         c->columns = (most_kv + (s->more_kv > 0 ? s->more_kv : 0) + s->layer.page_size - 1) / s->layer.page_size;
     }
@@ -689,6 +973,7 @@ void case_open(test_case *c, const case_spec *s) {
         make_map(c);
         if (s->table_gap) c->io.page_table_row = c->columns + s->table_gap;
     }
+    open_masks(c);
     open_arrays(c);
     set_strides(c);
     c->io.q = c->q.data;
@@ -699,6 +984,10 @@ void case_open(test_case *c, const case_spec *s) {
     c->io.page_table = c->table.base ? (const int32_t *)(void *)c->table.data : NULL;
     c->io.sinks = s->sinks ? (const float *)(void *)c->sinks.data : NULL;
     c->io.alibi = s->alibi ? (const float *)(void *)c->alibi.data : NULL;
+    c->io.k_scale = (float *)(void *)c->k_scale.data;
+    c->io.v_scale = (float *)(void *)c->v_scale.data;
+    c->io.tree = (const uint32_t *)(void *)c->tree.data;
+    c->io.topk = (const int32_t *)(void *)c->topk.data;
     c->out = (unsigned char *)allocate((size_t)c->rows * (size_t)c->heads * (size_t)c->v_dim * 4);
     c->out_lse = (float *)allocate((size_t)c->rows * (size_t)c->heads * sizeof(float));
     case_rehash(c);
@@ -718,6 +1007,10 @@ void case_close(test_case *c) {
     buffer_close(&c->table);
     buffer_close(&c->sinks);
     buffer_close(&c->alibi);
+    buffer_close(&c->k_scale);
+    buffer_close(&c->v_scale);
+    buffer_close(&c->tree);
+    buffer_close(&c->topk);
     buffer_close(&c->plan_mem);
     buffer_close(&c->exec_mem);
     free(c->map);
@@ -951,13 +1244,20 @@ static void random_heads(attn_layer *l, test_rng *r) {
     if (l->head_dim == 576) l->v_dim = 512;
     else if (l->head_dim == 192 && chance(r, 50)) l->v_dim = 128;
     else if (chance(r, 25)) l->v_dim = PICK(r, v_dims);
+    if (kv_heads == 1 && l->v_dim <= l->head_dim && chance(r, l->head_dim == 576 ? 70 : 15)) l->flags |= ATTN_V_IN_K;
 }
 
-static void random_types(attn_layer *l, test_rng *r) {
-    static const attn_type types[] = { ATTN_F32, ATTN_F16, ATTN_BF16 };
+static void random_types(case_spec *s, test_rng *r) {
+    static const attn_type types[] = { ATTN_F32, ATTN_F16, ATTN_BF16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 };
+    attn_layer *l = &s->layer;
+    int percent;
     l->q_type = types[test_range(r, 0, 2)];
-    l->kv_type = chance(r, 50) ? l->q_type : types[test_range(r, 0, 2)];
+    l->kv_type = chance(r, 30) ? types[test_range(r, 3, 5)] : chance(r, 50) ? l->q_type : types[test_range(r, 0, 2)];
     l->o_type = chance(r, 50) ? l->q_type : types[test_range(r, 0, 2)];
+    percent = l->kv_type == ATTN_INT8 ? 100 : l->kv_type >= ATTN_E4M3 ? 70 : 10;
+    l->scale_kind = test_range(r, ATTN_SCALE_PER_TENSOR, ATTN_SCALE_PER_KEY - (l->kv_type != ATTN_INT8));
+    s->k_scale = chance(r, percent);
+    s->v_scale = chance(r, percent) && !latent(s);
 }
 
 static void random_mask(attn_layer *l, test_rng *r) {
@@ -967,6 +1267,7 @@ static void random_mask(attn_layer *l, test_rng *r) {
     static const int chunks[] = { 1, 2, 7, 16, 32, 64, 96, 100, 256, 300, INT32_MAX };
     static const int masks[] = { ATTN_CAUSAL, ATTN_CAUSAL, ATTN_CAUSAL, ATTN_FULL, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK };
     l->mask = (attn_mask)PICK(r, masks);
+    if (chance(r, 16)) l->mask = chance(r, 50) ? ATTN_TREE : ATTN_TOPK;
     if (l->mask == ATTN_BLOCK || (l->mask == ATTN_CAUSAL && chance(r, 15))) l->chunk = PICK(r, chunks);
     if (chance(r, 50)) l->window_left = PICK(r, windows);
     if (chance(r, l->mask != ATTN_CAUSAL ? 40 : 10)) l->window_right = PICK(r, windows);
@@ -977,7 +1278,7 @@ static void random_score(attn_layer *l, test_rng *r) {
     static const float caps[] = { 0.5f, 5, 30, 50 };
     static const float scales[] = { 0.01f, 0.125f, 0.3f, 1 };
     if (chance(r, 30)) l->softcap = caps[test_range(r, 0, 3)];
-    if (chance(r, 40)) l->scale = scales[test_range(r, 0, 3)];
+    if (chance(r, 40) || l->flags & ATTN_V_IN_K) l->scale = scales[test_range(r, 0, 3)];
 }
 
 static void random_tiles(attn_layer *l, test_rng *r) {
@@ -988,7 +1289,7 @@ static void random_tiles(attn_layer *l, test_rng *r) {
     if (l->split_keys && l->key_tile == 96) l->key_tile = 64;
     l->row_tile = chance(r, 40) ? 0 : 16 * test_range(r, 1, 16);
     l->workers = PICK(r, workers);
-    if (chance(r, 20)) l->flags = ATTN_TRUSTED;
+    if (chance(r, 20)) l->flags |= ATTN_TRUSTED;
 }
 
 static int random_length(test_rng *r) {
@@ -1040,6 +1341,22 @@ static void random_gaps(test_rng *r, int *head, int *row, int *page) {
     *page = random_gap(r);
 }
 
+static void random_lists(case_spec *s, test_rng *r) {
+    static const int keys[] = { 0, 0, 1, 2, 31, 32, 33, 64, 100, 255, 256, 257, 300, 600 };
+    if (s->layer.mask != ATTN_TOPK) return;
+    s->list_keys = PICK(r, keys);
+    s->list_ragged = chance(r, 30);
+}
+
+/* How lists are written: the set of their keys stays. */
+static void random_list_layout(case_spec *s, test_rng *r) {
+    static const int more[] = { 0, 0, 1, 7, 64 };
+    if (s->layer.mask != ATTN_TOPK) return;
+    s->layer.topk = (s->list_keys ? s->list_keys : most_keys(s)) + PICK(r, more);
+    if (s->layer.topk == 0) s->layer.topk = 1;
+    s->list_order = chance(r, 30) ? 0 : test_range(r, 1, 1000);
+}
+
 static void random_layout(case_spec *s, test_rng *r) {
     static const int pages[] = { 1, 2, 3, 16, 16, 48, 64, 256 };
     int unused;
@@ -1058,6 +1375,7 @@ static void random_layout(case_spec *s, test_rng *r) {
     s->table_gap = chance(r, 50) ? 0 : test_range(r, 1, 9);
     s->poison = (case_poison)test_range(r, 0, CASE_POISONS - 1);
     s->hide = chance(r, 60);
+    random_list_layout(s, r);
 }
 
 static void random_call(case_spec *s, test_rng *r) {
@@ -1079,11 +1397,12 @@ void case_random(case_spec *s, test_rng *r, double work) {
     case_defaults(s);
     s->seed = test_next(r);
     random_heads(&s->layer, r);
-    random_types(&s->layer, r);
+    random_types(s, r);
     random_mask(&s->layer, r);
     random_score(&s->layer, r);
     random_tiles(&s->layer, r);
     random_requests(s, r, work);
+    random_lists(s, r);
     random_layout(s, r);
     random_call(s, r);
     s->q_amp = amps[test_range(r, 0, 4)];
@@ -1113,11 +1432,15 @@ void case_describe(const case_spec *s, char *text, size_t bytes) {
     size_t at;
     int i;
     snprintf(text, bytes, "n %d heads %d/%d dim %d/%d types %d%d%d mask %d window %d/%d sink_keys %d page %d split %d "
-             "tile %d/%d workers %d scale %g softcap %g sinks %d padded %d major %d share %d hide %d lanes %d:",
+             "tile %d/%d workers %d scale %g softcap %g sinks %d padded %d major %d share %d hide %d lanes %d",
              s->n, l->heads, l->kv_heads, l->head_dim, l->v_dim, (int)l->q_type, (int)l->kv_type, (int)l->o_type,
              (int)l->mask, l->window_left, l->window_right, l->sink_keys, l->page_size, l->split_keys, l->row_tile,
              l->key_tile, l->workers, (double)l->scale, (double)l->softcap, s->sinks, s->padded, s->head_major,
              s->share, s->hide, s->lanes);
+    at = strlen(text);
+    snprintf(text + at, bytes - at, " flags %d scales %d%d kind %d tree %d topk %d keys %d%s order %d alibi %d:",
+             l->flags, s->k_scale, s->v_scale, l->scale_kind, (int)s->tree, l->topk, s->list_keys,
+             s->list_ragged ? " at most" : "", s->list_order, s->alibi);
     for (i = 0; i < s->n; i++) {
         at = strlen(text);
         snprintf(text + at, bytes - at, " %d/%d%s", s->request[i].q_len, s->request[i].kv_len,

@@ -16,6 +16,12 @@ typedef enum case_poison { CASE_ONES, CASE_INF, CASE_MINUS_INF, CASE_HUGE, CASE_
 
 typedef enum case_array { CASE_Q, CASE_K, CASE_V } case_array;
 
+/* Whom a draft follows. ANY: each request draws one of the others; FOREST: several roots, random parents; WILD: bits
+   that make no tree, forward ones too, which the definition covers all the same. */
+typedef enum case_tree {
+    CASE_TREE_ANY, CASE_TREE_CHAIN, CASE_TREE_BINARY, CASE_TREE_SIBLINGS, CASE_TREE_FOREST, CASE_TREE_WILD
+} case_tree;
+
 typedef struct case_request {
     int q_len, kv_len, phase, prefix;
     uint32_t content;               /* requests of one content hold the same sequence */
@@ -33,6 +39,9 @@ typedef struct case_spec {
     uint64_t seed;                  /* of the data */
     float q_amp, k_amp, v_amp;      /* the data are uniform in -amp .. amp; 0: 1 */
     int period;                     /* tokens repeat with this period; 0: never */
+    case_tree tree;                 /* mask TREE */
+    int list_keys, list_ragged;     /* TOPK: so many of a row's causal keys are listed, or 0 .. so many; 0: all */
+    int k_scale, v_scale;           /* 1: scales are given, and what is stored is x / scale */
     case_edit *edit;
     void *edit_user;
     /* layout */
@@ -47,6 +56,7 @@ typedef struct case_spec {
     int spare_pages, table_gap;
     case_poison poison;
     int hide;                       /* poison keys that no row sees, and page ids before the window */
+    int list_order;                 /* TOPK: lists are shuffled, holes and keys past the row between; 0: ascending */
     int sinks, lse, alibi;
     /* the call */
     int null_arrays;                /* give NULL for q_len and phase where that means the same */
@@ -66,7 +76,7 @@ typedef struct test_case {
     int32_t q_len[CASE_REQUESTS], kv_len[CASE_REQUESTS], phase[CASE_REQUESTS], prefix[CASE_REQUESTS];
     int first_row[CASE_REQUESTS + 1];
     int64_t first_key[CASE_REQUESTS + 1];
-    int rows, heads, kv_heads, head_dim, v_dim, columns;
+    int rows, heads, kv_heads, head_dim, v_dim, columns, tree_words;
     int32_t *map;                   /* [n][columns] page of each column, also where the table hides it */
     uint64_t lane_seed;
     attn_batch batch;
@@ -75,7 +85,7 @@ typedef struct test_case {
     attn_exec exec;
     attn_plan plan;
     attn_error error;
-    case_buffer q, k, v, o, lse, table, sinks, alibi, plan_mem, exec_mem;
+    case_buffer q, k, v, o, lse, table, sinks, alibi, k_scale, v_scale, tree, topk, plan_mem, exec_mem;
     uint64_t input_hash;
     unsigned char *out;             /* after a run: [row][head][v_dim] of o_type without gaps */
     float *out_lse;                 /* [row][head] */
@@ -119,6 +129,9 @@ int case_same_row(const test_case *a, int request_a, int row_a, const test_case 
 
 /* 1 if every row of both, which hold the same requests, has the same bits. */
 int case_same(const test_case *a, const test_case *b);
+
+/* sees[key] = 1 if the row sees the key, by the oracle's definition, for all keys of the request */
+void case_sees(const test_case *c, int request, int row, unsigned char *sees);
 
 /* Sets o and lse to canaries, as forward does; case_untouched is 1 if they still are. */
 void case_reset_outputs(test_case *c);

@@ -23,7 +23,8 @@ enum {
     CACHE = PAGES * PAGE * KV_HEADS * DIM,
     PLAN_WORDS = 8192,
     EXEC_WORDS = 1 << 16,
-    BITS = 64
+    BITS = 64,
+    TOPK = 6
 };
 
 /* Everything that a call can read or write, so that one memcmp sees any change. */
@@ -48,6 +49,9 @@ typedef struct world {
     float q[MAX_ROWS * HEADS * DIM], o[MAX_ROWS * HEADS * DIM], lse[MAX_ROWS * HEADS];
     float k[CACHE], v[CACHE], rows[MAX_ROWS * KV_HEADS * DIM];
     float sinks[HEADS];
+    float k_scale[PAGES * PAGE * KV_HEADS], v_scale[PAGES * PAGE * KV_HEADS];
+    int32_t tree[MAX_ROWS];         /* MAX_Q bits fit one word */
+    int32_t topk[MAX_ROWS * TOPK];
     uint32_t bit_memory[BITS];
     double plan_memory[PLAN_WORDS], call_memory[PLAN_WORDS + EXEC_WORDS], exec_memory[EXEC_WORDS];
 } world;
@@ -82,6 +86,18 @@ static void set_table(world *w) {
     }
 }
 
+/* Chains of drafts, and lists that hold a row's last keys in descending order and a gap. */
+static void set_choices(world *w) {
+    int i, j, s, row = 0;
+    for (i = 0; i < N; i++) {
+        for (j = 0; j < w->q_len[i]; j++, row++) {
+            int position = w->kv_len[i] - w->q_len[i] + j;
+            w->tree[row] = (2 << j) - 1;
+            for (s = 0; s < TOPK; s++) w->topk[row * TOPK + s] = s == 1 || position < s ? -1 : position - s;
+        }
+    }
+}
+
 static void set_io(world *w, int paged) {
     w->io.q = w->q;
     w->io.k = w->k;
@@ -90,6 +106,8 @@ static void set_io(world *w, int paged) {
     w->io.lse = w->lse;
     w->io.sinks = w->sinks;
     w->io.alibi = w->sinks;
+    w->io.tree = (const uint32_t *)(const void *)w->tree;
+    w->io.topk = w->topk;
     if (!paged) return;
     w->io.page_table = w->table;
     w->io.page_table_row = COLUMNS;
@@ -130,11 +148,14 @@ static void make_world(world *w, int paged) {
     fill(w->v, CACHE, &rng);
     fill(w->rows, MAX_ROWS * KV_HEADS * DIM, &rng);
     fill(w->sinks, HEADS, &rng);
+    fill(w->k_scale, PAGES * PAGE * KV_HEADS, &rng);
+    fill(w->v_scale, PAGES * PAGE * KV_HEADS, &rng);
     memset(w->bit_memory, 0x5a, sizeof w->bit_memory);
     memset(w->call_memory, 0x5a, sizeof w->call_memory);
     memset(w->exec_memory, 0x5a, sizeof w->exec_memory);
     set_lengths(w);
     set_table(w);
+    set_choices(w);
     w->batch.n = N;
     w->batch.q_len = w->q_len;
     w->batch.kv_len = w->kv_len;
@@ -154,6 +175,39 @@ static void make_world(world *w, int paged) {
     w->layer.page_size = paged ? PAGE : 0;
     set_io(w, paged);
     set_calls(w);
+}
+
+/* What a case asks for beside the plain world: bits of `calls`. */
+enum {
+    CONTIGUOUS = 1024,              /* the world without pages */
+    FULL = 2048,                    /* the plan is made for ATTN_FULL */
+    SHORT = 4096,                   /* ... and has a request with q_len > kv_len */
+    TREES = 8192,                   /* mask TREE */
+    LISTS = 16384,                  /* mask TOPK */
+    INT8 = 32768,                   /* an int8 cache with a scale per tensor */
+    PER_KEY = 65536,                /* ... or per key */
+    LATENT = 131072                 /* V in K, int8 with a scale per key */
+};
+
+static void make_variant(world *w, unsigned calls) {
+    make_world(w, !(calls & CONTIGUOUS));
+    if (calls & FULL) w->layer.mask = ATTN_FULL;
+    if (calls & SHORT) w->kv_len[2] = 1;
+    if (calls & TREES) w->layer.mask = ATTN_TREE;
+    if (calls & LISTS) w->layer.mask = ATTN_TOPK;
+    if (calls & LISTS) w->layer.topk = TOPK;
+    if (!(calls & (INT8 | PER_KEY | LATENT))) return;
+    w->layer.kv_type = ATTN_INT8;
+    w->layer.scale_kind = calls & INT8 ? ATTN_SCALE_PER_TENSOR : ATTN_SCALE_PER_KEY;
+    w->io.k_scale = w->k_scale;
+    w->io.v_scale = w->v_scale;
+    if (!(calls & LATENT)) return;
+    w->layer.kv_heads = 1;
+    w->layer.scale = 0.5f;
+    w->layer.flags = ATTN_V_IN_K;
+    w->io.v = NULL;
+    w->io.v_scale = NULL;
+    w->new_v = NULL;
 }
 
 /* The plan and its scratch memory; `batch` and `layer` may have been changed by a case's preparation. */
@@ -178,10 +232,7 @@ enum {
     DENSE = 16,
     MERGE = 32,
     MASK_BITS = 64,
-    CALLS = 7,
-    CONTIGUOUS = 1024,              /* the world without pages */
-    FULL = 2048,                    /* the plan is made for ATTN_FULL */
-    SHORT = 4096                    /* ... and has a request with q_len > kv_len */
+    CALLS = 7
 };
 
 static const char *const call_names[CALLS] = { "attn_plan_make", "attn_forward", "attn_check", "attn_append",
@@ -209,12 +260,13 @@ static int call(world *w, int which, attn_error *error) {
 
 /* ---- cases ------------------------------------------------------------------------------------------------------ */
 
-typedef enum kind { NONE = 0, I32, I64, F32, SIZE, NIL, SHIFT } kind;
+typedef enum kind { NONE = 0, I32, I64, F32, SIZE, NIL, SHIFT, POINT } kind;
 
 typedef struct patch {
     kind kind;
     size_t at;
-    int64_t value;                  /* SHIFT: bytes added to a pointer; SIZE: added when negative */
+    int64_t value;                  /* SHIFT: bytes added to a pointer; POINT: the member it is set to;
+                                       SIZE: added when negative */
     float real;
 } patch;
 
@@ -224,6 +276,7 @@ typedef struct patch {
 #define SIZE(member, value) { SIZE, offsetof(world, member), (value), 0 }
 #define NIL(member) { NIL, offsetof(world, member), 0, 0 }
 #define SHIFT(member, value) { SHIFT, offsetof(world, member), (value), 0 }
+#define POINT(member, target) { POINT, offsetof(world, member), (int64_t)offsetof(world, target), 0 }
 
 typedef struct error_case {
     unsigned calls;
@@ -328,6 +381,10 @@ static const error_case batches[] = {
     { PLAN, { I32(phase[6], -1) }, ATTN_E_BATCH, 6, ANY, { "phase[6] = -1" } },
     { PLAN | MASK_BITS, { I32(kv_len[17], 5) }, ATTN_E_BATCH, 17, ANY,
       { "kv_len[17] = 5 is less than q_len[17] = 8" } },
+    { PLAN | MASK_BITS | TREES, { I32(kv_len[17], 5) }, ATTN_E_BATCH, 17, ANY,
+      { "kv_len[17] = 5 is less than q_len[17] = 8" } },
+    { PLAN | MASK_BITS | LISTS, { I32(kv_len[17], 7) }, ATTN_E_BATCH, 17, ANY,
+      { "kv_len[17] = 7 is less than q_len[17] = 8" } },
     { PLAN, { NIL(batch.q_len), I32(kv_len[4], 0), I32(phase[4], ATTN_PREFILL) }, ATTN_E_BATCH, 4, ANY,
       { "kv_len[4] = 0", "q_len[4] = 1" } },
     { PLAN, { I32(kv_len[2], 65) }, ATTN_E_BATCH, 2, ANY, { "kv_len[2] = 65", "max_kv_len", "64" } },
@@ -357,11 +414,35 @@ static const error_case layers[] = {
     { PLANS, { I32(layer.head_dim, 0) }, ATTN_E_LAYER, ANY, ANY, { "layer.head_dim = 0" } },
     { PLANS, { I32(layer.head_dim, -8) }, ATTN_E_LAYER, ANY, ANY, { "layer.head_dim = -8" } },
     { PLANS, { I32(layer.v_dim, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.v_dim = -1" } },
-    { PLANS, { I32(layer.q_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = 3" } },
+    { PLANS, { I32(layer.q_type, ATTN_E4M3) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = 3" } },
+    { PLANS, { I32(layer.q_type, ATTN_E5M2) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = 4" } },
+    { PLANS, { I32(layer.q_type, ATTN_INT8) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = 5" } },
+    { PLANS, { I32(layer.q_type, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.q_type = " } },
     { PLANS, { I32(layer.kv_type, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = " } },
-    { PLANS, { I32(layer.kv_type, 3) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = 3" } },
+    { PLANS, { I32(layer.kv_type, 6) }, ATTN_E_LAYER, ANY, ANY, { "layer.kv_type = 6" } },
+    { PLANS, { I32(layer.o_type, ATTN_E4M3) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 3" } },
+    { PLANS, { I32(layer.o_type, ATTN_E5M2) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 4" } },
+    { PLANS, { I32(layer.o_type, ATTN_INT8) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 5" } },
     { PLANS, { I32(layer.o_type, 99) }, ATTN_E_LAYER, ANY, ANY, { "layer.o_type = 99" } },
-    { PLANS, { I32(layer.mask, 9) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 9" } },
+    { PLANS, { I32(layer.mask, 6) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 6" } },
+    { PLANS, { I32(layer.mask, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = " } },
+    { PLANS, { I32(layer.topk, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = -1" } },
+    { PLANS, { I32(layer.topk, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 4", "TOPK" } },
+    { PLANS, { I32(layer.topk, 4), I32(layer.mask, ATTN_FULL) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 4" } },
+    { PLANS, { I32(layer.topk, 4), I32(layer.mask, ATTN_TREE) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 4" } },
+    { PLANS, { I32(layer.mask, ATTN_TOPK) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 0", "TOPK" } },
+    { PLANS, { I32(layer.mask, ATTN_TREE), I32(layer.chunk, 8) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = 8" } },
+    { PLANS | LISTS, { I32(layer.chunk, 8) }, ATTN_E_LAYER, ANY, ANY, { "layer.chunk = 8" } },
+    { PLANS, { I32(layer.scale_kind, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.scale_kind = 4" } },
+    { PLANS, { I32(layer.scale_kind, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.scale_kind = -1" } },
+    { PLANS, { I32(layer.scale_kind, ATTN_SCALE_PER_KEY) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.scale_kind = 3", "int8" } },
+    { PLANS, { I32(layer.scale_kind, ATTN_SCALE_PER_KEY), I32(layer.kv_type, ATTN_E4M3) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.scale_kind = 3", "int8" } },
+    { PLANS, { I32(layer.scale_kind, ATTN_SCALE_PER_KEY), I32(layer.kv_type, ATTN_E5M2) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.scale_kind = 3", "int8" } },
+    { PLANS, { I32(layer.scale_kind, ATTN_SCALE_PER_KEY), I32(layer.kv_type, ATTN_F16) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.scale_kind = 3", "int8" } },
     { PLANS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
     { PLANS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
     { PLANS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
@@ -408,7 +489,9 @@ static const error_case layers[] = {
     { PLANS, { I32(layer.flags, INT32_MIN) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = -2147483648" } },
     { PLANS, { I32(layer.heads, INT32_MAX), I32(layer.kv_heads, 0), I32(layer.head_dim, INT32_MAX) },
       ATTN_E_LAYER, ANY, ANY, { "layer." } },
-    { MASK_BITS, { I32(layer.mask, 9) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 9" } },
+    { MASK_BITS, { I32(layer.mask, 6) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 6" } },
+    { MASK_BITS, { I32(layer.topk, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 4" } },
+    { MASK_BITS, { I32(layer.mask, ATTN_TOPK) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 0" } },
     { MASK_BITS, { I32(layer.window_left, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_left = -1" } },
     { MASK_BITS, { I32(layer.window_right, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.window_right = -1" } },
     { MASK_BITS, { I32(layer.sink_keys, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.sink_keys = -1" } },
@@ -437,6 +520,8 @@ static const error_case differences[] = {
     OTHER(chunk, 64, "0"),
     OTHER(page_size, 8, "4"),
     OTHER(ring, 2048, "0"),
+    OTHER(topk, 8, "0"),
+    OTHER(scale_kind, 1, "0"),
     OTHER(split_keys, 256, "0"),
     OTHER(row_tile, 32, "16"),
     OTHER(key_tile, 64, "32"),
@@ -464,6 +549,69 @@ static const error_case pages[] = {
     { RUNS | APPEND, { I32(table[19 * COLUMNS + 2], 777) }, ATTN_E_PAGE, 19, 2, { "page_table[19][2] = 777" } },
     { RUNS, { I32(table[0], -1) }, ATTN_E_PAGE, 0, 0, { "page_table[0][0] = -1" } },
     { RUNS, { I32(io.pages, 13) }, ATTN_E_PAGE, ANY - 1, ANY - 1, { "page_table[", "13 pages" } },
+};
+
+/* Rows 33 .. 40 belong to request 17: P = 8, kv_len = 16. Row 6 is the only one of request 3. */
+#define LISTED(row, slot) topk[(row) * TOPK + (slot)]
+
+static const error_case trees[] = {
+    { RUNS | TREES, { NIL(io.tree) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.tree ", "NULL" } },
+    { RUNS | TREES, { SHIFT(io.tree, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.tree ", "aligned" } },
+    { RUNS | TREES, { I32(tree[38], 0x1F) }, ATTN_E_ARGUMENT, 17, 5, { "tree[38]", "bit 5" } },
+    { RUNS | TREES, { I32(tree[38], 0xDF) }, ATTN_E_ARGUMENT, 17, 5, { "tree[38]", "bit 5" } },
+    { RUNS | TREES, { I32(tree[40], 0x7FFFFF7F) }, ATTN_E_ARGUMENT, 17, 7, { "tree[40]", "bit 7" } },
+    { RUNS | TREES, { I32(tree[0], 0) }, ATTN_E_ARGUMENT, 0, 0, { "tree[0]", "bit 0" } },
+    { RUNS | TREES, { I32(tree[43], 0x11) }, ATTN_E_ARGUMENT, 19, 1, { "tree[43]", "bit 1" } },
+    { RUNS | TREES | CONTIGUOUS, { I32(tree[6], 2) }, ATTN_E_ARGUMENT, 3, 0, { "tree[6]", "bit 0" } },
+    { RUNS | TREES, { I32(table[3 * COLUMNS + 7], 4096) }, ATTN_E_PAGE, 3, 7, { "page_table[3][7] = 4096" } },
+    { MASK_BITS | TREES, { NIL(io_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "io", "NULL" } },
+    { MASK_BITS | TREES, { NIL(io.tree) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.tree ", "NULL" } },
+};
+
+static const error_case lists[] = {
+    { RUNS | LISTS, { NIL(io.topk) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.topk ", "NULL" } },
+    { RUNS | LISTS, { SHIFT(io.topk, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.topk ", "aligned" } },
+    { RUNS | LISTS, { I32(LISTED(35, 3), -2) }, ATTN_E_ARGUMENT, 17, 3, { "topk[35][3] = -2" } },
+    { RUNS | LISTS, { I32(LISTED(35, 3), INT32_MIN) }, ATTN_E_ARGUMENT, 17, 3, { "topk[35][3] = -2147483648" } },
+    { RUNS | LISTS, { I32(LISTED(0, 5), -7) }, ATTN_E_ARGUMENT, 0, 5, { "topk[0][5] = -7" } },
+    { RUNS | LISTS | CONTIGUOUS, { I32(LISTED(43, 0), -2) }, ATTN_E_ARGUMENT, 19, 0, { "topk[43][0] = -2" } },
+    { RUNS | LISTS, { I32(LISTED(35, 0), 3), I32(LISTED(35, 5), 3) }, ATTN_E_ARGUMENT, 17, 5,
+      { "topk[35][5] = 3", "twice" } },
+    { RUNS | LISTS, { I32(LISTED(35, 3), 0), I32(LISTED(35, 1), 0) }, ATTN_E_ARGUMENT, 17, 3, { "topk[35][3] = 0" } },
+    { RUNS | LISTS, { I32(LISTED(35, 0), 15), I32(LISTED(35, 1), 15) }, ATTN_E_ARGUMENT, 17, 1,
+      { "topk[35][1] = 15" } },     /* past the row's horizon */
+    { RUNS | LISTS, { I32(LISTED(6, 1), 3), I32(LISTED(6, 5), 3) }, ATTN_E_ARGUMENT, 3, 5, { "topk[6][5] = 3" } },
+    { RUNS | LISTS, { I32(LISTED(6, 0), 49), I32(table[3 * COLUMNS + 12], 4096) }, ATTN_E_PAGE, 3, 12,
+      { "page_table[3][12] = 4096", "96 pages" } },
+    { RUNS | LISTS, { I32(LISTED(6, 1), 3), I32(table[3 * COLUMNS], -1) }, ATTN_E_PAGE, 3, 0,
+      { "page_table[3][0] = -1", "96 pages" } },
+    { APPEND | LISTS, { I32(table[3 * COLUMNS + 12], 4096) }, ATTN_E_PAGE, 3, 12, { "page_table[3][12] = 4096" } },
+    { RUNS | LISTS, { I64(io.page_table_row, 12) }, ATTN_E_ARGUMENT, 3, ANY, { "io.page_table_row = 12", "13" } },
+    { MASK_BITS | LISTS, { NIL(io_arg) }, ATTN_E_ARGUMENT, ANY, ANY, { "io", "NULL" } },
+    { MASK_BITS | LISTS, { NIL(io.topk) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.topk ", "NULL" } },
+};
+
+static const error_case scales[] = {
+    { RUNS | APPEND | INT8, { NIL(io.k_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "NULL" } },
+    { RUNS | APPEND | INT8, { NIL(io.v_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_scale ", "NULL" } },
+    { RUNS | APPEND | PER_KEY, { NIL(io.k_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "NULL" } },
+    { RUNS | APPEND | PER_KEY, { NIL(io.v_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_scale ", "NULL" } },
+    { RUNS | APPEND | PER_KEY | CONTIGUOUS, { NIL(io.v_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_scale " } },
+    { RUNS | APPEND | INT8, { SHIFT(io.k_scale, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "aligned" } },
+    { RUNS | APPEND | INT8, { SHIFT(io.v_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_scale ", "aligned" } },
+    { RUNS | APPEND | PER_KEY, { SHIFT(io.k_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "aligned" } },
+    { RUNS | APPEND | PER_KEY, { SHIFT(io.v_scale, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v_scale ", "aligned" } },
+    { RUNS | APPEND | LATENT, { NIL(io.k_scale) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "NULL" } },
+    { RUNS | APPEND | LATENT, { SHIFT(io.k_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.k_scale ", "aligned" } },
+    { RUNS | APPEND | LATENT, { POINT(io.v_scale, v_scale) }, ATTN_E_ARGUMENT, ANY, ANY,
+      { "io.v_scale ", "ATTN_V_IN_K" } },
+    { RUNS | APPEND | LATENT, { POINT(io.v, v) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.v ", "ATTN_V_IN_K" } },
+    { APPEND | LATENT, { POINT(new_v, rows) }, ATTN_E_ARGUMENT, ANY, ANY, { "new_v ", "ATTN_V_IN_K" } },
+    /* a scale that is not needed may be missing, not misplaced */
+    { RUNS | APPEND, { POINT(io.k_scale, k_scale), SHIFT(io.k_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY,
+      { "io.k_scale ", "aligned" } },
+    { RUNS | APPEND, { POINT(io.v_scale, v_scale), SHIFT(io.v_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY,
+      { "io.v_scale ", "aligned" } },
 };
 
 static const error_case appends[] = {
@@ -504,6 +652,10 @@ static void apply(world *w, const patch *p) {
         pointer += p->value;
         memcpy(at, &pointer, sizeof pointer);
         break;
+    case POINT:
+        pointer = (unsigned char *)w + p->value;
+        memcpy(at, &pointer, sizeof pointer);
+        break;
     default:
         break;
     }
@@ -511,9 +663,7 @@ static void apply(world *w, const patch *p) {
 
 static void make_case(const error_case *c, int which) {
     int i;
-    make_world(&now, !(c->calls & CONTIGUOUS));
-    if (c->calls & FULL) now.layer.mask = ATTN_FULL;
-    if (c->calls & SHORT) now.kv_len[2] = 1;
+    make_variant(&now, c->calls);
     if (which != PLAN && which != DENSE && which != MASK_BITS) make_plan(&now);
     for (i = 0; i < 4; i++) apply(&now, &c->patch[i]);
 }
@@ -536,11 +686,12 @@ static void check_text(const error_case *c, const char *name, const attn_error *
 }
 
 /* Where the world changed, for the message. The memory of attn_dense is scratch: the plan is made there before io is
-   looked at, so it does not count. */
+   looked at, so it does not count. Nor does scratch memory with mask TOPK: duplicates are found there. */
 static long changed(int which) {
     const unsigned char *a = (const unsigned char *)&now, *b = (const unsigned char *)&before;
     size_t i;
     if (which == DENSE) memcpy(before.call_memory, now.call_memory, sizeof now.call_memory);
+    if (now.layer.mask == ATTN_TOPK) memcpy(before.exec_memory, now.exec_memory, sizeof now.exec_memory);
     for (i = 0; i < sizeof now; i++) {
         if (a[i] != b[i]) return (long)i;
     }
@@ -601,23 +752,27 @@ static void check_cases(const error_case *c, int count) {
 
 /* Without this the other tests could pass because the world is broken from the start. */
 static void test_valid(void) {
-    int paged, j;
-    for (paged = 0; paged < 2; paged++) {
+    static const unsigned variants[] = {
+        CONTIGUOUS, 0, FULL, TREES, TREES | CONTIGUOUS, LISTS, LISTS | CONTIGUOUS, INT8, PER_KEY, PER_KEY | CONTIGUOUS,
+        LATENT, LATENT | CONTIGUOUS
+    };
+    size_t v;
+    int j;
+    for (v = 0; v < sizeof variants / sizeof variants[0]; v++) {
         for (j = 0; j < CALLS; j++) {
             attn_error error;
-            int status, which;
-            if (paged && 1 << j == DENSE) continue;
-            make_world(&now, paged);
+            int status, which = 1 << j;
+            if (which == DENSE && variants[v] != CONTIGUOUS) continue;
+            make_variant(&now, variants[v]);
             make_plan(&now);
             CHECK(attn_plan_bytes(&now.batch, &now.layer) <= sizeof now.plan_memory, "plan memory of %lu bytes",
                   (unsigned long)attn_plan_bytes(&now.batch, &now.layer));
-            CHECK(paged || attn_dense_bytes(&now.layer, 3, 20) <= sizeof now.call_memory, "dense memory");
-            which = 1 << j;
+            CHECK(which != DENSE || attn_dense_bytes(&now.layer, 3, 20) <= sizeof now.call_memory, "dense memory");
             memcpy(&before, &now, sizeof now);
             status = call(&now, which, &error);
-            CHECK(status == ATTN_OK, "%s: %s", call_names[j], status ? error.text : "");
-            CHECK(which == CHECKER || changed(which) >= 0, "%s wrote nothing", call_names[j]);
-            CHECK(call(&now, which, NULL) == ATTN_OK, "%s without an attn_error", call_names[j]);
+            CHECK(status == ATTN_OK, "variant %d, %s: %s", (int)v, call_names[j], status ? error.text : "");
+            CHECK(which == CHECKER || changed(which) >= 0, "variant %d, %s wrote nothing", (int)v, call_names[j]);
+            CHECK(call(&now, which, NULL) == ATTN_OK, "variant %d, %s without an attn_error", (int)v, call_names[j]);
         }
     }
 }
@@ -644,6 +799,18 @@ static void test_differences(void) {
 
 static void test_pages(void) {
     CASES(pages);
+}
+
+static void test_trees(void) {
+    CASES(trees);
+}
+
+static void test_lists(void) {
+    CASES(lists);
+}
+
+static void test_scales(void) {
+    CASES(scales);
 }
 
 static void test_appends(void) {
@@ -793,6 +960,77 @@ static void test_optional(void) {
     now.io_arg = NULL;
     status = call(&now, MASK_BITS, &error);
     CHECK(status == ATTN_OK, "attn_mask_bits without io: %s", status ? error.text : "");
+    make_world(&now, 1);
+    make_plan(&now);
+    now.io.tree = NULL;
+    now.io.topk = NULL;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "no tree and no lists with mask CAUSAL: %s", status ? error.text : "");
+}
+
+/* attn_append stores rows, whatever sees them: it needs no tree and no lists. */
+static void test_append_alone(void) {
+    static const unsigned variants[] = { TREES, LISTS };
+    int i;
+    for (i = 0; i < 2; i++) {
+        attn_error error;
+        int status;
+        make_variant(&now, variants[i]);
+        make_plan(&now);
+        now.io.tree = NULL;
+        now.io.topk = NULL;
+        status = call(&now, APPEND, &error);
+        CHECK(status == ATTN_OK, "attn_append: %s", status ? error.text : "");
+    }
+}
+
+/* Bits of drafts that do not exist are ignored: the output is that of a tree without them. */
+static void test_tree_bits_above(void) {
+    static float o[MAX_ROWS * HEADS * DIM];
+    attn_error error;
+    int i, j, row = 0, status;
+    make_variant(&now, TREES);
+    make_plan(&now);
+    CHECK(call(&now, FORWARD, NULL) == ATTN_OK, "the reference");
+    memcpy(o, now.o, sizeof o);
+    for (i = 0; i < N; i++) {
+        for (j = 0; j < now.q_len[i]; j++, row++) now.tree[row] |= (int32_t)(0x7FFFFFFFu << now.q_len[i]);
+    }
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "bits above E: %s", status ? error.text : "");
+    CHECK(!memcmp(o, now.o, sizeof o), "bits above E changed the output");
+}
+
+/* Entries past a row's horizon and -1 are no errors, nor is an entry past all keys that stands there twice; pages of
+   keys that no list holds are not looked at. */
+static void test_lists_allowed(void) {
+    static float o[MAX_ROWS * HEADS * DIM];
+    attn_error error;
+    int status, row;
+    make_variant(&now, LISTS);
+    make_plan(&now);
+    CHECK(call(&now, FORWARD, NULL) == ATTN_OK, "the reference");
+    memcpy(o, now.o, sizeof o);
+    for (row = 0; row < 44; row++) now.topk[row * TOPK + 1] = row % 2 ? INT32_MAX : 1000 + row;
+    now.topk[35 * TOPK + 1] = 11;   /* position 10 */
+    now.topk[5] = now.topk[1];      /* row 0 has five keys: 1000 stands twice in its list */
+    now.table[3 * COLUMNS] = -1;    /* keys 0 .. 3 of request 3, whose list holds 44 and above */
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "entries past the horizon: %s", status ? error.text : "");
+    CHECK(!memcmp(o, now.o, sizeof o), "entries past the horizon changed the output");
+}
+
+/* ATTN_TRUSTED: lists are not checked. */
+static void test_lists_trusted(void) {
+    attn_error error;
+    int status;
+    make_variant(&now, LISTS);
+    now.layer.flags = ATTN_TRUSTED;
+    make_plan(&now);
+    now.topk[35 * TOPK + 1] = now.topk[35 * TOPK];
+    now.io.pages = 13;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "a trusted call: %s", status ? error.text : "");
 }
 
 /* ATTN_TRUSTED: pages says 13 although there are 96 of them, so the checked call fails and the trusted one is right. */
@@ -855,11 +1093,18 @@ int main(int argc, char **argv) {
     test_run("errors: every field of attn_layer is compared", test_every_field);
     test_run("errors: numbers in messages", test_numbers);
     test_run("errors: page ids (features trap 8)", test_pages);
+    test_run("errors: trees", test_trees);
+    test_run("errors: top-k lists", test_lists);
+    test_run("errors: scales", test_scales);
     test_run("errors: appending more rows than keys", test_appends);
     test_run("errors: a plan that was never made", test_foreign_plan);
     test_run("no error: n = 0 and zero lengths", test_empty);
     test_run("no error: what is optional", test_optional);
     test_run("no error: ATTN_TRUSTED does not check pages", test_trusted);
     test_run("no error: table entries that are never read", test_unread_pages);
+    test_run("no error: appending without tree and lists", test_append_alone);
+    test_run("no error: tree bits above the rows", test_tree_bits_above);
+    test_run("no error: list entries past the horizon", test_lists_allowed);
+    test_run("no error: ATTN_TRUSTED does not check lists", test_lists_trusted);
     return test_close("errors");
 }

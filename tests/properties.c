@@ -1070,6 +1070,329 @@ static void merge_nothing(void) {
     CHECK(attn_merge(&layer, 0, empty, low, empty, low, o, lse, NULL) == 0, "no rows");
 }
 
+/* ---- trees, lists and 8-bit caches ------------------------------------------------------------------------------ */
+
+static const layer_case drafts[] = {
+    { "f32", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0 },
+    { "f16 window alibi", 4, 1, 24, 16, ATTN_F16, ATTN_F16, ATTN_F32, ATTN_CAUSAL, 600, 0, 0, 0, 0, 0, 0 },
+    { "bf16 sinks", 6, 2, 40, 20, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 500, 0, 300, 256, 1, 20, 0 },
+    { "e4m3", 3, 1, 16, 16, ATTN_F32, ATTN_E4M3, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 1, 0, 0 },
+    { "int8", 4, 2, 16, 8, ATTN_F32, ATTN_INT8, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0 },
+};
+
+static void set_draft_layer(case_spec *s, const layer_case *l, attn_mask mask) {
+    set_layer(s, l);
+    s->layer.mask = mask;
+    s->layer.scale_kind = l->kv_type == ATTN_INT8 ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_REQUEST;
+    s->k_scale = s->v_scale = l->kv_type >= ATTN_E4M3;
+    s->alibi = l->left == 600;
+    s->tree = CASE_TREE_CHAIN;
+    s->layer.topk = mask == ATTN_TOPK ? 1000 : 0;
+}
+
+static void draft_spec(case_spec *s, const layer_case *l, int phase, attn_mask mask) {
+    base_spec(s, l, phase);
+    set_draft_layer(s, l, mask);
+}
+
+/* Calls test(layer, phase) for every layer of drafts and phase. */
+static void each_draft(void (*fn)(const layer_case *l, int phase)) {
+    int l;
+    for (l = 0; l < COUNT(drafts); l++) {
+        fn(&drafts[l], ATTN_PREFILL);
+        fn(&drafts[l], ATTN_DECODE);
+    }
+}
+
+static void chain_layer(const layer_case *l, int phase) {
+    static const int more[] = { -1, 0, 24, 100 };
+    case_spec a;
+    case_spec b;
+    int i;
+    draft_spec(&a, l, phase, ATTN_CAUSAL);
+    for (i = 0; i < COUNT(more); i++) {
+        draft_spec(&b, l, phase, ATTN_TREE);
+        b.more_q = more[i];
+        b.layer.row_tile = 16 << i;
+        b.layer.page_size = i & 1 ? 16 : 0;
+        b.hide = i & 1;
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void chain_equals_causal(void) {
+    each_draft(chain_layer);
+}
+
+/* Not with a window: then the keys before it have no rank, and the first key seen starts a unit. */
+static void whole_list_layer(const layer_case *l, int phase) {
+    static const int orders[] = { 0, 1, 2 };
+    case_spec a;
+    case_spec b;
+    int i;
+    if (l->left) return;
+    draft_spec(&a, l, phase, ATTN_CAUSAL);
+    for (i = 0; i < COUNT(orders); i++) {
+        draft_spec(&b, l, phase, ATTN_TOPK);
+        b.list_order = orders[i];
+        b.layer.topk += 100 * i;
+        b.layer.page_size = i == 1 ? 3 : 0;
+        b.layer.row_tile = 16 << i;
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void whole_list_equals_causal(void) {
+    each_draft(whole_list_layer);
+}
+
+static void list_order_layer(const layer_case *l, int phase) {
+    static const int more[] = { 0, 0, 1, 400 };
+    case_spec a;
+    case_spec b;
+    int i;
+    draft_spec(&a, l, phase, ATTN_TOPK);
+    a.list_keys = 700;
+    for (i = 0; i < COUNT(more); i++) {
+        b = a;
+        b.layer.topk = 700 + more[i];
+        b.list_order = 1 + i;
+        b.layer.workers = 1 + i;
+        b.layer.page_size = i & 1 ? 16 : 0;
+        b.hide = i & 1;
+        same_specs(&a, &b, l->name);
+    }
+}
+
+static void any_list_order(void) {
+    each_draft(list_order_layer);
+}
+
+/* Takes what a row does not see off its list; returns how many entries those were. */
+static int drop_unseen(test_case *c) {
+    int32_t *list = (int32_t *)(void *)c->topk.data;
+    unsigned char *sees = (unsigned char *)malloc(1000);
+    int dropped = 0;
+    int request;
+    int row;
+    int i;
+    if (!sees) abort();
+    for (request = 0; request < c->spec.n; request++) {
+        for (row = 0; row < c->q_len[request]; row++, list += c->layer.topk) {
+            case_sees(c, request, row, sees);
+            for (i = 0; i < c->layer.topk; i++) {
+                if (list[i] < 0 || (list[i] < c->kv_len[request] && sees[list[i]])) continue;
+                list[i] = -1;
+                dropped++;
+            }
+        }
+    }
+    free(sees);
+    case_rehash(c);
+    return dropped;
+}
+
+static void unseen_entries_layer(const layer_case *l, int phase) {
+    case_spec s;
+    test_case a;
+    test_case b;
+    int i;
+    draft_spec(&s, l, phase, ATTN_TOPK);
+    s.layer.window_left = 600;
+    s.list_keys = 990;
+    s.list_order = 3;
+    for (i = 0; i < isa_count; i++) {
+        int dropped;
+        open_run(&a, &s, isas[i]);
+        meaningful(&a);
+        case_open(&b, &s);
+        b.layer.isa = (int32_t)isas[i];
+        dropped = drop_unseen(&b);
+        CHECK(dropped > 1000, "%d entries dropped", dropped);
+        run(&b);
+        CHECK(case_same(&a, &b), "%s, %s", l->name, case_isa_name(isas[i]));
+        case_close(&a);
+        case_close(&b);
+    }
+}
+
+static void unseen_entries(void) {
+    each_draft(unseen_entries_layer);
+}
+
+/* Another query, key and value for draft n->token: rows that do not see it keep their bits, the others lose them. */
+static int spoil_draft(const test_case *clean, const case_spec *s, const nan_place *n) {
+    unsigned char sees[1000];
+    case_spec t = *s;
+    nan_place place = *n;
+    test_case c;
+    int kept = 0;
+    int row;
+    t.edit = edit_nan;
+    t.edit_user = &place;
+    open_run(&c, &t, (attn_isa)clean->layer.isa);
+    for (row = 0; row < c.q_len[0]; row++) {
+        int same = case_same_row(clean, 0, row, &c, 0, row);
+        case_sees(&c, 0, row, sees);
+        kept += !sees[n->token];
+        CHECK(same == !sees[n->token], "%s: row %d and draft %d with %g, KV type %d",
+              case_isa_name((attn_isa)c.layer.isa), row, n->token - 960, (double)n->value, (int)t.layer.kv_type);
+    }
+    same_rows(clean, 1, 0, &c, 1, 0, c.q_len[1], "the next request");
+    case_close(&c);
+    return kept;
+}
+
+static void siblings_layer(const layer_case *l, int phase) {
+    static const int tokens[] = { 960, 963, 977, 999 };
+    static const float values[] = { NAN, 7 };
+    case_spec s;
+    test_case clean;
+    int i;
+    int k;
+    draft_spec(&s, l, phase, ATTN_TREE);
+    s.tree = phase == ATTN_PREFILL ? CASE_TREE_BINARY : CASE_TREE_FOREST;
+    for (i = 0; i < isa_count; i++) {
+        int kept = 0;
+        open_run(&clean, &s, isas[i]);
+        meaningful(&clean);
+        for (k = 0; k < 2 * COUNT(tokens); k++) {
+            nan_place n = { 0, 0, 7, 0 };
+            n.token = tokens[k / 2];
+            n.value = values[k & 1];
+            kept += spoil_draft(&clean, &s, &n);
+        }
+        CHECK(kept > 100, "only %d rows without a draft", kept);
+        case_close(&clean);
+    }
+}
+
+static void siblings(void) {
+    each_draft(siblings_layer);
+}
+
+/* Runs `rows` rows from row `start` of `whole`'s first request on, as the second request of another batch. */
+static void rows_elsewhere(const test_case *whole, const layer_case *l, int start, int rows, int variant) {
+    const case_request *r = &whole->spec.request[0];
+    case_spec s;
+    test_case c;
+    case_defaults(&s);
+    set_draft_layer(&s, l, whole->layer.mask);
+    s.tree = whole->spec.tree;
+    s.list_keys = whole->spec.list_keys;
+    s.list_order = variant;
+    s.layer.topk += 5 * variant * (s.layer.topk > 0);
+    s.layer.page_size = variant & 1 ? 16 : 0;
+    s.layer.row_tile = 16 << variant % 4;
+    s.hide = 1;
+    s.more_q = variant * 20 - 1;
+    s.n = 0;
+    add_request(&s, 3, 300, 1 - r->phase, 5);
+    add_request(&s, rows, r->kv_len - r->q_len + start + rows, r->phase, r->content);
+    add_request(&s, 9, 500, r->phase, 6);
+    open_run(&c, &s, (attn_isa)whole->layer.isa);
+    same_rows(whole, 0, start, &c, 1, 0, rows, l->name);
+    case_close(&c);
+}
+
+/* The drafts stand on both sides of a unit's border. */
+static void tree_rows_layer(const layer_case *l, int phase) {
+    static const case_tree trees[] = { CASE_TREE_CHAIN, CASE_TREE_BINARY, CASE_TREE_SIBLINGS, CASE_TREE_FOREST };
+    static const int rows[] = { 1, 3, 17, 33 };
+    case_spec s;
+    test_case whole;
+    int i;
+    int k;
+    int t;
+    for (i = 0; i < isa_count; i++) {
+        for (t = 0; t < COUNT(trees); t++) {
+            case_defaults(&s);
+            set_draft_layer(&s, l, ATTN_TREE);
+            s.tree = trees[t];
+            s.n = 0;
+            add_request(&s, 40, 790, phase, 0);
+            add_request(&s, 3, 700, phase, 1);
+            open_run(&whole, &s, isas[i]);
+            meaningful(&whole);
+            for (k = 0; k < COUNT(rows); k++) rows_elsewhere(&whole, l, 0, rows[k], k);
+            case_close(&whole);
+        }
+    }
+}
+
+static void tree_rows(void) {
+    each_draft(tree_rows_layer);
+}
+
+static void chunked_rows_layer(const layer_case *l, int phase, attn_mask mask) {
+    static const int chunks[][2] = { { 0, 1 }, { 0, 17 }, { 39, 1 }, { 16, 24 }, { 7, 3 } };
+    case_spec s;
+    test_case whole;
+    int i;
+    int k;
+    for (i = 0; i < isa_count; i++) {
+        draft_spec(&s, l, phase, mask);
+        s.list_keys = 700;
+        open_run(&whole, &s, isas[i]);
+        meaningful(&whole);
+        for (k = 0; k < COUNT(chunks); k++) rows_elsewhere(&whole, l, chunks[k][0], chunks[k][1], k);
+        case_close(&whole);
+    }
+}
+
+static void list_rows_layer(const layer_case *l, int phase) {
+    chunked_rows_layer(l, phase, ATTN_TOPK);
+}
+
+static void list_rows(void) {
+    each_draft(list_rows_layer);
+}
+
+static void byte_rows_layer(const layer_case *l, int phase) {
+    if (l->kv_type >= ATTN_E4M3) chunked_rows_layer(l, phase, ATTN_CAUSAL);
+}
+
+static void byte_rows(void) {
+    each_draft(byte_rows_layer);
+}
+
+static void verify_chain_layer(const layer_case *l, int phase) {
+    static const int rows[] = { 2, 5, 17, 33 };
+    case_spec s;
+    test_case verify;
+    test_case one;
+    int i;
+    int k;
+    int j;
+    if (phase != ATTN_DECODE) return;
+    for (i = 0; i < isa_count; i++) {
+        for (k = 0; k < COUNT(rows); k++) {
+            case_defaults(&s);
+            set_draft_layer(&s, l, ATTN_TREE);
+            s.n = 0;
+            add_request(&s, rows[k], 780, phase, 0);
+            add_request(&s, rows[k], 801, phase, 1);
+            open_run(&verify, &s, isas[i]);
+            meaningful(&verify);
+            set_draft_layer(&s, l, ATTN_CAUSAL);
+            for (j = 0; j < rows[k]; j++) {
+                s.request[0].q_len = s.request[1].q_len = 1;
+                s.request[0].kv_len = 780 - rows[k] + 1 + j;
+                s.request[1].kv_len = 801 - rows[k] + 1 + j;
+                open_run(&one, &s, isas[i]);
+                same_rows(&one, 0, 0, &verify, 0, j, 1, l->name);
+                same_rows(&one, 1, 0, &verify, 1, j, 1, l->name);
+                case_close(&one);
+            }
+            case_close(&verify);
+        }
+    }
+}
+
+static void verify_chain(void) {
+    each_draft(verify_chain_layer);
+}
+
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
 /* Only the last row of a causal square sees the last key, in whichever panel and tile it stands. */
@@ -1134,5 +1457,14 @@ int main(int argc, char **argv) {
     test_run("NaN in a query changes only its row", nan_row);
     test_run("features trap 17: merging two key sets equals one call", merge_equals_one_call);
     test_run("merging two empty sets", merge_nothing);
+    test_run("a chain of drafts has the bits of CAUSAL", chain_equals_causal);
+    test_run("a list of all keys, in any order, has the bits of CAUSAL", whole_list_equals_causal);
+    test_run("the order of a list, holes and what lies past the row", any_list_order);
+    test_run("listed keys that the window hides", unseen_entries);
+    test_run("a draft changes only the rows that see it", siblings);
+    test_run("rows of a tree: any number of rows after them, any neighbours", tree_rows);
+    test_run("rows with lists: chunks of any size, any neighbours", list_rows);
+    test_run("8-bit caches: chunks of any size, any neighbours", byte_rows);
+    test_run("a chain that is verified equals decoding one by one", verify_chain);
     return test_close("properties");
 }

@@ -8,6 +8,21 @@
 
 /* ---- masks ------------------------------------------------------------------------------------------------------ */
 
+/* A row of a tree stands behind the cached keys, as deep as it has ancestors: its bits but its own. */
+static long long row_position(const ref_problem *p, int row) {
+    long long past = (long long)p->kv_len - p->q_len;
+    int depth = -1;
+    int bit;
+    if (!p->tree) return past + row;
+    for (bit = 0; bit < p->q_len; bit++) depth += (int)(p->tree[row * p->tree_words + bit / 32] >> bit % 32 & 1u);
+    return past + depth;
+}
+
+static long long key_position(const ref_problem *p, int key) {
+    int past = p->kv_len - p->q_len;
+    return p->tree && key >= past ? row_position(p, key - past) : key;
+}
+
 static int in_window(const ref_problem *p, long long position, long long key) {
     long long left = p->window_left;
     long long right = p->causal && !p->prefix_lm && !p->block ? 0 : p->window_right;
@@ -17,6 +32,10 @@ static int in_window(const ref_problem *p, long long position, long long key) {
 }
 
 static int mask_sees(const ref_problem *p, long long position, int row, int key) {
+    if (p->tree) {
+        int draft = key - (p->kv_len - p->q_len);
+        return draft < 0 || (p->tree[row * p->tree_words + draft / 32] >> draft % 32 & 1u);
+    }
     if (p->block) {
         long long block_start = (position - row) + (long long)(row / p->block) * p->block;
         return key < block_start + p->block;
@@ -26,10 +45,34 @@ static int mask_sees(const ref_problem *p, long long position, int row, int key)
     return !p->chunk || key / p->chunk == position / p->chunk;
 }
 
+void ref_row(const ref_problem *p, int row, unsigned char *sees) {
+    long long position = row_position(p, row);
+    int i;
+    int key;
+    memset(sees, !p->list, (size_t)p->kv_len);
+    for (i = 0; p->list && i < p->list_keys; i++) {
+        key = p->list[(size_t)row * (size_t)p->list_keys + (size_t)i];
+        if (key >= 0 && key < p->kv_len) sees[key] = 1;
+    }
+    for (key = 0; key < p->kv_len; key++) {
+        if (!mask_sees(p, position, row, key)) sees[key] = 0;
+        if (key >= p->sink_keys && !in_window(p, position, key_position(p, key))) sees[key] = 0;
+    }
+}
+
+static void *allocate(size_t bytes) {
+    void *p = malloc(bytes + 1);
+    if (!p) abort();
+    return p;
+}
+
 int ref_sees(const ref_problem *p, int row, int key) {
-    long long position = (long long)p->kv_len - p->q_len + row;
-    if (!mask_sees(p, position, row, key)) return 0;
-    return key < p->sink_keys || in_window(p, position, key);
+    unsigned char *sees = (unsigned char *)allocate((size_t)p->kv_len);
+    int answer;
+    ref_row(p, row, sees);
+    answer = sees[key];
+    free(sees);
+    return answer;
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -49,9 +92,9 @@ static double dot(const double *a, const double *b, int n, double *magnitude) {
 
 /* *reach: by how many roundoffs the logit of a product may be off: the terms of the sum, damped by the slope of the
    cap, and the logit itself. */
-static double logit(const ref_problem *p, double product, double magnitude, double *reach) {
-    double x = p->scale * product;
-    double bound = fabs(p->scale) * magnitude;
+static double logit(const ref_problem *p, double scale, double product, double magnitude, double *reach) {
+    double x = scale * product;
+    double bound = fabs(scale) * magnitude;
     double t;
     *reach = bound;
     if (p->softcap == 0) return x;
@@ -60,25 +103,25 @@ static double logit(const ref_problem *p, double product, double magnitude, doub
     return p->softcap * t;
 }
 
-/* Logits of one (row, head); -inf marks a key that does not count. Returns how many keys are visible. */
-static int row_logits(const ref_problem *p, int row, int head, double *x, double *reach) {
+/* Logits of one (row, head) for the keys it sees. Returns how many those are. */
+static int row_logits(const ref_problem *p, int row, int head, const unsigned char *sees, double *x, double *reach) {
     const double *q = p->q + ((size_t)row * (size_t)p->heads + (size_t)head) * (size_t)p->head_dim;
+    double position = (double)row_position(p, row);
     int kv_head = head / (p->heads / p->kv_heads);
     int seen = 0;
     int key;
     *reach = 0;
     for (key = 0; key < p->kv_len; key++) {
-        const double *k = p->k + ((size_t)key * (size_t)p->kv_heads + (size_t)kv_head) * (size_t)p->head_dim;
+        size_t at = (size_t)key * (size_t)p->kv_heads + (size_t)kv_head;
         double magnitude;
         double product;
         double r;
-        x[key] = -HUGE_VAL;
-        if (!ref_sees(p, row, key)) continue;
+        if (!sees[key]) continue;
         seen++;
-        product = dot(q, k, p->head_dim, &magnitude);
-        x[key] = logit(p, product, magnitude, &r);
+        product = dot(q, p->k + at * (size_t)p->head_dim, p->head_dim, &magnitude);
+        x[key] = logit(p, p->k_scale ? p->scale * p->k_scale[at] : p->scale, product, magnitude, &r);
         if (p->alibi) {
-            double bias = p->alibi[head] * (key - ((double)p->kv_len - p->q_len + row));
+            double bias = p->alibi[head] * ((double)key_position(p, key) - position);
             x[key] += bias;
             r += fabs(bias);
         }
@@ -87,11 +130,26 @@ static int row_logits(const ref_problem *p, int row, int head, double *x, double
     return seen;
 }
 
-static void row_output(const ref_problem *p, int row, int head, double *x) {
+/* o += w * v of one key; returns the largest |v|. */
+static double add_value(const ref_problem *p, int key, int kv_head, double w, double *o) {
+    size_t at = (size_t)key * (size_t)p->kv_heads + (size_t)kv_head;
+    const double *v = p->v + at * (size_t)p->v_dim;
+    double scale = p->v_scale ? p->v_scale[at] : 1;
+    double most = 0;
+    int d;
+    for (d = 0; d < p->v_dim; d++) {
+        double x = scale * v[d];
+        if (fabs(x) > most) most = fabs(x);
+        o[d] += w * x;
+    }
+    return most;
+}
+
+static void row_output(const ref_problem *p, int row, int head, const unsigned char *sees, double *x) {
     size_t at = (size_t)row * (size_t)p->heads + (size_t)head;
     double *o = p->o + at * (size_t)p->v_dim;
     int kv_head = head / (p->heads / p->kv_heads);
-    int seen = row_logits(p, row, head, x, &p->reach[at]);
+    int seen = row_logits(p, row, head, sees, x, &p->reach[at]);
     double m = p->sinks ? p->sinks[head] : -HUGE_VAL;
     double l = 0;
     int key;
@@ -100,34 +158,34 @@ static void row_output(const ref_problem *p, int row, int head, double *x) {
     p->v_max[at] = 0;
     p->lse[at] = m;
     for (key = 0; key < p->kv_len; key++) {
-        if (x[key] > m) m = x[key];
+        if (sees[key] && x[key] > m) m = x[key];
     }
     if (!seen || m == -HUGE_VAL) return;
     if (p->sinks) l = exp(p->sinks[head] - m);
     for (key = 0; key < p->kv_len; key++) {
-        const double *v = p->v + ((size_t)key * (size_t)p->kv_heads + (size_t)kv_head) * (size_t)p->v_dim;
         double w;
-        if (!ref_sees(p, row, key)) continue;
+        double most;
+        if (!sees[key]) continue;
         w = exp(x[key] - m);
         l += w;
-        for (d = 0; d < p->v_dim; d++) {
-            if (fabs(v[d]) > p->v_max[at]) p->v_max[at] = fabs(v[d]);
-            o[d] += w * v[d];
-        }
+        most = add_value(p, key, kv_head, w, o);
+        if (most > p->v_max[at]) p->v_max[at] = most;
     }
     for (d = 0; d < p->v_dim; d++) o[d] /= l;
     p->lse[at] = m + log(l);
 }
 
 void ref_attention(const ref_problem *p) {
-    double *x = (double *)malloc(((size_t)p->kv_len + 1) * sizeof *x);
+    double *x = (double *)allocate((size_t)p->kv_len * sizeof *x);
+    unsigned char *sees = (unsigned char *)allocate((size_t)p->kv_len);
     int row;
     int head;
-    if (!x) abort();
     for (row = 0; row < p->q_len; row++) {
-        for (head = 0; head < p->heads; head++) row_output(p, row, head, x);
+        ref_row(p, row, sees);
+        for (head = 0; head < p->heads; head++) row_output(p, row, head, sees, x);
     }
     free(x);
+    free(sees);
 }
 
 /* ---- types ------------------------------------------------------------------------------------------------------ */
@@ -142,7 +200,7 @@ static int exponent_limit(int type) {
 }
 
 size_t ref_size(int type) {
-    return type == REF_F32 ? 4 : 2;
+    return type == REF_F32 ? 4 : type <= REF_BF16 ? 2 : 1;
 }
 
 static double decode16(int type, unsigned bits) {
@@ -159,9 +217,24 @@ static double decode16(int type, unsigned bits) {
     return sign * (double)x;
 }
 
+/* Sign, 4 or 5 bits of exponent, the rest fraction */
+static double decode8(int type, unsigned bits) {
+    int f = type == REF_E4M3 ? 3 : 2;
+    int bias = type == REF_E4M3 ? 7 : 15;
+    int fraction = (int)(bits & ((1u << f) - 1u));
+    int exponent = (int)((bits & 0x7Fu) >> f);
+    double sign = bits & 0x80u ? -1 : 1;
+    if (type == REF_INT8) return bits & 0x80u ? (double)bits - 256 : (double)bits;
+    if (type == REF_E4M3 && (bits & 0x7Fu) == 0x7Fu) return (double)NAN;
+    if (type == REF_E5M2 && exponent == 31) return fraction ? (double)NAN : sign * HUGE_VAL;
+    if (exponent == 0) return sign * ldexp(fraction, 1 - bias - f);
+    return sign * ldexp((1 << f) + fraction, exponent - bias - f);
+}
+
 double ref_decode(int type, const void *at) {
     float x;
     uint16_t bits;
+    if (type >= REF_E4M3) return decode8(type, *(const unsigned char *)at);
     if (type == REF_F32) {
         memcpy(&x, at, sizeof x);
         return (double)x;
@@ -187,9 +260,42 @@ static uint32_t encode_magnitude(int type, uint32_t bits) {
     return significand > infinity ? infinity : significand;
 }
 
+/* The code whose value is nearest to |value|; codes without a sign ascend with their values. Of two that are equally
+   near the even one. */
+static unsigned nearest8(int type, double value) {
+    static double values[3][128];
+    double *v = values[type - REF_E4M3];
+    unsigned low = 0;
+    unsigned high = type == REF_E4M3 ? 0x7E : type == REF_E5M2 ? 0x7B : 0x7F;
+    if (v[1] == 0) {
+        unsigned code;
+        for (code = 0; code < 128; code++) v[code] = decode8(type, code);
+    }
+    if (value >= v[high]) return high;
+    while (high - low > 1) {
+        unsigned middle = (low + high) / 2;
+        if (v[middle] <= value) low = middle;
+        else high = middle;
+    }
+    if (value - v[low] == v[high] - value) return low & 1u ? high : low;
+    return value - v[low] < v[high] - value ? low : high;
+}
+
+static unsigned encode8(int type, double value) {
+    unsigned code;
+    if (isnan(value)) return type == REF_INT8 ? 0 : 0x7F;
+    code = nearest8(type, fabs(value));
+    if (!signbit(value)) return code;
+    return type == REF_INT8 ? (256u - code) & 0xFFu : code | 0x80u;
+}
+
 void ref_encode(int type, float value, void *at) {
     uint32_t bits;
     uint16_t half;
+    if (type >= REF_E4M3) {
+        *(unsigned char *)at = (unsigned char)encode8(type, (double)value);
+        return;
+    }
     memcpy(&bits, &value, sizeof bits);
     if (type == REF_F32) {
         memcpy(at, &bits, sizeof bits);
