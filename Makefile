@@ -25,7 +25,7 @@ LIBS     := -lm -lpthread
 export CC
 
 SUPPORT  := tests/ref.c tests/cases.c
-WITH_REF := attention properties sliding_window
+WITH_REF := attention engine properties sliding_window
 NAMES    := $(filter-out ref cases,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
 SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples
 HEADERS  := attn.h $(wildcard tests/*.h)

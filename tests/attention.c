@@ -1738,7 +1738,7 @@ int main(int argc, char **argv) {
     test_run("8-bit caches: every code means what it should", every_code);
     test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
     test_run("V in K: 576 and 512 in f32, bf16, e4m3 and int8", latent_types);
-    test_run("trees: every shape at the edges of words, windows, sink keys, ALiBi", tree_shapes);
+    test_run("features trap 16, trees: every shape at the edges of words, windows, sink keys, ALiBi", tree_shapes);
     test_run("trees: ragged batches in rows of any capacity", tree_capacities);
     test_run("trees: windows compare positions, keys counted", tree_by_hand);
     test_run("top-k: lists around 2048, 8 heads on 2 and 128 on 1", list_lengths);

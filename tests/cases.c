@@ -568,7 +568,8 @@ static kv_layout v_strides(const test_case *c) {
 static int64_t kv_elements(const test_case *c, const kv_layout *s) {
     if (c->layer.page_size) return s->page * c->io.pages;
     if (c->spec.padded) return s->page * c->spec.n;
-    return c->spec.head_major && s->head > s->row ? s->head * c->kv_heads : s->row * c->first_key[c->spec.n];
+    if (s->head * c->kv_heads > s->row * c->first_key[c->spec.n]) return s->head * c->kv_heads;  /* heads outside */
+    return s->row * c->first_key[c->spec.n];
 }
 
 static int64_t kv_at(const test_case *c, const kv_layout *s, int request, int key, int head) {
