@@ -1450,7 +1450,7 @@ int main(int argc, char **argv) {
     test_run("plan and scratch memory may hold anything", old_memory);
     test_run("the length arrays may change after planning", garbage_lengths);
     test_run("sglang trap 14: one plan for many layers equals a plan each", one_plan_many_layers);
-    test_run("features trap 12, sglang trap 16: a plan from capacities, replayed with longer and shorter caches", replay);
+    test_run("features trap 12, sglang trap 16: a plan from capacities, used for longer and shorter caches", replay);
     test_run("NaN or Inf in a key changes only the rows that see it", nan_in_later_keys);
     test_run("NaN in the last value spoils the last row only", nan_in_last_key);
     test_run("NaN in a neighbour never leaks", nan_neighbour);

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WITH_REF = {"attention", "properties", "sliding_window"}
+WITH_REF = {"attention", "engine", "properties", "sliding_window"}
 ORDER = ["errors", "api", "maths", "plan", "modes", "meta", "ring", "latent", "rope", "quant", "sparse", "engine",
          "sliding_window", "attention", "properties"]
 BUILD_SECONDS = 300
