@@ -4216,13 +4216,13 @@ static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int32
 
 static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, const uint32_t *tree, int32_t request,
                            int32_t row, int32_t key) {
-    int32_t q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, words;
-    const uint32_t *first = tree + attn__rows_before(batch, request, &words) * attn__ceil_div(words, 32);
-    int32_t position, draft = key - past;
-    words = (int32_t)attn__ceil_div(words, 32);
-    position = past + attn__tree_depth(first + (int64_t)row * words, q_len);
-    if (draft >= 0 && !attn__tree_bit(first + (int64_t)row * words, draft)) return 0;
-    if (draft >= 0) key = past + attn__tree_depth(first + (int64_t)draft * words, q_len);
+    int32_t q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, draft = key - past;
+    int32_t max_q_len, position;
+    int64_t rows = attn__rows_before(batch, request, &max_q_len), words = attn__ceil_div(max_q_len, 32);
+    const uint32_t *first = tree + rows * words;
+    position = past + attn__tree_depth(first + row * words, q_len);
+    if (draft >= 0 && !attn__tree_bit(first + row * words, draft)) return 0;
+    if (draft >= 0) key = past + attn__tree_depth(first + draft * words, q_len);
     return past + draft < layer->sink_keys || attn__in_window(layer, (int64_t)position - key);
 }
 
