@@ -2110,8 +2110,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, co
     const float *row[6];
     int32_t x;
     int i;
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
         row[i] = k[i];
         sum[i][0] = _mm256_setzero_ps();
         sum[i][1] = _mm256_setzero_ps();
@@ -2119,15 +2118,13 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, co
     for (x = 0; x < d; x++) {
         __m256 q0 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2);
         __m256 q1 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8);
-        ATTN__UNROLL
-        for (i = 0; i < keys; i++) {
+        ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m256 key = _mm256_broadcast_ss(row[i] + x);
             sum[i][0] = _mm256_fmadd_ps(key, q0, sum[i][0]);
             sum[i][1] = _mm256_fmadd_ps(key, q1, sum[i][1]);
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
         _mm256_storeu_ps(s + i * ATTN__LANES_AVX2, sum[i][0]);
         _mm256_storeu_ps(s + i * ATTN__LANES_AVX2 + 8, sum[i][1]);
     }
@@ -2174,8 +2171,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o,
     __m256 sum[6][2];
     int32_t j;
     int i;
-    ATTN__UNROLL
-    for (i = 0; i < columns; i++) {
+    ATTN__UNROLL for (i = 0; i < columns; i++) {
         sum[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2), _mm256_loadu_ps(alpha));
         sum[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8), _mm256_loadu_ps(alpha + 8));
     }
@@ -2183,8 +2179,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o,
         __m256 p0 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2);
         __m256 p1 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8);
         const float *row = v[j] + x;
-        ATTN__UNROLL
-        for (i = 0; i < columns; i++) {
+        ATTN__UNROLL for (i = 0; i < columns; i++) {
             __m256 value = _mm256_broadcast_ss(row + i);
             __m256 y0 = _mm256_fmadd_ps(value, p0, sum[i][0]);
             __m256 y1 = _mm256_fmadd_ps(value, p1, sum[i][1]);
@@ -2192,8 +2187,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o,
             sum[i][1] = mask ? _mm256_blendv_ps(sum[i][1], y1, attn__mask_avx2((uint32_t)(mask[j] >> 8))) : y1;
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < columns; i++) {
+    ATTN__UNROLL for (i = 0; i < columns; i++) {
         _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2, sum[i][0]);
         _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
     }
@@ -2213,13 +2207,11 @@ ATTN__AVX2 static void attn__lane_values_avx2(float *o, const float *p, const fl
 ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
     __m256 b[4], c[2];
     int i;
-    ATTN__UNROLL
-    for (i = 0; i < 4; i++) {
+    ATTN__UNROLL for (i = 0; i < 4; i++) {
         b[i] = _mm256_add_ps(_mm256_blend_ps(a[2 * i], a[2 * i + 1], 0xCC),
                              _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
     }
-    ATTN__UNROLL
-    for (i = 0; i < 2; i++) {
+    ATTN__UNROLL for (i = 0; i < 2; i++) {
         c[i] = _mm256_add_ps(_mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
                              _mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
     }
@@ -2231,15 +2223,12 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m2
                                                         const float *const *k, int32_t x, int32_t left) {
     __m256 key[8];
     int i, r;
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
         key[i] = left >= 8 ? _mm256_loadu_ps(k[i] + x) : _mm256_maskload_ps(k[i] + x, attn__first_avx2(left));
     }
-    ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    ATTN__UNROLL for (r = 0; r < rows; r++) {
         __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
-        ATTN__UNROLL
-        for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
+        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
     }
 }
 
@@ -2252,15 +2241,12 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
     int32_t x;
     int i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
-    ATTN__UNROLL
-    for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (x = 0; x + 8 <= a->d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
     if (x < a->d) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
+    ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
 ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
@@ -2319,10 +2305,8 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
     int fetch = a->ahead && r == 0 && x == 0;
     int32_t j;
     int i, c;
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             const float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
             __m256 y = c < vectors - 1 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, last);
             sum[i][c] = _mm256_mul_ps(y, _mm256_set1_ps(a->alpha[r + i]));
@@ -2332,21 +2316,16 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
         const float *row = a->v[j] + x;
         __m256 value[4];
         if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
         }
-        ATTN__UNROLL
-        for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (i = 0; i < rows; i++) {
             __m256 w = _mm256_broadcast_ss(p + i * a->ldp + j);
-            ATTN__UNROLL
-            for (c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
+            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
             if (c < vectors - 1) {
                 _mm256_storeu_ps(at, sum[i][c]);
@@ -2449,27 +2428,21 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
     const float *row[8];
     int32_t x;
     int i, c;
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
         row[i] = k[i];
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
+        ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
     for (x = 0; x < d; x++) {
         __m512 query[4];
         ATTN__UNROLL
         for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c);
-        ATTN__UNROLL
-        for (i = 0; i < keys; i++) {
+        ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
-            ATTN__UNROLL
-            for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
+            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
 
@@ -2521,10 +2494,8 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
     int32_t j;
     int i, c;
     o += (ptrdiff_t)x * ATTN__LANES_AVX512;
-    ATTN__UNROLL
-    for (i = 0; i < columns; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (i = 0; i < columns; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             sum[i][c] = _mm512_mul_ps(_mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c),
                                       _mm512_loadu_ps(alpha + 16 * c));
         }
@@ -2532,22 +2503,17 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
     for (j = 0; j < n; j++) {
         __m512 weight[4];
         const float *row = v[j] + x;
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
-        ATTN__UNROLL
-        for (i = 0; i < columns; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
+        ATTN__UNROLL for (i = 0; i < columns; i++) {
             __m512 value = _mm512_set1_ps(row[i]);
-            ATTN__UNROLL
-            for (c = 0; c < vectors; c++) {
+            ATTN__UNROLL for (c = 0; c < vectors; c++) {
                 sum[i][c] = mask ? _mm512_mask3_fmadd_ps(value, weight[c], sum[i][c], (__mmask16)(mask[j] >> 16 * c))
                                  : _mm512_fmadd_ps(value, weight[c], sum[i][c]);
             }
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < columns; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+    ATTN__UNROLL for (i = 0; i < columns; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
 
@@ -2574,18 +2540,15 @@ ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, cons
 ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
     __m512 b[8], c[4], d[2];
     int i;
-    ATTN__UNROLL
-    for (i = 0; i < 8; i++) {
+    ATTN__UNROLL for (i = 0; i < 8; i++) {
         b[i] = _mm512_add_ps(_mm512_mask_mov_ps(a[2 * i], (__mmask16)0xCCCC, a[2 * i + 1]),
                              _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
     }
-    ATTN__UNROLL
-    for (i = 0; i < 4; i++) {
+    ATTN__UNROLL for (i = 0; i < 4; i++) {
         c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
                              _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
     }
-    ATTN__UNROLL
-    for (i = 0; i < 2; i++) {
+    ATTN__UNROLL for (i = 0; i < 2; i++) {
         d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xDD));
     }
@@ -2598,13 +2561,10 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, 
                                                             __mmask16 first) {
     __m512 key[16];
     int i, r;
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
-    ATTN__UNROLL
-    for (r = 0; r < rows; r++) {
+    ATTN__UNROLL for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
+    ATTN__UNROLL for (r = 0; r < rows; r++) {
         __m512 query = _mm512_loadu_ps(q + (ptrdiff_t)r * ldq + x);
-        ATTN__UNROLL
-        for (i = 0; i < keys; i++) sum[r * keys + i] = _mm512_fmadd_ps(query, key[i], sum[r * keys + i]);
+        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = _mm512_fmadd_ps(query, key[i], sum[r * keys + i]);
     }
 }
 
@@ -2618,15 +2578,12 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
     int32_t x;
     int i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
-    ATTN__UNROLL
-    for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
-    ATTN__UNROLL
-    for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (x = 0; x + 16 <= a->d; x += 16) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
     if (x < a->d) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
+    ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
@@ -2687,10 +2644,8 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
     int fetch = a->ahead && r == 0 && x == 0;
     int32_t j;
     int i, c;
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             const float *at = o + (ptrdiff_t)i * a->ldo + 16 * c;
             __m512 y = c < vectors - 1 ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(last, at);
             sum[i][c] = _mm512_mul_ps(y, _mm512_set1_ps(a->alpha[r + i]));
@@ -2700,21 +2655,16 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
         const float *row = a->v[j] + x;
         __m512 value[8];
         if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
         }
-        ATTN__UNROLL
-        for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (i = 0; i < rows; i++) {
             __m512 w = _mm512_set1_ps(p[i * a->ldp + j]);
-            ATTN__UNROLL
-            for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
+            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL
-    for (i = 0; i < rows; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
             __mmask16 mask = c < vectors - 1 ? (__mmask16)0xffff : last;
             _mm512_mask_storeu_ps(o + (ptrdiff_t)i * a->ldo + 16 * c, mask, sum[i][c]);
         }
