@@ -819,6 +819,25 @@ static int attn__succeed(attn_error *error) {
     return attn__fail(error, ATTN_OK, "", 0, 0);
 }
 
+/* What must not be, and the words for it; %d is the request. */
+typedef struct attn__rule {
+    int broken;
+    const char *text;
+    int64_t a, b, c;
+} attn__rule;
+
+#define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
+
+/* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
+static int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
+    int i;
+    for (i = 0; i < count; i++) {
+        const attn__rule *r = &rules[i];
+        if (r->broken) return attn__fail_at(error, status, request, r->text, r->a, r->b, r->c);
+    }
+    return ATTN_OK;
+}
+
 /* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) {
@@ -847,7 +866,7 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K)
 };
 #undef ATTN__FIELD
-#define ATTN__LAYER_FIELDS ((int)(sizeof attn__layer_fields / sizeof attn__layer_fields[0]))
+#define ATTN__LAYER_FIELDS ATTN__COUNT(attn__layer_fields)
 
 typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
 
@@ -884,22 +903,16 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
 
 /* What the masks need. */
 static int attn__check_mask(const attn_layer *l, attn_error *error) {
-    if ((l->mask == ATTN_TOPK) != (l->topk > 0)) {
-        return attn__fail(error, ATTN_E_LAYER, l->topk ? "layer.topk = %a needs mask TOPK"
-                                                       : "layer.topk = 0, but mask TOPK needs the length of a list",
-                          l->topk, 0);
-    }
-    if (l->mask == ATTN_BLOCK && !l->chunk) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = 0, but mask BLOCK needs the rows of a block", 0, 0);
-    }
-    if (l->chunk && l->mask != ATTN_CAUSAL && l->mask != ATTN_BLOCK) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = %a needs mask CAUSAL or BLOCK", l->chunk, 0);
-    }
-    if (l->chunk && l->mask == ATTN_CAUSAL && l->sink_keys) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.chunk = %a cannot be combined with layer.sink_keys = %b",
-                          l->chunk, l->sink_keys);
-    }
-    return ATTN_OK;
+    const attn__rule rules[] = {
+        { l->topk > 0 && l->mask != ATTN_TOPK, "layer.topk = %a needs mask TOPK", l->topk, 0, 0 },
+        { l->topk <= 0 && l->mask == ATTN_TOPK, "layer.topk = 0, but mask TOPK needs the length of a list", 0, 0, 0 },
+        { l->mask == ATTN_BLOCK && !l->chunk, "layer.chunk = 0, but mask BLOCK needs the rows of a block", 0, 0, 0 },
+        { l->chunk && l->mask != ATTN_CAUSAL && l->mask != ATTN_BLOCK,
+          "layer.chunk = %a needs mask CAUSAL or BLOCK", l->chunk, 0, 0 },
+        { l->chunk && l->mask == ATTN_CAUSAL && l->sink_keys,
+          "layer.chunk = %a cannot be combined with layer.sink_keys = %b", l->chunk, l->sink_keys, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Combinations of fields that cannot work. given: the layer before the defaults. */
@@ -1209,54 +1222,45 @@ static int attn__check_capacity(const attn_batch *batch, attn_error *error) {
     return ATTN_OK;
 }
 
-static int attn__check_phase(const int32_t *phase, int32_t i, attn_error *error) {
-    if (!phase || phase[i] == ATTN_PREFILL || phase[i] == ATTN_DECODE) return ATTN_OK;
-    return attn__fail_at(error, ATTN_E_BATCH, i, "phase[%d] = %a is no attn_phase", phase[i], 0, 0);
+static int attn__is_phase(int32_t phase) {
+    return phase == ATTN_PREFILL || phase == ATTN_DECODE;
+}
+
+/* The lengths of one request. rows, keys: the sums up to and with it. */
+static int attn__check_request(const attn_batch *batch, const attn_layer *layer, int32_t i, int64_t rows, int64_t keys,
+                               attn_error *error) {
+    int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], max_e = batch->max_q_len, max_kv = batch->max_kv_len;
+    int32_t prefix = layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0, phase = attn__phase_of(batch, i);
+    const attn__rule rules[] = {
+        { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
+        { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
+        { !attn__is_phase(phase), "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+        { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
+        { layer->mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
+        { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
+        { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv, 0 },
+        { rows > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0 },
+        { keys > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
 }
 
 /* Every length, before anything is written. */
 static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
-    const int32_t *prefix = layer->mask == ATTN_PREFIX ? batch->prefix : NULL;
     int64_t rows = 0, keys = 0;
     int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
-    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !prefix) {
+    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !batch->prefix) {
         return attn__fail(error, ATTN_E_BATCH, "batch.prefix is NULL, but the mask is PREFIX", 0, 0);
     }
     for (i = 0; i < batch->n; i++) {
-        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
-        if (e < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a is negative", e, 0, 0);
-        if (kv < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is negative", kv, 0, 0);
-        if (attn__check_phase(batch->phase, i, error)) return ATTN_E_BATCH;
-        if (prefix && (prefix[i] < 0 || prefix[i] > kv)) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix[i],
-                                 0, 0);
-        }
-        if (layer->mask != ATTN_FULL && e > kv) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0);
-        }
-        if (batch->max_q_len && e > batch->max_q_len) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a is more than batch.max_q_len = %b", e,
-                                 batch->max_q_len, 0);
-        }
-        if (batch->max_kv_len && kv > batch->max_kv_len) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv,
-                                 batch->max_kv_len, 0);
-        }
-        rows += e;
-        keys += kv;
-        if (rows > INT32_MAX) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0);
-        }
-        if (keys > INT32_MAX) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0);
-        }
+        rows += attn__q_len(batch, i);
+        keys += batch->kv_len[i];
+        if (attn__check_request(batch, layer, i, rows, keys, error)) return ATTN_E_BATCH;
     }
-    if (batch->max_rows && rows > batch->max_rows) {
-        return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows,
-                          batch->max_rows);
-    }
-    return ATTN_OK;
+    if (!batch->max_rows || rows <= batch->max_rows) return ATTN_OK;
+    return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows,
+                      batch->max_rows);
 }
 
 /* Units that a strip can have at most. */
@@ -4464,35 +4468,31 @@ static void attn__turn(double angle, double *cosine, double *sine) {
     *sine = n & 2 ? -s : s;
 }
 
+static int32_t attn__rotary_dim(const attn_rope_input *in) {
+    return in->rotary_dim ? in->rotary_dim : in->head_dim;
+}
+
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
-    int32_t status, i;
-    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
-    if ((int)in->type < 0 || in->type > ATTN_BF16) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.type = %a, but it must be f32, f16 or bf16", in->type, 0);
-    }
-    if (in->heads < 1 || in->head_dim < 1) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.heads = %a and input.head_dim = %b must be at least 1",
-                          in->heads, in->head_dim);
-    }
-    if (in->rotary_dim < 0 || in->rotary_dim > in->head_dim || (in->rotary_dim ? in->rotary_dim : in->head_dim) % 2) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.rotary_dim = %a must be even and at most input.head_dim = %b",
-                          in->rotary_dim, in->head_dim);
-    }
-    if (in->rows < 0 || in->x_row < 0 || in->x_head < 0) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.rows, x_row or x_head is negative", 0, 0);
-    }
-    if (!(in->base >= 0) || !attn__is_finite(in->base) || !attn__is_finite(in->magnitude) ||
-        (in->base > 0 && in->base < 1)) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0);
-    }
-    status = attn__check_pointer("input.x", in->x, in->rows > 0, attn__type_bytes(in->type), error);
+    int32_t rotary = attn__rotary_dim(in), i;
+    const attn__rule rules[] = {
+        { (int)in->type < 0 || in->type > ATTN_BF16,
+          "input.type = %a, but it must be f32, f16 or bf16", in->type, 0, 0 },
+        { in->heads < 1 || in->head_dim < 1,
+          "input.heads = %a and input.head_dim = %b must be at least 1", in->heads, in->head_dim, 0 },
+        { in->rotary_dim < 0 || in->rotary_dim > in->head_dim || rotary % 2,
+          "input.rotary_dim = %a must be even and at most input.head_dim = %b", in->rotary_dim, in->head_dim, 0 },
+        { in->rows < 0 || in->x_row < 0 || in->x_head < 0, "input.rows, x_row or x_head is negative", 0, 0, 0 },
+        { !(in->base >= 0) || (in->base > 0 && in->base < 1) || !attn__is_finite(in->base) ||
+          !attn__is_finite(in->magnitude), "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0, 0 }
+    };
+    int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
+    if (!status) status = attn__check_pointer("input.x", in->x, in->rows > 0, attn__type_bytes(in->type), error);
     if (!status) status = attn__check_pointer("input.positions", in->positions, in->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("input.inv_freq", in->inv_freq, 0, 4, error);
-    for (i = 0; in->inv_freq && !status && i < (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2; i++) {
-        if (!(in->inv_freq[i] <= 65536.0f && in->inv_freq[i] >= -65536.0f)) {
-            status = attn__fail(error, ATTN_E_ARGUMENT, "input.inv_freq[%a] = %B, but it must be -65536 .. 65536", i,
-                                attn__bits_of(in->inv_freq[i]));
-        }
+    for (i = 0; in->inv_freq && !status && i < rotary / 2; i++) {
+        if (in->inv_freq[i] <= 65536.0f && in->inv_freq[i] >= -65536.0f) continue;
+        status = attn__fail(error, ATTN_E_ARGUMENT, "input.inv_freq[%a] = %B, but it must be -65536 .. 65536", i,
+                            attn__bits_of(in->inv_freq[i]));
     }
     return status;
 }
@@ -4501,9 +4501,9 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
     int64_t head_step, row_step, row;
     int32_t half, i, h;
     double slope, magnitude;
-    int status = attn__rope_check(in, error);
+    int status = in ? attn__rope_check(in, error) : attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     if (status) return status;
-    half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
+    half = attn__rotary_dim(in) / 2;
     head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
     row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
     slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
@@ -4546,7 +4546,6 @@ static const attn__mode_rule attn__mode_rules[] = {
     { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* DLLM_EXTEND */
     { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DRAFT_DECODE: as before the first step */
 };
-#define ATTN__MODES ((int)(sizeof attn__mode_rules / sizeof attn__mode_rules[0]))
 
 static int32_t attn__mode_rows(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i) {
     if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return 0;
@@ -4562,55 +4561,37 @@ static int64_t attn__mode_keys(const attn__mode_rule *rule, const attn_mode_inpu
 
 static int attn__mode_check_request(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i,
                                     attn_error *error) {
-    int32_t rows = attn__mode_rows(rule, in, i), seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
-    int64_t keys = attn__mode_keys(rule, in, i);
-    if (attn__check_phase(in->phase, i, error)) return ATTN_E_BATCH;
-    if (seq_len == -1) return ATTN_OK;
-    if (seq_len < 0) {
-        return attn__fail_at(error, ATTN_E_BATCH, i, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0);
-    }
-    if (rows < 0) return attn__fail_at(error, ATTN_E_BATCH, i, "extend_lens[%d] = %a is negative", rows, 0, 0);
-    if (keys > INT32_MAX) {
-        return attn__fail_at(error, ATTN_E_BATCH, i, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1",
-                             seq_len, 0, 0);
-    }
-    if (rows > keys) {
-        return attn__fail_at(error, ATTN_E_BATCH, i,
-                             "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0);
-    }
-    if (in->prefix_lens && in->prefix_lens[i] != keys - rows) {
-        return attn__fail_at(error, ATTN_E_BATCH, i,
-                             "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
-                             in->prefix_lens[i], seq_len, keys - rows);
-    }
-    return ATTN_OK;
+    int pad = rule->rows == ATTN__PAD || in->seq_lens[i] == -1;
+    int32_t rows = attn__mode_rows(rule, in, i), seq_len = pad ? 0 : in->seq_lens[i];
+    int32_t phase = in->phase ? in->phase[i] : rule->phase;
+    int64_t keys = attn__mode_keys(rule, in, i), prefix = in->prefix_lens && !pad ? in->prefix_lens[i] : keys - rows;
+    const attn__rule rules[] = {
+        { !attn__is_phase(phase), "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+        { seq_len < 0, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
+        { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
+        { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
+        { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0 },
+        { prefix != keys - rows, "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
+          prefix, seq_len, keys - rows }
+    };
+    return attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
 }
 
 static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *in, attn_error *error) {
-    const struct {
-        const char *name;
-        int64_t value, low;
-    } fields[] = { { "input.n", in->n, 0 },
-                   { "input.draft_tokens", in->draft_tokens, rule->rows == ATTN__DRAFTS },
-                   { "input.draft_step", in->draft_step, 0 },
-                   { "input.max_q_len", in->max_q_len, 0 },
-                   { "input.max_kv_len", in->max_kv_len, 0 },
-                   { "input.max_rows", in->max_rows, 0 } };
-    size_t f;
+    const attn__rule rules[] = {
+        { in->n < 0, "input.n = %a is negative", in->n, 0, 0 },
+        { rule->rows == ATTN__DRAFTS && in->draft_tokens < 1,
+          "input.draft_tokens = %a, but this mode needs 1 or more", in->draft_tokens, 0, 0 },
+        { in->draft_tokens < 0, "input.draft_tokens = %a is negative", in->draft_tokens, 0, 0 },
+        { in->draft_step < 0, "input.draft_step = %a is negative", in->draft_step, 0, 0 },
+        { in->max_q_len < 0, "input.max_q_len = %a is negative", in->max_q_len, 0, 0 },
+        { in->max_kv_len < 0, "input.max_kv_len = %a is negative", in->max_kv_len, 0, 0 },
+        { in->max_rows < 0, "input.max_rows = %a is negative", in->max_rows, 0, 0 },
+        { in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens, "input.seq_lens is NULL", 0, 0, 0 },
+        { in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0, 0 }
+    };
+    int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     int32_t i;
-    int status = ATTN_OK;
-    for (f = 0; f < sizeof fields / sizeof fields[0]; f++) {
-        if (fields[f].value < fields[f].low) {
-            const char *text = fields[f].low ? " = %a, but this mode needs 1 or more" : " = %a is negative";
-            return attn__fail_name(error, ATTN_E_ARGUMENT, fields[f].name, text, fields[f].value, 0, 0, 0);
-        }
-    }
-    if (in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.seq_lens is NULL", 0, 0);
-    }
-    if (in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.extend_lens is NULL", 0, 0);
-    }
     for (i = 0; i < in->n && !status; i++) status = attn__mode_check_request(rule, in, i, error);
     return status;
 }
@@ -4621,7 +4602,7 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
     int32_t i, n;
     int status;
     if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
-    if ((int)mode < 0 || (int)mode >= ATTN__MODES) {
+    if ((int)mode < 0 || (int)mode >= ATTN__COUNT(attn__mode_rules)) {
         return attn__fail(error, ATTN_E_ARGUMENT, "mode = %a is no attn_mode", (int64_t)mode, 0);
     }
     if (!input) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
@@ -4678,7 +4659,6 @@ static const attn__meta_array attn__meta_arrays[] = {
     ATTN__ARRAY(pad_len, ATTN_META_PAD, ATTN__PER_REQUEST, 0)
 };
 #undef ATTN__ARRAY
-#define ATTN__META_ARRAYS ((int)(sizeof attn__meta_arrays / sizeof attn__meta_arrays[0]))
 
 static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
     if (shape == ATTN__PER_REQUEST) return m->n;
@@ -4692,7 +4672,7 @@ static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
 static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
     int64_t used = 0;
     int i;
-    for (i = 0; i < ATTN__META_ARRAYS; i++) {
+    for (i = 0; i < ATTN__COUNT(attn__meta_arrays); i++) {
         const attn__meta_array *a = &attn__meta_arrays[i];
         int32_t *at = words ? words + used : NULL;
         if (!(want & a->want)) continue;
