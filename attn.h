@@ -1332,54 +1332,38 @@ static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *plan) {
 
 /* What attn_plan_make builds up. */
 typedef struct attn__planner {
-    const attn_layer *layer;
+    attn_plan plan;
     attn__view view;
-    int32_t strips, tasks, merges, slots;
-    int64_t work, largest_task;
     int64_t decode_cost;            /* of all decode strips so far */
     int64_t quota;                  /* cost of one worker's run */
 } attn__planner;
 
 /* Appends a strip, with the units that any of its rows sees. */
 static void attn__add_strip(attn__planner *p, attn__strip s) {
-    int32_t unit_keys = attn__unit_keys(p->layer, p->view.phase[s.request]);
-    attn__span u = attn__strip_span(p->layer, &p->view, &s, 0, s.rows);
+    const attn_layer *l = &p->plan.resolved;
+    int32_t unit_keys = attn__unit_keys(l, p->view.phase[s.request]);
+    attn__span u = attn__strip_span(l, &p->view, &s, 0, s.rows);
     int32_t end = u.hi > u.lo ? (int32_t)attn__ceil_div(u.hi, unit_keys) : 0;
     s.lead = (int32_t)attn__ceil_div(u.lead, unit_keys);
     s.unit = attn__max(s.lead, u.lo / unit_keys);
     s.units = s.lead + attn__max(0, end - s.unit);
-    memcpy(p->view.strips + (int64_t)p->strips * ATTN__STRIP, &s, sizeof s);
-    p->strips++;
+    memcpy(p->view.strips + (int64_t)p->plan.strips++ * ATTN__STRIP, &s, sizeof s);
 }
 
-/* Packed rows first .. first + rows - 1 of a request. Largest row tiles first inside a head: the last tiles of causal
-   rows are the longest. */
-static void attn__add_prefill(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
-    int32_t tile = p->layer->row_tile;
-    int32_t head, row;
-    for (head = 0; head < p->layer->kv_heads; head++) {
-        for (row = (rows - 1) / tile * tile; row >= 0; row -= tile) {
-            attn__strip s = { request, head, 1, 0, 0, 0, 0, 0 };
-            s.row = first + row;
-            s.rows = attn__min(tile, rows - row);
-            attn__add_strip(p, s);
-        }
-    }
-}
-
-static void attn__add_decode(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
-    int32_t kv_heads = p->layer->kv_heads;
-    int32_t tile = p->layer->row_tile;
-    int32_t heads = attn__max(1, tile / rows);
-    int32_t head;
-    int64_t row;
+/* Packed rows first .. first + rows - 1 of a request. PREFILL: the last tile of a head first, because the last tiles of
+   causal rows are the longest. */
+static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
+    int32_t kv_heads = p->plan.resolved.kv_heads, tile = p->plan.resolved.row_tile, head, i;
+    int prefill = p->view.phase[request] == ATTN_PREFILL;
+    int32_t tiles = (int32_t)attn__ceil_div(rows, tile), heads = prefill ? 1 : attn__max(1, tile / rows);
     heads = (int32_t)attn__ceil_div(kv_heads, attn__ceil_div(kv_heads, heads));
     for (head = 0; head < kv_heads; head += heads) {
-        for (row = 0; row < rows; row += tile) {
+        for (i = 0; i < tiles; i++) {
+            int32_t row = (prefill ? tiles - 1 - i : i) * tile;
             attn__strip s = { request, head, 0, 0, 0, 0, 0, 0 };
             s.heads = attn__min(heads, kv_heads - head);
-            s.row = (int32_t)(first + row);
-            s.rows = (int32_t)attn__min64(tile, rows - row);
+            s.row = first + row;
+            s.rows = attn__min(tile, rows - row);
             attn__add_strip(p, s);
         }
     }
@@ -1398,20 +1382,18 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip
     if (end - begin < s->units) {
         attn__fold f;
         attn__fold_run(&f, s, begin, end);
-        t.slot = p->slots;
+        t.slot = p->plan.slots;
         t.slots = f.depth;
-        p->slots += f.depth;
+        p->plan.slots += f.depth;
         if (begin == 0) {
-            int32_t *m = p->view.merges + (int64_t)p->merges * ATTN__MERGE;
+            int32_t *m = p->view.merges + (int64_t)p->plan.merges++ * ATTN__MERGE;
             m[0] = strip;
-            m[1] = p->tasks;
-            p->merges++;
+            m[1] = p->plan.tasks;
         }
     }
-    p->work += work;
-    p->largest_task = attn__max64(p->largest_task, work);
-    memcpy(p->view.tasks + (int64_t)p->tasks * ATTN__TASK, &t, sizeof t);
-    p->tasks++;
+    p->plan.work += work;
+    p->plan.largest_task = attn__max64(p->plan.largest_task, work);
+    memcpy(p->view.tasks + (int64_t)p->plan.tasks++ * ATTN__TASK, &t, sizeof t);
 }
 
 /* The unit that starts at cost c belongs to worker c / quota. */
@@ -1430,22 +1412,22 @@ static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t str
 
 /* Tasks of all strips, in their order. */
 static void attn__add_tasks(attn__planner *p) {
+    const attn_layer *l = &p->plan.resolved;
     const attn__view *v = &p->view;
     int32_t i, u;
     int64_t total = 0;
-    for (i = 0; i < p->strips; i++) {
+    for (i = 0; i < p->plan.strips; i++) {
         attn__strip s = attn__strip_at(v, i);
         if (v->phase[s.request] == ATTN_DECODE) total += attn__unit_cost(&s) * s.units;
     }
-    p->quota = attn__max64(1, attn__ceil_div(total, p->layer->workers));
-    for (i = 0; i < p->strips; i++) {
+    p->quota = attn__max64(1, attn__ceil_div(total, l->workers));
+    for (i = 0; i < p->plan.strips; i++) {
         attn__strip s = attn__strip_at(v, i);
-        int32_t unit_keys = attn__unit_keys(p->layer, v->phase[s.request]);
-        attn__span seen = attn__strip_span(p->layer, v, &s, 0, s.rows);
+        int32_t unit_keys = attn__unit_keys(l, v->phase[s.request]);
+        attn__span seen = attn__strip_span(l, v, &s, 0, s.rows);
         int32_t seen_keys = seen.lead + (seen.hi - seen.lo);
-        if (!s.units) {
-            attn__add_task(p, &s, i, 0, 0, unit_keys, 0);
-        } else if (v->phase[s.request] == ATTN_DECODE) {
+        if (!s.units) attn__add_task(p, &s, i, 0, 0, unit_keys, 0);
+        if (v->phase[s.request] == ATTN_DECODE) {
             attn__cut_decode(p, &s, i, seen_keys);
         } else {
             for (u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, seen_keys);
@@ -1454,40 +1436,31 @@ static void attn__add_tasks(attn__planner *p) {
 }
 
 static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
-    int32_t rows = 0, keys = 0, i;
+    attn__view *v = &p->view;
+    int32_t i;
+    v->q_start[0] = 0;
+    v->kv_start[0] = 0;
     for (i = 0; i < batch->n; i++) {
-        p->view.q_start[i] = rows;
-        p->view.kv_start[i] = keys;
-        p->view.phase[i] = attn__phase_of(batch, i);
-        p->view.prefix[i] = p->layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0;
-        rows += attn__q_len(batch, i);
-        keys += batch->kv_len[i];
+        v->q_start[i + 1] = v->q_start[i] + attn__q_len(batch, i);
+        v->kv_start[i + 1] = v->kv_start[i] + batch->kv_len[i];
+        v->phase[i] = attn__phase_of(batch, i);
+        v->prefix[i] = p->plan.resolved.mask == ATTN_PREFIX ? batch->prefix[i] : 0;
     }
-    p->view.q_start[batch->n] = rows;
-    p->view.kv_start[batch->n] = keys;
 }
 
 /* TOPK: every token has keys of its own, so its rows have strips of their own. */
-static void attn__add_request(attn__planner *p, int32_t request, int32_t q_len) {
-    int32_t rows = q_len * (p->layer->heads / p->layer->kv_heads);
-    int32_t step = p->layer->mask == ATTN_TOPK ? rows / q_len : rows, first;
-    for (first = 0; first < rows; first += step) {
-        if (p->view.phase[request] == ATTN_PREFILL) {
-            attn__add_prefill(p, request, first, step);
-        } else {
-            attn__add_decode(p, request, first, step);
-        }
-    }
+static void attn__add_request(attn__planner *p, int32_t request) {
+    const attn_layer *l = &p->plan.resolved;
+    int32_t group = l->heads / l->kv_heads, rows = attn__lengths_of(&p->view, request).q_len * group, first;
+    int32_t step = l->mask == ATTN_TOPK ? group : rows;
+    for (first = 0; first < rows; first += step) attn__add_rows(p, request, first, step);
 }
 
-static void attn__add_strips(attn__planner *p, int32_t n) {
-    const attn__view *v = &p->view;
-    int phase;
-    int32_t i;
+static void attn__add_strips(attn__planner *p) {
+    int32_t phase, i;
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
-        for (i = 0; i < n; i++) {
-            int32_t q_len = attn__lengths_of(v, i).q_len;
-            if (v->phase[i] == phase && q_len) attn__add_request(p, i, q_len);
+        for (i = 0; i < p->plan.n; i++) {
+            if (p->view.phase[i] == phase) attn__add_request(p, i);
         }
     }
 }
@@ -1539,12 +1512,14 @@ static int attn__check_memory(const char *name, const void *mem, size_t bytes, s
     return attn__fail_name(error, ATTN_E_MEMORY, name, rule, (int64_t)bytes, (int64_t)needed, (int64_t)alignment, 0);
 }
 
-static void attn__write_header(const attn_plan *plan, attn__view view) {
+static void attn__write_header(const attn__planner *p) {
+    const attn_plan *plan = &p->plan;
     const attn_layer *l = &plan->resolved;
     const int32_t header[ATTN__HEADER] = {
         ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots, l->row_tile,
         l->key_tile, l->workers, plan->max_q_len, plan->max_kv_len, plan->families,
-        (int32_t)(view.strips - plan->words), (int32_t)(view.tasks - plan->words), (int32_t)(view.merges - plan->words)
+        (int32_t)(p->view.strips - plan->words), (int32_t)(p->view.tasks - plan->words),
+        (int32_t)(p->view.merges - plan->words)
     };
     memcpy(plan->words, header, sizeof header);
 }
@@ -1562,30 +1537,24 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     if (status) return status;
     if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
     memset(&p, 0, sizeof p);
-    p.layer = &resolved;
     p.view = attn__view_of((int32_t *)mem, &c);
+    p.plan.layer = *layer;
+    p.plan.resolved = resolved;
+    p.plan.n = c.n;
+    p.plan.max_q_len = c.max_q_len;
+    p.plan.max_kv_len = c.max_kv_len;
+    p.plan.max_rows = c.max_rows;
+    p.plan.families = c.families;
+    p.plan.words = (int32_t *)mem;
+    p.plan.bytes = attn__to_size(c.words * 4);
     attn__copy_lengths(&p, batch);
-    attn__add_strips(&p, batch->n);
+    p.plan.rows = p.view.q_start[c.n];
+    attn__add_strips(&p);
     attn__add_tasks(&p);
-    ATTN_ASSERT(p.strips <= c.strips && p.tasks <= c.tasks && p.merges <= c.merges && p.slots <= c.slots);
-    memset(plan, 0, sizeof *plan);
-    plan->layer = *layer;
-    plan->resolved = resolved;
-    plan->n = c.n;
-    plan->rows = p.view.q_start[c.n];
-    plan->max_q_len = c.max_q_len;
-    plan->max_kv_len = c.max_kv_len;
-    plan->max_rows = c.max_rows;
-    plan->families = c.families;
-    plan->strips = p.strips;
-    plan->tasks = p.tasks;
-    plan->merges = p.merges;
-    plan->slots = p.slots;
-    plan->work = p.work;
-    plan->largest_task = p.largest_task;
-    plan->words = (int32_t *)mem;
-    plan->bytes = attn__to_size(c.words * 4);
-    attn__write_header(plan, p.view);
+    ATTN_ASSERT(p.plan.strips <= c.strips && p.plan.tasks <= c.tasks);
+    ATTN_ASSERT(p.plan.merges <= c.merges && p.plan.slots <= c.slots);
+    attn__write_header(&p);
+    *plan = p.plan;
     return attn__succeed(error);
 }
 
