@@ -1302,23 +1302,25 @@ static void attn__bound(attn__capacity *c, const attn_layer *l) {
                c->merges * ATTN__MERGE;
 }
 
-/* Capacities of a batch; reads its arrays only where a capacity is 0. */
-static void attn__capacity_of(attn__capacity *c, const attn_batch *batch, const attn_layer *resolved) {
+/* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
+static int attn__measure(attn__capacity *c, const attn_batch *batch, const attn_layer *resolved, attn_error *error) {
+    int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
     int64_t rows = 0;
     int32_t i;
+    if (reads && attn__check_lengths(batch, resolved, error)) return ATTN_E_BATCH;
     c->n = batch->n;
     c->max_q_len = batch->max_q_len;
     c->max_kv_len = batch->max_kv_len;
-    c->max_rows = batch->max_rows;
     c->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
     if (batch->phase) c->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
-    for (i = 0; i < batch->n && (!batch->max_q_len || !batch->max_rows); i++) {
-        rows += attn__q_len(batch, i);
+    for (i = 0; i < batch->n && reads; i++) {
         if (!batch->max_q_len) c->max_q_len = attn__max(c->max_q_len, attn__q_len(batch, i));
+        if (!batch->max_kv_len) c->max_kv_len = attn__max(c->max_kv_len, batch->kv_len[i]);
+        rows += attn__q_len(batch, i);
     }
-    for (i = 0; i < batch->n && !batch->max_kv_len; i++) c->max_kv_len = attn__max(c->max_kv_len, batch->kv_len[i]);
-    if (!batch->max_rows) c->max_rows = rows;
+    c->max_rows = batch->max_rows ? batch->max_rows : rows;
     attn__bound(c, resolved);
+    return ATTN_OK;
 }
 
 static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *plan) {
@@ -1328,6 +1330,12 @@ static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *plan) {
     c->max_rows = plan->max_rows;
     c->families = plan->families;
     attn__bound(c, &plan->resolved);
+}
+
+static attn__view attn__view_of_plan(const attn_plan *plan) {
+    attn__capacity c;
+    attn__capacity_of_plan(&c, plan);
+    return attn__view_of(plan->words, &c);
 }
 
 /* What attn_plan_make builds up. */
@@ -1470,11 +1478,8 @@ static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, at
     int64_t ring;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, resolved, error);
-    if (!status && batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
-        status = attn__check_lengths(batch, resolved, error);
-    }
+    if (!status) status = attn__measure(c, batch, resolved, error);
     if (status) return status;
-    attn__capacity_of(c, batch, resolved);
     ring = (int64_t)resolved->window_left - 1 + c->max_q_len;
     if (resolved->ring && resolved->ring < ring) {
         return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b",
@@ -2760,12 +2765,9 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
 }
 
 static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
-    attn__capacity c;
-    attn__view v;
+    attn__view v = attn__view_of_plan(plan);
     int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 };
     int32_t i;
-    attn__capacity_of_plan(&c, plan);
-    v = attn__view_of(plan->words, &c);
     for (i = 0; i < plan->strips; i++) strips[v.phase[attn__strip_at(&v, i).request]]++;
     for (i = 0; i < plan->tasks; i++) tasks[v.phase[attn__strip_at(&v, attn__task_at(&v, i).strip).request]]++;
     attn__put_format(t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
@@ -2938,20 +2940,18 @@ static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, i
                                      const attn__lengths *n, int use, attn_error *error) {
     attn__span u = { 0, n->kv_len - n->q_len, n->kv_len };
     int status;
+    if (!n->q_len || !n->kv_len) return ATTN_OK;
     if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
     status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
-    if (status) return status;
-    return u.hi > u.lo ? attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error) : ATTN_OK;
+    return status ? status : attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error);
 }
 
 static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
-    attn__capacity c;
-    attn__view v;
+    attn__view v = attn__view_of_plan(plan);
     int64_t table_row = attn__strides_of(plan, io).table_row;
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
-    int32_t i, status;
-    attn__capacity_of_plan(&c, plan);
-    v = attn__view_of(plan->words, &c);
+    int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
+    int32_t i, status = ATTN_OK;
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
@@ -2961,13 +2961,11 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
                                  columns, n.kv_len);
         }
     }
-    for (i = 0; i < plan->n && !listed && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
+    for (i = 0; i < plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (!n.q_len || !n.kv_len) continue;
         status = attn__check_request_pages(plan, io, table_row, i, &n, use, error);
-        if (status) return status;
     }
-    return ATTN_OK;
+    return status;
 }
 
 static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
@@ -3995,7 +3993,7 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
 }
 
 static int attn__check_append(const attn_plan *plan, const void *new_k, const void *new_v, attn_error *error) {
-    const int32_t *q_start = plan->words + ATTN__HEADER, *kv_start = q_start + plan->n + 1;
+    attn__view v = attn__view_of_plan(plan);
     int32_t align = attn__type_bytes(plan->resolved.q_type), i;
     int latent = (plan->resolved.flags & ATTN_V_IN_K) != 0;
     int status = attn__check_pointer("new_k", new_k, plan->rows > 0, align, error);
@@ -4005,18 +4003,16 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     }
     if (status) return status;
     for (i = 0; i < plan->n; i++) {
-        int32_t q_len = q_start[i + 1] - q_start[i], kv_len = kv_start[i + 1] - kv_start[i];
-        if (q_len > kv_len) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", kv_len, q_len,
-                                 0);
-        }
+        attn__lengths n = attn__lengths_of(&v, i);
+        if (n.q_len <= n.kv_len) continue;
+        return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len, n.q_len,
+                             0);
     }
     return ATTN_OK;
 }
 
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error) {
-    attn__capacity c;
     attn__run r;
     int32_t i, j;
     int status = attn__check_call(plan, layer, io, error);
@@ -4024,8 +4020,7 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
     if (!status) status = attn__check_cache(plan, io, ATTN__WRITE, error);
     if (status) return status;
     attn__open_caches(&r, plan, io);
-    attn__capacity_of_plan(&c, plan);
-    r.view = attn__view_of(plan->words, &c);
+    r.view = attn__view_of_plan(plan);
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r.view, i);
         for (j = 0; j < n.q_len; j++) {
@@ -4049,20 +4044,18 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error) {
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
+    size_t plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
     attn_layer resolved;
     attn__capacity capacity;
     attn_plan plan;
     attn_exec exec;
-    size_t plan_bytes;
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
-    if (status) return status;
-    if (layer->page_size) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
+    if (!status && layer->page_size) {
+        status = attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size,
+                            0);
     }
-    status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
-    if (status) return status;
-    plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
-    status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
+    if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
     if (status) return status;
     memset(&exec, 0, sizeof exec);
     exec.mem = (char *)mem + plan_bytes;
@@ -4102,7 +4095,7 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
 ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
                         const float *b_lse, void *o, float *lse, attn_error *error) {
     attn_layer l;
-    int64_t i, count;
+    int64_t i;
     int32_t align;
     int status = attn__resolve(layer, &l, error);
     if (status) return status;
@@ -4116,8 +4109,7 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     if (!status) status = attn__check_pointer("lse", lse, 0, 4, error);
     if (status) return status;
     if (!l.isa) l.isa = (int32_t)attn_isa_detect();
-    count = rows * l.heads;
-    for (i = 0; i < count; i++) {
+    for (i = 0; i < rows * l.heads; i++) {
         int64_t at = i * l.v_dim * align;
         attn__merge_row(&l, (const char *)a_o + at, a_lse[i], (const char *)b_o + at, b_lse[i], (char *)o + at,
                         lse ? lse + i : NULL);
@@ -4286,11 +4278,8 @@ static void attn__index_lane(void *context, int lane) {
 
 static int attn__index_check(const attn__index *c, attn_error *error) {
     const attn_layer *l = &c->plan->resolved;
-    attn__capacity capacity;
-    attn__view v;
+    attn__view v = attn__view_of_plan(c->plan);
     int32_t i, j;
-    attn__capacity_of_plan(&capacity, c->plan);
-    v = attn__view_of(c->plan->words, &capacity);
     if (l->kv_heads != 1) {
         return attn__fail(error, ATTN_E_LAYER, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0);
     }
@@ -4684,12 +4673,9 @@ static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_me
     int64_t words;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__meta_check_input(in, want, error);
-    if (!status && batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows)) {
-        status = attn__check_lengths(batch, &layer, error);
-    }
+    if (!status) status = attn__measure(&c, batch, &layer, error);
     if (status) return status;
     memset(m, 0, sizeof *m);
-    attn__capacity_of(&c, batch, &layer);
     m->n = c.n;
     m->max_q_len = c.max_q_len;
     m->max_kv_len = c.max_kv_len;
