@@ -105,8 +105,7 @@
    >>threads  None are started. With lanes > 1 attn_forward calls exec.parallel_for with a function that pulls tasks;
       or run the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count,
       attn_task. plan.largest_task says how coarse they are; layer.workers (DECODE), row_tile and split_keys (PREFILL)
-      make them smaller. Nothing is shared between calls: any number of threads may use one plan, each with its own
-      exec.
+      make them smaller. Calls share nothing: any number of threads may use one plan, each with its own exec.
 
    >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
       request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store.
@@ -117,9 +116,7 @@
       it is and makes E, KV and phase of it, once. D = draft_tokens, s = draft_step; P = KV - E as everywhere.
          mode               seq_lens counts           E               KV                 phase
          EXTEND             prefix and new tokens     extend_lens     seq_lens           PREFILL
-         MIXED              the same                  extend_lens     seq_lens           PREFILL
-         SPLIT_PREFILL      the same                  extend_lens     seq_lens           PREFILL
-         DLLM_EXTEND        the same                  extend_lens     seq_lens           PREFILL
+         MIXED, SPLIT_PREFILL, DLLM_EXTEND: as EXTEND
          DECODE             the new token too         1               seq_lens           DECODE
          DRAFT_DECODE       tokens before step 0      1               seq_lens + s + 1   DECODE
          TARGET_VERIFY      the prefix only           D               seq_lens + D       DECODE
@@ -166,8 +163,7 @@
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
       draft's key has the position of its row. Windows and ALiBi compare these positions. A chain (row j: bits 0 .. j)
-      gives the bits of CAUSAL. After verification copy the accepted keys to P, P + 1, ..., and count only them in the
-      next kv_len: that takes the others back.
+      gives the bits of CAUSAL. After verification copy the accepted keys to P, P + 1, ...; the next kv_len counts them.
 
       Sparse rows, mask TOPK. Row r sees those of its causal keys (and window) that io.topk[r] lists, in any order, -1
       anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
@@ -202,12 +198,10 @@
 #define ATTN_VERSION 100 /* major * 10000 + minor * 100 + patch */
 
 #ifndef ATTN_API
-#ifdef ATTN_STATIC
-#if defined(__GNUC__) || defined(__clang__)
+#if defined(ATTN_STATIC) && (defined(__GNUC__) || defined(__clang__))
 #define ATTN_API static __attribute__((unused))
-#else
+#elif defined(ATTN_STATIC)
 #define ATTN_API static
-#endif
 #elif defined(__cplusplus)
 #define ATTN_API extern "C"
 #else
@@ -371,9 +365,8 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
    bytes is (as snprintf does). Thread safety: any thread. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
-/* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. Depends on the layer, lanes, n, the
-   capacities and on which of q_len and phase are NULL, so it is the same for every later plan of that kind.
-   Thread safety: any thread. */
+/* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
+   in layer, n, capacities and in which of q_len and phase are NULL. Thread safety: any thread. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
@@ -506,13 +499,10 @@ typedef struct attn_meta {
     int64_t max_rows;
     int64_t table_row;              /* columns of page_table and row_table: ceil(max_kv_len / page_size) */
     int32_t *cu_seqlens_q, *cu_seqlens_k;       /* [n + 1] */
-    int32_t *seqlens_expand;                    /* [rows] */
-    int32_t *positions, *row_request;           /* [rows] */
+    int32_t *seqlens_expand, *positions, *row_request; /* [rows] */
     int32_t *sparse_len, *cu_sparse;            /* [rows], [rows + 1] */
-    int32_t *indexer_ks, *indexer_ke;           /* [rows] */
-    int32_t *topk_offset;                       /* [rows] */
-    int32_t *page_table;                        /* [n][table_row] */
-    int32_t *row_table;                         /* [rows][table_row] */
+    int32_t *indexer_ks, *indexer_ke, *topk_offset; /* [rows] */
+    int32_t *page_table, *row_table;            /* [n][table_row], [rows][table_row] */
     int32_t *pad_row, *unpad_row, *pad_len;     /* [n][max_q_len], [rows], [n] */
     attn_batch row_batch;           /* every row a request of its own, E = 1; goes with row_table */
     size_t bytes;                   /* of memory used */
@@ -579,19 +569,18 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ATTN__INLINE static __forceinline
 #define ATTN__TARGET(features)
-#define ATTN__UNROLL
 #elif defined(__GNUC__) || defined(__clang__)
 #define ATTN__INLINE static inline __attribute__((always_inline))
 #define ATTN__TARGET(features) __attribute__((target(features)))
-#if defined(__clang__)
-#define ATTN__UNROLL _Pragma("unroll")
-#elif __GNUC__ >= 8
-#define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
-#else
-#define ATTN__UNROLL
-#endif
 #else
 #define ATTN__INLINE static inline
+#endif
+
+#if defined(__clang__)
+#define ATTN__UNROLL _Pragma("unroll")
+#elif defined(__GNUC__) && __GNUC__ >= 8
+#define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
+#else
 #define ATTN__UNROLL
 #endif
 
@@ -661,37 +650,17 @@ ATTN__INLINE int attn__is_finite(float x) {
     return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u;
 }
 
-ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) {
-    return a < b ? a : b;
-}
-
-ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) {
-    return a > b ? a : b;
-}
-
-ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
-ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
-ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) {
-    return attn__ceil_div(a, b) * b;
-}
+ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) { return a < b ? a : b; }
+ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) { return a > b ? a : b; }
+ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) { return a < b ? a : b; }
+ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) { return a > b ? a : b; }
+ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) { return attn__ceil_div(a, b) * b; }
 
 /* Number of bits of x: 0 for 0, 3 for 5. */
 static int32_t attn__bit_length(uint32_t x) {
     int32_t n = 0;
-    while (x) {
-        x >>= 1;
-        n++;
-    }
+    for (; x; x >>= 1) n++;
     return n;
 }
 
@@ -1167,8 +1136,7 @@ ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) {
 }
 
 /* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
-   belong to their node. before: the unit left of the run, -1 if the run starts the strip. Only unit numbers live
-   here; the caller keeps the states. */
+   belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
 typedef struct attn__fold {
     int32_t before, depth;
     int32_t unit[72];
@@ -1358,8 +1326,7 @@ static void attn__add_strip(attn__planner *p, attn__strip s) {
     memcpy(p->view.strips + (int64_t)p->plan.strips++ * ATTN__STRIP, &s, sizeof s);
 }
 
-/* Packed rows first .. first + rows - 1 of a request. PREFILL: the last tile of a head first, because the last tiles of
-   causal rows are the longest. */
+/* Packed rows first .. first + rows - 1 of a request. PREFILL: the last tile first, the longest one of causal rows. */
 static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     int32_t kv_heads = p->plan.resolved.kv_heads, tile = p->plan.resolved.row_tile, head, i;
     int prefill = p->view.phase[request] == ATTN_PREFILL;
@@ -1576,8 +1543,7 @@ static float attn__from_f16(uint16_t h) {
     return attn__float_of(sign | attn__bits_of(subnormal));
 }
 
-/* Rounds |x|, given as the bits of an f32, to a small format with that many mantissa bits; too large a number gives a
-   code above the format's largest. */
+/* Rounds the bits of an f32 |x| to so many mantissa bits; what is too large gets a code above the format's largest. */
 static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
     int32_t exponent = (int32_t)(x >> 23) - 127 + bias;
     int32_t shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
@@ -2081,15 +2047,15 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-/* keys x 16 rows of scores */
+/* keys x 16 rows of scores, from key j on */
 ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, const float *q, const float *const *k,
-                                                          int32_t d) {
+                                                          int32_t j, int32_t d) {
     __m256 sum[6][2];
     const float *row[6];
     int32_t x;
     int i;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = k[i];
+        row[i] = k[j + i];
         sum[i][0] = _mm256_setzero_ps();
         sum[i][1] = _mm256_setzero_ps();
     }
@@ -2103,8 +2069,8 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, co
         }
     }
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        _mm256_storeu_ps(s + i * ATTN__LANES_AVX2, sum[i][0]);
-        _mm256_storeu_ps(s + i * ATTN__LANES_AVX2 + 8, sum[i][1]);
+        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2, sum[i][0]);
+        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
     }
 }
 
@@ -2112,9 +2078,9 @@ ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const fl
                                               int32_t used) {
     int32_t j = 0;
     (void)used;
-    for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx2(6, s + j * ATTN__LANES_AVX2, q, k + j, d);
-    for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx2(2, s + j * ATTN__LANES_AVX2, q, k + j, d);
-    for (; j < n; j++) attn__lane_scores_block_avx2(1, s + j * ATTN__LANES_AVX2, q, k + j, d);
+    for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx2(6, s, q, k, j, d);
+    for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx2(2, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_scores_block_avx2(1, s, q, k, j, d);
 }
 
 ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
@@ -2399,15 +2365,15 @@ ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *
     if (type == ATTN_INT8) attn__widen_type_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
-/* keys x (16 * vectors) rows of scores */
+/* keys x (16 * vectors) rows of scores, from key j on */
 ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vectors, float *s, const float *q,
-                                                              const float *const *k, int32_t d) {
+                                                              const float *const *k, int32_t j, int32_t d) {
     __m512 sum[8][4];
     const float *row[8];
     int32_t x;
     int i, c;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = k[i];
+        row[i] = k[j + i];
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
     for (x = 0; x < d; x++) {
@@ -2420,24 +2386,21 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
         }
     }
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + (j + i) * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
 
 ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, const float *const *k, int32_t n,
                                                   int32_t d, int32_t used) {
     int32_t j = 0;
-    if (used > 32) {
-        for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx512(6, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
-        for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx512(2, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
-        for (; j < n; j++) attn__lane_scores_block_avx512(1, 4, s + j * ATTN__LANES_AVX512, q, k + j, d);
-    } else if (used > 16) {
-        for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 2, s + j * ATTN__LANES_AVX512, q, k + j, d);
-        for (; j < n; j++) attn__lane_scores_block_avx512(1, 2, s + j * ATTN__LANES_AVX512, q, k + j, d);
-    } else {
-        for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 1, s + j * ATTN__LANES_AVX512, q, k + j, d);
-        for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s + j * ATTN__LANES_AVX512, q, k + j, d);
-    }
+    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_scores_block_avx512(6, 4, s, q, k, j, d);
+    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_scores_block_avx512(2, 4, s, q, k, j, d);
+    for (; used > 32 && j < n; j++) attn__lane_scores_block_avx512(1, 4, s, q, k, j, d);
+    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 2, s, q, k, j, d);
+    for (; used > 16 && j < n; j++) attn__lane_scores_block_avx512(1, 2, s, q, k, j, d);
+    for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 1, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s, q, k, j, d);
 }
 
 ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
@@ -2498,19 +2461,14 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
 ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, const float *alpha, const float *const *v,
                                                   int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
     int32_t x = 0;
-    if (mask) {
-        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, mask);
-    } else if (used > 32) {
-        for (; x + 6 <= v_dim; x += 6) attn__lane_values_block_avx512(6, 4, o, p, alpha, v, n, x, NULL);
-        for (; x + 2 <= v_dim; x += 2) attn__lane_values_block_avx512(2, 4, o, p, alpha, v, n, x, NULL);
-        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, NULL);
-    } else if (used > 16) {
-        for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 2, o, p, alpha, v, n, x, NULL);
-        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 2, o, p, alpha, v, n, x, NULL);
-    } else {
-        for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 1, o, p, alpha, v, n, x, NULL);
-        for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 1, o, p, alpha, v, n, x, NULL);
-    }
+    for (; mask && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, mask);
+    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx512(6, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx512(2, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 2, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x < v_dim; x++) attn__lane_values_block_avx512(1, 2, o, p, alpha, v, n, x, NULL);
+    for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 1, o, p, alpha, v, n, x, NULL);
 }
 
 /* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
@@ -4598,23 +4556,16 @@ typedef struct attn__meta_array {
     int32_t want, shape, extra;
 } attn__meta_array;
 
-#define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), want, shape, extra }
+#define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), ATTN_META_##want, ATTN__PER_##shape, extra }
 static const attn__meta_array attn__meta_arrays[] = {
-    ATTN__ARRAY(cu_seqlens_q, ATTN_META_CU_SEQLENS, ATTN__PER_REQUEST, 1),
-    ATTN__ARRAY(cu_seqlens_k, ATTN_META_CU_SEQLENS, ATTN__PER_REQUEST, 1),
-    ATTN__ARRAY(seqlens_expand, ATTN_META_EXPAND, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(positions, ATTN_META_POSITIONS, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(row_request, ATTN_META_POSITIONS, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(sparse_len, ATTN_META_SPARSE, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(cu_sparse, ATTN_META_SPARSE, ATTN__PER_ROW, 1),
-    ATTN__ARRAY(indexer_ks, ATTN_META_INDEXER, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(indexer_ke, ATTN_META_INDEXER, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(topk_offset, ATTN_META_TOPK_OFFSET, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(page_table, ATTN_META_PAGE_TABLE, ATTN__PER_COLUMN, 0),
-    ATTN__ARRAY(row_table, ATTN_META_ROW_TABLE, ATTN__PER_ROW_COLUMN, 0),
-    ATTN__ARRAY(pad_row, ATTN_META_PAD, ATTN__PER_Q, 0),
-    ATTN__ARRAY(unpad_row, ATTN_META_PAD, ATTN__PER_ROW, 0),
-    ATTN__ARRAY(pad_len, ATTN_META_PAD, ATTN__PER_REQUEST, 0)
+    ATTN__ARRAY(cu_seqlens_q, CU_SEQLENS, REQUEST, 1),  ATTN__ARRAY(cu_seqlens_k, CU_SEQLENS, REQUEST, 1),
+    ATTN__ARRAY(seqlens_expand, EXPAND, ROW, 0),        ATTN__ARRAY(positions, POSITIONS, ROW, 0),
+    ATTN__ARRAY(row_request, POSITIONS, ROW, 0),        ATTN__ARRAY(sparse_len, SPARSE, ROW, 0),
+    ATTN__ARRAY(cu_sparse, SPARSE, ROW, 1),             ATTN__ARRAY(indexer_ks, INDEXER, ROW, 0),
+    ATTN__ARRAY(indexer_ke, INDEXER, ROW, 0),           ATTN__ARRAY(topk_offset, TOPK_OFFSET, ROW, 0),
+    ATTN__ARRAY(page_table, PAGE_TABLE, COLUMN, 0),     ATTN__ARRAY(row_table, ROW_TABLE, ROW_COLUMN, 0),
+    ATTN__ARRAY(pad_row, PAD, Q, 0),                    ATTN__ARRAY(unpad_row, PAD, ROW, 0),
+    ATTN__ARRAY(pad_len, PAD, REQUEST, 0)
 };
 #undef ATTN__ARRAY
 
@@ -4807,21 +4758,10 @@ static void attn__meta_tables(const attn_meta *m, const attn_batch *batch, const
         if (m->page_table) attn__meta_pages(m->page_table + i * width, width, in, from, batch->kv_len[i]);
         for (j = 0; m->row_table && j < q_len; j++, row++) {
             int32_t *to = m->row_table + row * width;
-            if (j > 0) {
-                memcpy(to, to - width, (size_t)width * sizeof *to);
-            } else {
-                attn__meta_pages(to, width, in, from, batch->kv_len[i]);
-            }
+            if (j == 0) attn__meta_pages(to, width, in, from, batch->kv_len[i]);
+            if (j > 0) memcpy(to, to - width, (size_t)width * sizeof *to);
         }
     }
-}
-
-static void attn__meta_row_batch(attn_meta *m) {
-    m->row_batch.n = m->rows;
-    m->row_batch.kv_len = m->seqlens_expand;
-    m->row_batch.max_q_len = m->max_rows > 0;
-    m->row_batch.max_kv_len = m->max_kv_len;
-    m->row_batch.max_rows = m->max_rows;
 }
 
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want) {
@@ -4846,7 +4786,13 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     attn__meta_rows(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.pad_row) attn__meta_pad(&m, batch);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
-    if (m.seqlens_expand) attn__meta_row_batch(&m);
+    if (m.seqlens_expand) {
+        m.row_batch.n = m.rows;
+        m.row_batch.kv_len = m.seqlens_expand;
+        m.row_batch.max_q_len = m.max_rows > 0;
+        m.row_batch.max_kv_len = m.max_kv_len;
+        m.row_batch.max_rows = m.max_rows;
+    }
     *meta = m;
     return attn__succeed(error);
 }
