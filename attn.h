@@ -1310,9 +1310,15 @@ static attn__view attn__view_of_plan(const attn_plan *plan) {
 typedef struct attn__planner {
     attn_plan plan;
     attn__view view;
-    int64_t decode_cost;            /* of all decode strips so far */
+    int64_t decode_total;           /* cost of all decode strips */
+    int64_t decode_cost;            /* of those that have their tasks */
     int64_t quota;                  /* cost of one worker's run */
 } attn__planner;
+
+/* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
+ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) {
+    return (int64_t)s->heads * (4 + s->rows);
+}
 
 /* Appends a strip, with the units that any of its rows sees. */
 static void attn__add_strip(attn__planner *p, attn__strip s) {
@@ -1323,6 +1329,7 @@ static void attn__add_strip(attn__planner *p, attn__strip s) {
     s.lead = (int32_t)attn__ceil_div(u.lead, unit_keys);
     s.unit = attn__max(s.lead, u.lo / unit_keys);
     s.units = s.lead + attn__max(0, end - s.unit);
+    if (p->view.phase[s.request] == ATTN_DECODE) p->decode_total += attn__unit_cost(&s) * s.units;
     memcpy(p->view.strips + (int64_t)p->plan.strips++ * ATTN__STRIP, &s, sizeof s);
 }
 
@@ -1342,11 +1349,6 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
             attn__add_strip(p, s);
         }
     }
-}
-
-/* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
-ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) {
-    return (int64_t)s->heads * (4 + s->rows);
 }
 
 static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
@@ -1390,12 +1392,7 @@ static void attn__add_tasks(attn__planner *p) {
     const attn_layer *l = &p->plan.resolved;
     const attn__view *v = &p->view;
     int32_t i, u;
-    int64_t total = 0;
-    for (i = 0; i < p->plan.strips; i++) {
-        attn__strip s = attn__strip_at(v, i);
-        if (v->phase[s.request] == ATTN_DECODE) total += attn__unit_cost(&s) * s.units;
-    }
-    p->quota = attn__max64(1, attn__ceil_div(total, l->workers));
+    p->quota = attn__max64(1, attn__ceil_div(p->decode_total, l->workers));
     for (i = 0; i < p->plan.strips; i++) {
         attn__strip s = attn__strip_at(v, i);
         int32_t unit_keys = attn__unit_keys(l, v->phase[s.request]);
@@ -2052,8 +2049,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, co
                                                           int32_t j, int32_t d) {
     __m256 sum[6][2];
     const float *row[6];
-    int32_t x;
-    int i;
+    int32_t x, i;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
         row[i] = k[j + i];
         sum[i][0] = _mm256_setzero_ps();
@@ -2113,8 +2109,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o,
                                                           const float *const *v, int32_t n, int32_t x,
                                                           const uint64_t *mask) {
     __m256 sum[6][2];
-    int32_t j;
-    int i;
+    int32_t j, i;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         sum[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2), _mm256_loadu_ps(alpha));
         sum[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8), _mm256_loadu_ps(alpha + 8));
@@ -2182,8 +2177,7 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
     __m256 sum[8];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
     float *s = a->s + r * a->lds + j, out[8];
-    int32_t x;
-    int i;
+    int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
@@ -2247,8 +2241,7 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
     const float *p = a->p + r * a->ldp;
     int fetch = a->ahead && r == 0 && x == 0;
-    int32_t j;
-    int i, c;
+    int32_t j, i, c;
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             const float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
@@ -2271,11 +2264,8 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
-            if (c < vectors - 1) {
-                _mm256_storeu_ps(at, sum[i][c]);
-            } else {
-                _mm256_maskstore_ps(at, last, sum[i][c]);
-            }
+            if (c < vectors - 1) _mm256_storeu_ps(at, sum[i][c]);
+            if (c == vectors - 1) _mm256_maskstore_ps(at, last, sum[i][c]);
         }
     }
 }
@@ -2370,8 +2360,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
                                                               const float *const *k, int32_t j, int32_t d) {
     __m512 sum[8][4];
     const float *row[8];
-    int32_t x;
-    int i, c;
+    int32_t x, i, c;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
         row[i] = k[j + i];
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
@@ -2432,8 +2421,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
                                                               const float *alpha, const float *const *v, int32_t n,
                                                               int32_t x, const uint64_t *mask) {
     __m512 sum[8][4];
-    int32_t j;
-    int i, c;
+    int32_t j, i, c;
     o += (ptrdiff_t)x * ATTN__LANES_AVX512;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
@@ -2511,8 +2499,7 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
     __m512 sum[16];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
     float *s = a->s + r * a->lds + j, out[16];
-    int32_t x;
-    int i;
+    int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
@@ -2578,8 +2565,7 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
     const float *p = a->p + r * a->ldp;
     int fetch = a->ahead && r == 0 && x == 0;
-    int32_t j;
-    int i, c;
+    int32_t j, i, c;
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             const float *at = o + (ptrdiff_t)i * a->ldo + 16 * c;
@@ -4692,19 +4678,6 @@ static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_inpu
     return ATTN_OK;
 }
 
-static void attn__meta_requests(attn_meta *m, const attn_batch *batch) {
-    int32_t i;
-    for (i = 0; i < batch->n; i++) {
-        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = m->rows;
-        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = m->keys;
-        if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)batch->kv_len[i] - attn__q_len(batch, i) + m->max_q_len);
-        m->rows += attn__q_len(batch, i);
-        m->keys += batch->kv_len[i];
-    }
-    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
-    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
-}
-
 /* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
 static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t first,
                            int32_t topk) {
@@ -4720,24 +4693,24 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
 }
 
-static void attn__meta_rows(const attn_meta *m, const attn_batch *batch, int32_t topk) {
-    int32_t row = 0, first = 0, i, j;
+/* All arrays but the tables; sums up m->rows and m->keys. */
+static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk) {
+    int32_t i, j;
     if (m->cu_sparse) m->cu_sparse[0] = 0;
     for (i = 0; i < batch->n; i++) {
-        int32_t q_len = attn__q_len(batch, i);
-        for (j = 0; j < q_len; j++) attn__meta_row(m, row++, i, batch->kv_len[i] - q_len + j, first, topk);
-        first += batch->kv_len[i];
+        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
+        int32_t *padded = m->pad_row ? m->pad_row + i * m->max_q_len : NULL;
+        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = m->rows;
+        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = m->keys;
+        if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
+        for (j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
+        for (j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
+        for (j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, m->keys, topk);
+        m->rows += e;
+        m->keys += kv;
     }
-}
-
-/* Which row stands at [request][j], and where each row stands. */
-static void attn__meta_pad(const attn_meta *m, const attn_batch *batch) {
-    int32_t row = 0, i, j;
-    for (i = 0; i < batch->n; i++) {
-        int32_t q_len = attn__q_len(batch, i), at = i * m->max_q_len;
-        for (j = 0; j < m->max_q_len; j++) m->pad_row[at + j] = j < q_len ? row + j : -1;
-        for (j = 0; j < q_len; j++) m->unpad_row[row++] = at + j;
-    }
+    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
+    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
@@ -4782,9 +4755,7 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
     if (status) return status;
     attn__meta_place(&m, want, (int32_t *)mem);
-    attn__meta_requests(&m, batch);
-    attn__meta_rows(&m, batch, m.sparse_len ? input->topk : 0);
-    if (m.pad_row) attn__meta_pad(&m, batch);
+    attn__meta_fill(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
     if (m.seqlens_expand) {
         m.row_batch.n = m.rows;
