@@ -108,8 +108,8 @@
       make them smaller. Calls share nothing: any number of threads may use one plan, each with its own exec.
 
    >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
-      request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store.
-      n = 0 and zero lengths are no errors.
+      request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store:
+      on an error nothing is written but that sentence. n = 0 and zero lengths are no errors.
 
    >>engines  Chapter 2, for inference engines. Prototypes need none of it.
       Forward modes. An engine's seq_lens counts something else in each mode; attn_batch_from_mode takes the number as
@@ -144,8 +144,7 @@
          row_table        [rows][table_row]   page_table[i] again for each of its rows
          pad_row          [n][max_q_len]   r for j < E, else -1: q_padded[i][j] = q[pad_row]
          unpad_row        [rows]           i * max_q_len + j: o[r] = o_padded[unpad_row]
-         pad_len          [n]              KV - E + max_q_len, so that the real rows of a padded batch keep their keys;
-                                           the others look past KV (what they find is thrown away)
+         pad_len          [n]              KV - E + max_q_len: the real rows of a padded batch keep their keys
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
       (a sliding-window pool) takes a second call with its own req_to_token.
@@ -356,8 +355,7 @@ ATTN_API attn_isa attn_isa_detect(void);
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
 /* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
-   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. On an error nothing is written but *error.
-   Thread safety: any thread; a made plan is read-only and may be shared. */
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Thread safety: any thread; a plan may be shared. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
@@ -370,8 +368,7 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
-   `layer` must equal the plan's. Everything is checked before the first output byte is written.
-   Thread safety: any thread, with exec memory and outputs of its own. */
+   `layer` must equal the plan's. Thread safety: any thread, with exec memory and outputs of its own. */
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
@@ -435,8 +432,8 @@ typedef struct attn_rope_input {
 } attn_rope_input;
 
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
-   rounded to f32, then to the type. For q and for new_k before attn_append. On an error nothing is written but *error.
-   Thread safety: any thread. Source: Su et al., RoFormer. */
+   rounded to f32, then to the type. For q and for new_k before attn_append. Thread safety: any thread.
+   Source: Su et al., RoFormer. */
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
@@ -510,9 +507,8 @@ typedef struct attn_meta {
 
 /* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, 3 * n int32 (count: how many
    there are), which must not overlap the inputs and must live as long as the batch. Errors name the request whose
-   lengths cannot be (0 <= E <= KV is asserted); on an error nothing is written but *error. Capacities are held
-   against the lengths by attn_plan_make and attn_meta_make. Thread safety: any thread.
-   Source: the length conventions of SGLang's ForwardMode. */
+   lengths cannot be (0 <= E <= KV is asserted). Capacities are held against the lengths by attn_plan_make and
+   attn_meta_make. Thread safety: any thread. Source: the length conventions of SGLang's ForwardMode. */
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
@@ -521,10 +517,8 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
    table and no sparse length is wanted. Thread safety: any thread. */
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want);
 
-/* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array
-   starts at a multiple of 16 bytes from mem that follows from the same things as the size, so it stays where it is
-   from step to step. Entries past those of this step are not touched and never looked at. E > KV is allowed.
-   Errors name the request; on an error nothing is written but *error. Thread safety: any thread. */
+/* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array starts
+   at a multiple of 16 bytes from mem. E > KV is allowed. Errors name the request. Thread safety: any thread. */
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error);
 
@@ -646,9 +640,7 @@ ATTN__INLINE float attn__float_of(uint32_t u) {
     return x;
 }
 
-ATTN__INLINE int attn__is_finite(float x) {
-    return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u;
-}
+ATTN__INLINE int attn__is_finite(float x) { return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u; }
 
 ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) { return a < b ? a : b; }
 ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) { return a > b ? a : b; }
@@ -784,9 +776,7 @@ static int attn__fail_at(attn_error *error, int status, int32_t request, const c
     return status;
 }
 
-static int attn__succeed(attn_error *error) {
-    return attn__fail(error, ATTN_OK, "", 0, 0);
-}
+static int attn__succeed(attn_error *error) { return attn__fail(error, ATTN_OK, "", 0, 0); }
 
 /* What must not be, and the words for it; %d is the request. */
 typedef struct attn__rule {
@@ -809,9 +799,7 @@ static int attn__check_rules(attn_error *error, int status, int32_t request, con
 
 /* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
 
-ATTN__INLINE int32_t attn__type_bytes(attn_type type) {
-    return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1;
-}
+ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
 
 /* Integer fields of attn_layer: name, offset, range. The comparison of layer and plan walks the same list. */
 typedef struct attn__field {
@@ -960,8 +948,7 @@ typedef struct attn__lengths {
 
 /* Keys below the horizon are what the mask alone lets a row see. */
 static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, int32_t row) {
-    int64_t past = (int64_t)n->kv_len - n->q_len;
-    int64_t own = attn__max64(0, past + row + 1);
+    int64_t past = (int64_t)n->kv_len - n->q_len, own = attn__max64(0, past + row + 1);
     if (layer->mask == ATTN_FULL || layer->mask == ATTN_TREE) return n->kv_len;
     if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
     if (layer->mask == ATTN_BLOCK) {
@@ -996,9 +983,7 @@ static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n
 }
 
 /* TREE: what the bits of one row say. A row's depth in the tree is its position behind the cached keys. */
-ATTN__INLINE int attn__tree_bit(const uint32_t *bits, int32_t row) {
-    return (int)(bits[row / 32] >> (row % 32) & 1u);
-}
+ATTN__INLINE int attn__tree_bit(const uint32_t *bits, int32_t row) { return (int)(bits[row / 32] >> (row % 32) & 1u); }
 
 static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
     int32_t depth = -1, row;
@@ -1018,8 +1003,7 @@ ATTN__INLINE int attn__in_window(const attn_layer *layer, int64_t distance) {
 
 /* Keys that any of the rows first .. last sees. */
 static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
-    attn__span a = attn__row_span(layer, n, first);
-    attn__span b = attn__row_span(layer, n, last);
+    attn__span a = attn__row_span(layer, n, first), b = attn__row_span(layer, n, last);
     attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
     if (s.lead >= s.lo) {
         s.hi = attn__max(s.hi, s.lead);
@@ -1031,8 +1015,7 @@ static attn__span attn__union_span(const attn_layer *layer, const attn__lengths 
 
 /* The keys of [first, last) from the first one to the last one seen, as a range; empty if none is. */
 static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin, int32_t *end) {
-    int32_t b = first;
-    int32_t e = attn__min(last, s.hi > s.lo ? s.hi : s.lead);
+    int32_t b = first, e = attn__min(last, s.hi > s.lo ? s.hi : s.lead);
     if (b >= s.lead && b < s.lo) b = s.lo;
     if (e > s.lead && e <= s.lo) e = s.lead;
     *begin = b;
@@ -1098,10 +1081,8 @@ static attn__view attn__view_of(int32_t *words, const attn__capacity *c) {
 }
 
 static attn__lengths attn__lengths_of(const attn__view *v, int32_t request) {
-    attn__lengths n;
-    n.q_len = v->q_start[request + 1] - v->q_start[request];
-    n.kv_len = v->kv_start[request + 1] - v->kv_start[request];
-    n.prefix = v->prefix[request];
+    const int32_t *q = v->q_start + request, *kv = v->kv_start + request;
+    attn__lengths n = { q[1] - q[0], kv[1] - kv[0], v->prefix[request] };
     return n;
 }
 
@@ -1131,9 +1112,7 @@ ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t index) {
 }
 
 /* Height of the tree node above two units. */
-ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) {
-    return attn__bit_length((uint32_t)a ^ (uint32_t)b);
-}
+ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) { return attn__bit_length((uint32_t)a ^ (uint32_t)b); }
 
 /* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
    belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
@@ -1171,28 +1150,20 @@ static int attn__phase_of(const attn_batch *batch, int32_t i) {
     return batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
 }
 
-ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) {
-    return batch->q_len ? batch->q_len[i] : 1;
+ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return batch->q_len ? batch->q_len[i] : 1; }
+
+static int attn__check_capacity(const attn_batch *b, attn_error *error) {
+    if (!b) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
+    if (b->n < 0) return attn__fail(error, ATTN_E_BATCH, "batch.n = %a is negative", b->n, 0);
+    if (b->max_q_len < 0) return attn__fail(error, ATTN_E_BATCH, "batch.max_q_len = %a is negative", b->max_q_len, 0);
+    if (b->max_kv_len < 0) {
+        return attn__fail(error, ATTN_E_BATCH, "batch.max_kv_len = %a is negative", b->max_kv_len, 0);
+    }
+    if (b->max_rows >= 0 && b->max_rows <= INT32_MAX) return ATTN_OK;
+    return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0);
 }
 
-static int attn__check_capacity(const attn_batch *batch, attn_error *error) {
-    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
-    if (batch->n < 0) return attn__fail(error, ATTN_E_BATCH, "batch.n = %a is negative", batch->n, 0);
-    if (batch->max_q_len < 0) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_q_len = %a is negative", batch->max_q_len, 0);
-    }
-    if (batch->max_kv_len < 0) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_kv_len = %a is negative", batch->max_kv_len, 0);
-    }
-    if (batch->max_rows < 0 || batch->max_rows > INT32_MAX) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", batch->max_rows, 0);
-    }
-    return ATTN_OK;
-}
-
-static int attn__is_phase(int32_t phase) {
-    return phase == ATTN_PREFILL || phase == ATTN_DECODE;
-}
+static int attn__is_phase(int32_t phase) { return phase == ATTN_PREFILL || phase == ATTN_DECODE; }
 
 /* The lengths of one request. rows, keys: the sums up to and with it. */
 static int attn__check_request(const attn_batch *batch, const attn_layer *layer, int32_t i, int64_t rows, int64_t keys,
@@ -1227,8 +1198,7 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
         if (attn__check_request(batch, layer, i, rows, keys, error)) return ATTN_E_BATCH;
     }
     if (!batch->max_rows || rows <= batch->max_rows) return ATTN_OK;
-    return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows,
-                      batch->max_rows);
+    return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
 /* Units that a strip can have at most. */
@@ -1316,9 +1286,7 @@ typedef struct attn__planner {
 } attn__planner;
 
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
-ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) {
-    return (int64_t)s->heads * (4 + s->rows);
-}
+ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) { return (int64_t)s->heads * (4 + s->rows); }
 
 /* Appends a strip, with the units that any of its rows sees. */
 static void attn__add_strip(attn__planner *p, attn__strip s) {
@@ -1462,15 +1430,12 @@ static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, at
 }
 
 /* Bytes as size_t; what a 32-bit machine cannot address becomes a size that no buffer has. */
-static size_t attn__to_size(int64_t bytes) {
-    return (uint64_t)bytes > (uint64_t)SIZE_MAX ? SIZE_MAX : (size_t)bytes;
-}
+static size_t attn__to_size(int64_t bytes) { return (uint64_t)bytes > (uint64_t)SIZE_MAX ? SIZE_MAX : (size_t)bytes; }
 
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
     attn_layer resolved;
     attn__capacity c;
-    if (attn__plan_check(batch, layer, &resolved, &c, NULL)) return 0;
-    return attn__to_size(c.words * 4);
+    return attn__plan_check(batch, layer, &resolved, &c, NULL) ? 0 : attn__to_size(c.words * 4);
 }
 
 static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
@@ -1531,8 +1496,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 
 static float attn__from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    uint32_t exponent = h >> 10 & 31u;
-    uint32_t mantissa = h & 0x3ffu;
+    uint32_t exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
     float subnormal;
     if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
     if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -1561,9 +1525,7 @@ static uint16_t attn__to_f16(float x) {
     return (uint16_t)(sign | (code < 0x7c00u ? code : 0x7c00u));
 }
 
-static float attn__from_bf16(uint16_t b) {
-    return attn__float_of((uint32_t)b << 16);
-}
+static float attn__from_bf16(uint16_t b) { return attn__float_of((uint32_t)b << 16); }
 
 static uint16_t attn__to_bf16(float x) {
     uint32_t u = attn__bits_of(x);
@@ -1580,8 +1542,7 @@ static float attn__from_f8(uint8_t b, attn_type type) {
 }
 
 static uint8_t attn__to_f8(float x, attn_type type) {
-    uint32_t sign = attn__bits_of(x) >> 24 & 0x80u;
-    uint32_t a = attn__bits_of(x) & 0x7fffffffu;
+    uint32_t sign = attn__bits_of(x) >> 24 & 0x80u, a = attn__bits_of(x) & 0x7fffffffu;
     uint32_t largest = type == ATTN_E4M3 ? 0x7eu : 0x7bu, code;
     if (a > 0x7f800000u) return 0x7f;
     code = type == ATTN_E4M3 ? attn__round_bits(a, 3, 7) : attn__round_bits(a, 2, 15);
@@ -1642,8 +1603,7 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
 
 /* For x <= 0; NaN stays NaN. */
 static float attn__exp(float x) {
-    float t = x * ATTN__LOG2E;
-    float f, p;
+    float t = x * ATTN__LOG2E, f, p;
     int32_t n;
     if (!(t >= -126.0f)) return t < -126.0f ? 0.0f : t;
     n = (int32_t)(t - 0.5f);
@@ -1678,14 +1638,10 @@ static double attn__log_double(float x) {
     return s + e * 0.693147180559945309;
 }
 
-static float attn__log(float x) {
-    return (float)attn__log_double(x);
-}
+static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
-    float a = x < 0 ? -x : x;
-    float y = x * x;
-    float e, half, r;
+    float a = x < 0 ? -x : x, y = x * x, e, half, r;
     int i;
     if (a < ATTN__TANH_SMALL) {
         return x + x * y * (ATTN__TANH1 + y * (ATTN__TANH2 + y * (ATTN__TANH3 + y * ATTN__TANH4)));
@@ -1986,8 +1942,7 @@ ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 
-ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type,
-                                         const float *factor) {
+ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
     int32_t x = 0;
     for (; x + 8 <= n && type <= ATTN_BF16; x += 8) {
         __m256 y = _mm256_loadu_ps(src + x);
@@ -2688,14 +2643,11 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
+    const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type], masks[l->mask] };
+    int i;
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
-    attn__put(t, types[l->q_type]);
-    attn__put(t, ", kv ");
-    attn__put(t, types[l->kv_type]);
-    attn__put(t, ", o ");
-    attn__put(t, types[l->o_type]);
-    attn__put(t, masks[l->mask]);
+    for (i = 0; i < ATTN__COUNT(words); i++) attn__put(t, words[i]);
     if (l->chunk) attn__put_format(t, ", chunk %a", l->chunk, 0, 0, 0);
     if (l->topk) attn__put_format(t, " of %a", l->topk, 0, 0, 0);
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
@@ -2751,14 +2703,10 @@ typedef struct attn__strides {
     int64_t q_row, q_head, o_row, o_head, k_page, k_row, k_head, v_page, v_row, v_head, table_row;
 } attn__strides;
 
-ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) {
-    return given ? given : packed;
-}
+ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
 
 /* Where a key lives in its request's cache. */
-ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) {
-    return l->ring ? key % l->ring : key;
-}
+ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) { return l->ring ? key % l->ring : key; }
 
 /* Columns of the page table that kv_len keys use. */
 static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
@@ -3379,10 +3327,10 @@ static int attn__check_list(const attn__run *r, int32_t request, int32_t row, at
     const int32_t *list = r->io->topk + at * r->layer->topk;
     attn__lengths n = attn__lengths_of(&r->view, request);
     attn__span seen = attn__key_span(r->layer, &n, row);
-    int32_t slot;
+    int32_t slot, status = ATTN_OK;
     memset(r->scratch.bits, 0, (size_t)(n.kv_len / 64 + 1) * sizeof(uint64_t));
-    for (slot = 0; slot < r->layer->topk; slot++) {
-        int32_t key = list[slot], status = ATTN_OK;
+    for (slot = 0; slot < r->layer->topk && !status; slot++) {
+        int32_t key = list[slot];
         uint64_t *word = &r->scratch.bits[attn__max(0, attn__min(key, n.kv_len)) / 64], bit = (uint64_t)1 << (key & 63);
         if (key < -1 || (key >= 0 && key < n.kv_len && (*word & bit))) {
             attn__fail_at(error, ATTN_E_ARGUMENT, request, key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
@@ -3394,9 +3342,8 @@ static int attn__check_list(const attn__run *r, int32_t request, int32_t row, at
         *word |= bit;
         if (!r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
         status = attn__check_pages(r->plan, r->io, r->strides.table_row, request, key, key + 1, error);
-        if (status) return status;
     }
-    return ATTN_OK;
+    return status;
 }
 
 /* TOPK: the listed keys that a row sees, in ascending order, whatever the order of the list. */
@@ -4075,12 +4022,11 @@ static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int32
 
 static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, const uint32_t *tree, int32_t request,
                            int32_t row, int32_t key) {
-    int32_t q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, draft = key - past;
-    int32_t max_q_len, position;
-    int64_t rows = attn__rows_before(batch, request, &max_q_len), words = attn__ceil_div(max_q_len, 32);
-    const uint32_t *first = tree + rows * words;
-    position = past + attn__tree_depth(first + row * words, q_len);
-    if (draft >= 0 && !attn__tree_bit(first + row * words, draft)) return 0;
+    int32_t max_q_len, q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, draft = key - past;
+    int64_t before = attn__rows_before(batch, request, &max_q_len), words = attn__ceil_div(max_q_len, 32);
+    const uint32_t *first = tree + before * words, *own = first + row * words;
+    int32_t position = past + attn__tree_depth(own, q_len);
+    if (draft >= 0 && !attn__tree_bit(own, draft)) return 0;
     if (draft >= 0) key = past + attn__tree_depth(first + draft * words, q_len);
     return past + draft < layer->sink_keys || attn__in_window(layer, (int64_t)position - key);
 }
@@ -4181,8 +4127,7 @@ static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__spa
     }
 }
 
-static void attn__index_request_row(const attn__run *r, int32_t request, int32_t row, const float *weights,
-                                    float *out) {
+static void attn__index_row(const attn__run *r, int32_t request, int32_t row, const float *weights, float *out) {
     attn__lengths n = attn__lengths_of(&r->view, request);
     attn__span seen = attn__union_span(r->layer, &n, row, row);
     int32_t heads = r->layer->heads, keys = attn__key_tile(r->layer, ATTN_DECODE), head, key, first, last;
@@ -4214,8 +4159,8 @@ static void attn__index_lane(void *context, int lane) {
         for (j = 0; j < attn__lengths_of(&r.view, i).q_len; j++) {
             row = r.view.q_start[i] + j;
             if (row % lanes != lane) continue;
-            attn__index_request_row(&r, i, j, c->weights + (int64_t)row * r.layer->heads,
-                                    c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
+            attn__index_row(&r, i, j, c->weights + (int64_t)row * r.layer->heads,
+                            c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
         }
     }
 }
@@ -4361,18 +4306,13 @@ static void attn__turn(double angle, double *cosine, double *sine) {
         s = 1.0 - s * x * x / (i * (i + 1));
     }
     s *= x;
-    if (n & 1) {
-        t = c;
-        c = -s;
-        s = t;
-    }
-    *cosine = n & 2 ? -c : c;
+    t = n & 1 ? -s : c;
+    s = n & 1 ? c : s;
+    *cosine = n & 2 ? -t : t;
     *sine = n & 2 ? -s : s;
 }
 
-static int32_t attn__rotary_dim(const attn_rope_input *in) {
-    return in->rotary_dim ? in->rotary_dim : in->head_dim;
-}
+static int32_t attn__rotary_dim(const attn_rope_input *in) { return in->rotary_dim ? in->rotary_dim : in->head_dim; }
 
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
     int32_t rotary = attn__rotary_dim(in), i;
@@ -4461,8 +4401,7 @@ static int64_t attn__mode_keys(const attn__mode_rule *rule, const attn_mode_inpu
            rule->steps * ((int64_t)in->draft_step + 1);
 }
 
-static int attn__mode_check_request(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i,
-                                    attn_error *error) {
+static int attn__mode_check_one(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i, attn_error *error) {
     int pad = rule->rows == ATTN__PAD || in->seq_lens[i] == -1;
     int32_t rows = attn__mode_rows(rule, in, i), seq_len = pad ? 0 : in->seq_lens[i];
     int32_t phase = in->phase ? in->phase[i] : rule->phase;
@@ -4494,7 +4433,7 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     int32_t i;
-    for (i = 0; i < in->n && !status; i++) status = attn__mode_check_request(rule, in, i, error);
+    for (i = 0; i < in->n && !status; i++) status = attn__mode_check_one(rule, in, i, error);
     return status;
 }
 
@@ -4578,17 +4517,15 @@ static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
 }
 
 static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_error *error) {
-    int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0;
-    if (want & ~ATTN_META_ALL) return attn__fail(error, ATTN_E_ARGUMENT, "want = %a has unknown bits", want, 0);
-    if (!tables && !(want & ATTN_META_SPARSE)) return ATTN_OK;
-    if (!in) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
-    if (want & ATTN_META_SPARSE && in->topk < 1) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.topk = %a, but it must be at least 1", in->topk, 0);
-    }
-    if (tables && in->page_size < 1) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "input.page_size = %a, but it must be at least 1", in->page_size, 0);
-    }
-    return ATTN_OK;
+    int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0, sparse = (want & ATTN_META_SPARSE) != 0;
+    int32_t topk = in ? in->topk : 0, page_size = in ? in->page_size : 0;
+    const attn__rule rules[] = {
+        { (want & ~ATTN_META_ALL) != 0, "want = %a has unknown bits", want, 0, 0 },
+        { (tables || sparse) && !in, "input is NULL", 0, 0, 0 },
+        { sparse && topk < 1, "input.topk = %a, but it must be at least 1", topk, 0, 0 },
+        { tables && page_size < 1, "input.page_size = %a, but it must be at least 1", page_size, 0, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Metadata serve every mask, so E > KV is the layer's affair. Only for the checks and bounds of >>plan. */
@@ -4596,8 +4533,7 @@ static attn_layer attn__meta_layer(void) {
     attn_layer layer;
     memset(&layer, 0, sizeof layer);
     layer.mask = ATTN_FULL;
-    layer.heads = 1;
-    layer.kv_heads = 1;
+    layer.heads = layer.kv_heads = 1;
     layer.row_tile = 16;
     return layer;
 }
