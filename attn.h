@@ -166,7 +166,8 @@
 
       Sparse rows, mask TOPK. Row r sees those of its causal keys (and window) that io.topk[r] lists, in any order, -1
       anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
-      those seen, so the bits depend on the set alone, and a list of all keys gives the bits of CAUSAL. Per layer:
+      those seen: the bits depend on the set alone, and a list of all keys, without a window, gives those of CAUSAL.
+      Per layer:
          attn_index_score   scores[r][key] of a small indexer: kv_heads 1, a K cache and a DECODE plan of its own
          attn_topk          the lists, from columns 0 .. seqlens_expand, or indexer_ks .. indexer_ke of a matrix over
                             all keys; they are positions in the request's own keys either way
@@ -175,9 +176,9 @@
 
       KV of 8 bits. The cache holds x / scale and attention multiplies: k_scale into the logit (inside the softcap),
       v_scale into o. scale_kind says what a scale covers; NULL is 1, which int8 refuses. e4m3 and e5m2 saturate, NaN
-      becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache
-      request i's start at key i * (k_page / (kv_heads * head_dim)), for v accordingly. With ATTN_V_IN_K k_scale serves
-      both. f16, bf16 and f32 caches take scales, too.
+      becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C
+      slots a request (C = k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With
+      ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -2643,7 +2644,9 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
-    const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type], masks[l->mask] };
+    const char *const words[] = {
+        types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type], masks[l->mask]
+    };
     int i;
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
@@ -2728,7 +2731,7 @@ static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) 
     s.k_page = slots ? attn__or(io->k_page, attn__max64(slots * s.k_row, l->kv_heads * s.k_head)) : io->k_page;
     s.v_page = slots ? attn__or(io->v_page, attn__max64(slots * s.v_row, l->kv_heads * s.v_head)) : io->v_page;
     s.table_row = io->page_table_row;
-    if (l->page_size) s.table_row = attn__or(s.table_row, attn__table_columns(l, plan->max_kv_len));
+    if (l->page_size) s.table_row = attn__or(s.table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
     return s;
 }
 
@@ -2793,17 +2796,11 @@ static int attn__encloses(int64_t outer, int64_t inner, int64_t count, int64_t d
     return outer >= dim && (count < 2 || (outer - dim) / (count - 1) >= inner);
 }
 
-/* Two rows or heads of o must not share memory: [row][head] or [head][row], with any gaps. */
-static int attn__check_output(const attn_plan *plan, const attn__strides *s, attn_error *error) {
-    const attn_layer *l = &plan->resolved;
-    int one_row = plan->rows < 2, one_head = l->heads < 2;
-    int by_row = (one_head || s->o_head >= l->v_dim) &&
-                 (one_row || attn__encloses(s->o_row, s->o_head, l->heads, l->v_dim));
-    int by_head = (one_row || s->o_row >= l->v_dim) &&
-                  (one_head || attn__encloses(s->o_head, s->o_row, plan->rows, l->v_dim));
-    if (by_row || by_head) return ATTN_OK;
-    return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s->o_row,
-                      s->o_head);
+/* Do no two rows or heads share memory: [row][head] or [head][row], with any gaps? */
+static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, int64_t dim) {
+    int by_row = (heads < 2 || head >= dim) && (rows < 2 || attn__encloses(row, head, heads, dim));
+    int by_head = (rows < 2 || row >= dim) && (heads < 2 || attn__encloses(head, row, rows, dim));
+    return by_row || by_head;
 }
 
 /* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
@@ -2918,7 +2915,9 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
     if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
     if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
     if (!status && l->mask == ATTN_TREE) status = attn__check_trees(plan, io, error);
-    return status || !needed ? status : attn__check_output(plan, &s, error);
+    if (status || !needed || attn__apart(plan->rows, l->heads, s.o_row, s.o_head, l->v_dim)) return status;
+    return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s.o_row,
+                      s.o_head);
 }
 
 static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
@@ -2994,7 +2993,7 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
-    s->picked = (int32_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? 4 * ((int64_t)l->topk + 1) : 0);
+    s->picked = (int32_t *)(void *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
     return used;
 }
 
@@ -3022,6 +3021,7 @@ typedef struct attn__cache {
     char *base;
     int64_t page, row, head;
     int32_t dim;
+    int ragged;                     /* a request starts after the keys of those before it */
     const struct attn__cache *scale; /* NULL: none per key */
 } attn__cache;
 
@@ -3044,15 +3044,18 @@ typedef struct attn__run {
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
                              int64_t page, int64_t row, int64_t head, float *scale) {
     int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
+    int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head > row ? head : page) / row;
     c->base = (char *)base;
     c->page = page * bytes;
     c->row = row * bytes;
     c->head = head * bytes;
     c->dim = dim;
+    c->ragged = !page;
     c->scale = NULL;
     if (l->scale_kind != ATTN_SCALE_PER_KEY) return;
+    *scales = *c;
     scales->base = (char *)scale;
-    scales->page = (l->page_size ? l->page_size : page / ((int64_t)l->kv_heads * dim)) * width;
+    scales->page = slots * width;
     scales->row = width;
     scales->head = (int64_t)sizeof(float);
     c->scale = scales;
@@ -3164,7 +3167,7 @@ static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t
         int64_t page = r->io->page_table[request * r->strides.table_row + slot / size];
         return c->base + page * c->page + slot % size * c->row + head * c->head;
     }
-    if (c->page) return c->base + request * c->page + slot * c->row + head * c->head;
+    if (!c->ragged) return c->base + request * c->page + slot * c->row + head * c->head;
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
@@ -4316,14 +4319,19 @@ static int32_t attn__rotary_dim(const attn_rope_input *in) { return in->rotary_d
 
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
     int32_t rotary = attn__rotary_dim(in), i;
+    int64_t head = attn__or(in->x_head, in->head_dim), row = attn__or(in->x_row, in->heads * (int64_t)in->head_dim);
     const attn__rule rules[] = {
         { (int)in->type < 0 || in->type > ATTN_BF16,
           "input.type = %a, but it must be f32, f16 or bf16", in->type, 0, 0 },
-        { in->heads < 1 || in->head_dim < 1,
-          "input.heads = %a and input.head_dim = %b must be at least 1", in->heads, in->head_dim, 0 },
+        { in->heads < 1 || in->heads > 65536 || in->head_dim < 1 || in->head_dim > 65536,
+          "input.heads = %a and input.head_dim = %b must be 1 .. 65536", in->heads, in->head_dim, 0 },
         { in->rotary_dim < 0 || in->rotary_dim > in->head_dim || rotary % 2,
-          "input.rotary_dim = %a must be even and at most input.head_dim = %b", in->rotary_dim, in->head_dim, 0 },
-        { in->rows < 0 || in->x_row < 0 || in->x_head < 0, "input.rows, x_row or x_head is negative", 0, 0, 0 },
+          "input.rotary_dim = %a must be even and at most input.head_dim = %b", rotary, in->head_dim, 0 },
+        { in->rows < 0, "input.rows = %a is negative", in->rows, 0, 0 },
+        { in->x_row < 0 || in->x_row >> 40 || in->x_head < 0 || in->x_head >> 40,
+          "input.x_row = %a and input.x_head = %b must be 0 .. 2^40 - 1", in->x_row, in->x_head, 0 },
+        { in->rows < INT64_MAX >> 20 && !attn__apart(in->rows, in->heads, row, head, in->head_dim),
+          "input.x_row = %a makes rows overlap with input.x_head = %b", row, head, 0 },
         { !(in->base >= 0) || (in->base > 0 && in->base < 1) || !attn__is_finite(in->base) ||
           !attn__is_finite(in->magnitude), "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0, 0 }
     };

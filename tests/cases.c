@@ -583,12 +583,13 @@ static int64_t kv_at(const test_case *c, const kv_layout *s, int request, int ke
     return at + (c->first_key[request] + key) * s->row;
 }
 
-/* Scales per key: no gaps, and beside a padded cache as many as a request's keys have room. */
-static kv_layout scale_strides(const test_case *c, const kv_layout *s, int dim) {
+/* Scales per key: no gaps, and beside a padded cache one for each slot. */
+static kv_layout scale_strides(const test_case *c, const kv_layout *s) {
     kv_layout scales;
+    int64_t slots = (c->kv_heads > 1 && s->head > s->row ? s->head : s->page) / s->row;
     scales.head = 1;
     scales.row = c->kv_heads;
-    scales.page = c->kv_heads * (c->layer.page_size ? c->layer.page_size : s->page / (c->kv_heads * dim));
+    scales.page = c->kv_heads * (c->layer.page_size ? c->layer.page_size : slots);
     return scales;
 }
 
@@ -818,7 +819,7 @@ static void open_cache(cache *k, test_case *c, case_array array) {
     k->scale = array == CASE_K ? &c->k_scale : &c->v_scale;
     k->strides = array == CASE_K ? k_strides(c) : v_strides(c);
     k->dim = array == CASE_K ? c->head_dim : c->v_dim;
-    k->scale_strides = scale_strides(c, &k->strides, k->dim);
+    k->scale_strides = scale_strides(c, &k->strides);
     k->x = (float *)allocate((size_t)k->dim * sizeof *k->x);
 }
 

@@ -239,6 +239,26 @@ static void latent_pages(void) {
     }
 }
 
+/* Scratch memory of a list: a row sees no more keys than there are, however long its list may be. */
+static void list_memory(void) {
+    size_t bytes[2];
+    int i;
+    for (i = 0; i < 2; i++) {
+        case_spec s;
+        test_case c;
+        case_defaults(&s);
+        s.request[0].kv_len = 16;
+        s.layer.mask = ATTN_TOPK;
+        s.layer.topk = 16;
+        case_open(&c, &s);
+        c.layer.topk = i ? INT32_MAX : 16;
+        CHECK(case_plan(&c) == ATTN_OK, "%s", c.error.text);
+        bytes[i] = attn_exec_bytes(&c.plan, 1);
+        case_close(&c);
+    }
+    CHECK(bytes[0] == bytes[1] && bytes[0] > 0, "%zu and %zu bytes", bytes[0], bytes[1]);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
     isa_count = case_isas(isas);
@@ -247,5 +267,6 @@ int main(int argc, char **argv) {
     test_run("sglang trap 28: evicted pages before the window are never read", trap28_evicted_pages);
     test_run("features trap 26: two plans in flight", trap26_two_plans_in_flight);
     test_run("latent attention: pages of 32 and 64, batches of 1 to 32", latent_pages);
+    test_run("top-k: scratch memory follows the keys, not the list", list_memory);
     return test_close("engine");
 }

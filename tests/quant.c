@@ -337,7 +337,7 @@ static unsigned char *element(const cache *c, int which_v, int i, int64_t key, i
     return c->k + (size_t)at * width_of(c->layer.kv_type);
 }
 
-/* The factor of a key; PER_KEY: padded caches hold k_page / (kv_heads * dim) scales a request. */
+/* The factor of a key; PER_KEY: padded caches have one scale for each slot of a request. */
 static float *scale_of(const cache *c, int which_v, int i, int64_t key, int head) {
     float *scale = which_v ? c->v_scale : c->k_scale;
     int64_t block, slot = key_slot(c, i, key, &block), per_block;
@@ -347,7 +347,10 @@ static float *scale_of(const cache *c, int which_v, int i, int64_t key, int head
     per_block = c->layer.page_size;
     if (c->layout != PAGED) {
         int64_t width = c->layer.kv_heads * (int64_t)(which_v ? v_dim(c) : c->layer.head_dim);
-        per_block = (which_v ? c->io.v_page : c->io.k_page) / width;
+        int64_t row = which_v ? c->io.v_row : c->io.k_row, head_step = which_v ? c->io.v_head : c->io.k_head;
+        int64_t page = which_v ? c->io.v_page : c->io.k_page;
+        row = row ? row : width;
+        per_block = (c->layer.kv_heads > 1 && head_step > row ? head_step : page) / row;
     }
     return scale + (block * per_block + slot) * c->layer.kv_heads + head;
 }

@@ -5,12 +5,12 @@
 #include "test.h"
 
 enum { HEADS = 4, KV_HEADS = 2, DIM = 8, N = 2, KEYS = 900, MAX_ROWS = 40, WINDOW = 300, PAGE = 16, RING = 352 };
-enum { COLUMNS = RING / PAGE, ROW = KV_HEADS * DIM };
+enum { COLUMNS = RING / PAGE, ROW = KV_HEADS * DIM, WIDTH = (KEYS + PAGE - 1) / PAGE };
 
 /* One of the two caches, and what it takes to run on it. */
 typedef struct store {
     float *k, *v;
-    int32_t table[N * COLUMNS];
+    int32_t table[N * COLUMNS], wide_table[N * WIDTH];
     attn_layer layer;
     attn_io io;
     void *plan_mem, *exec_mem;
@@ -50,6 +50,17 @@ static void open_store(store *s, int ring, int page_size, int isa) {
         s->io.k_page = (int64_t)KEYS * ROW;
         s->io.v_page = (int64_t)KEYS * ROW;
     }
+}
+
+/* The table as attn_meta_make lays it out: page_table_row 0 means a column for every page of max_kv_len keys. */
+static void widen_table(store *s) {
+    int i;
+    for (i = 0; i < N * WIDTH; i++) {
+        int row = i / WIDTH, column = i % WIDTH;
+        s->wide_table[i] = column < COLUMNS ? s->table[row * COLUMNS + column] : -1;
+    }
+    s->io.page_table = s->wide_table;
+    s->io.page_table_row = 0;
 }
 
 static void close_store(store *s) {
@@ -118,21 +129,26 @@ static void check_equal(const store *a, const store *b, int32_t rows, int32_t ke
 static void run_steps(int page_size, int isa) {
     static const int32_t sizes[] = { 40, 1, 17, 1, 33, 2, 40, 40, 5 };
     int32_t kv[N] = { 0, 0 };
-    store ring, all;
+    store ring, all, wide;
     int i;
     open_store(&ring, RING, page_size, isa);
     open_store(&all, 0, 0, isa);
+    open_store(&wide, RING, page_size, isa);
+    if (page_size) widen_table(&wide);
     for (i = 0; kv[0] + MAX_ROWS <= KEYS; i++) {
         int32_t rows = sizes[i % 9];
         step(&ring, kv, rows, i & 1, 5);
         step(&all, kv, rows, i & 1, 5);
+        step(&wide, kv, rows, i & 1, 5);
         check_equal(&ring, &all, rows, kv[0]);
+        check_equal(&wide, &all, rows, kv[0]);
         kv[0] += rows;
         kv[1] += rows;
     }
     CHECK(kv[0] > 2 * RING, "the ring turned %d times only", kv[0] / RING);
     close_store(&ring);
     close_store(&all);
+    close_store(&wide);
 }
 
 static void each(void (*fn)(int page_size, int isa)) {

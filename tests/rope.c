@@ -523,8 +523,11 @@ static void test_errors(void) {
     REFUSE(in.rotary_dim = -2, "input.rotary_dim = -2", "");
     REFUSE(in.rotary_dim = 18, "input.rotary_dim = 18", "head_dim");
     REFUSE(in.head_dim = 15, "input.", "= 15"); /* rotary_dim = 0 means all of it, which is odd */
-    REFUSE(in.x_row = -1, "x_row", "negative");
-    REFUSE(in.x_head = -2, "x_head", "negative");
+    REFUSE(in.x_row = -1, "x_row = -1", "2^40");
+    REFUSE(in.x_head = -2, "x_head = -2", "2^40");
+    REFUSE(in.x_row = INT64_MAX / 4, "x_row = ", "2^40");
+    REFUSE(in.heads = 65537, "heads = 65537", "65536");
+    REFUSE(in.x_row = 1, "x_row = 1", "overlap");
     REFUSE(in.base = -1.0f, "input.base", "");
     REFUSE(in.base = (float)NAN, "input.base", "");
     REFUSE(in.base = (float)INFINITY, "input.base", "");

@@ -199,7 +199,7 @@ static void open_cache(index_case *c) {
     c->k_page = 0;
     if (s->layout == PAGED) c->k_page = s->layer.page_size * c->k_row + gap;
     if (s->layout == PADDED) c->k_page = (longest(s) + 2) * c->k_row + gap;
-    c->scale_page = c->k_page / s->layer.head_dim;
+    c->scale_page = s->layout == PAGED ? s->layer.page_size : c->k_page / c->k_row;
     if (s->layout == PAGED) open_table(c);
     slots = s->layout == PAGED ? (int64_t)c->io.pages * s->layer.page_size
             : s->layout == PADDED ? s->n * c->scale_page
