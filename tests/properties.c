@@ -240,34 +240,38 @@ static void chunks_equal_whole(void) {
     each_layer(chunk_layer);
 }
 
-static void verify_layer(const layer_case *l, int phase) {
-    case_spec s;
+/* Verifies `rows` drafts of two requests at once; each row must have the bits of its token decoded alone. */
+static void verify_rows(case_spec drafts, case_spec plain, int rows, attn_isa isa, const char *name) {
+    static const int kv_len[2] = { 1000, 801 };
     test_case verify;
     test_case one;
     int i;
-    int rows;
     int j;
+    drafts.n = plain.n = 0;
+    for (i = 0; i < 2; i++) {
+        add_request(&drafts, rows, kv_len[i], ATTN_DECODE, (uint32_t)i);
+        add_request(&plain, 1, kv_len[i], ATTN_DECODE, (uint32_t)i);
+    }
+    open_run(&verify, &drafts, isa);
+    meaningful(&verify);
+    for (j = 0; j < rows; j++) {
+        for (i = 0; i < 2; i++) plain.request[i].kv_len = kv_len[i] - rows + 1 + j;
+        open_run(&one, &plain, isa);
+        for (i = 0; i < 2; i++) same_rows(&one, i, 0, &verify, i, j, 1, name);
+        case_close(&one);
+    }
+    case_close(&verify);
+}
+
+static void verify_layer(const layer_case *l, int phase) {
+    case_spec s;
+    int i;
+    int rows;
     if (phase != ATTN_DECODE || l->mask != ATTN_CAUSAL) return;
+    case_defaults(&s);
+    set_layer(&s, l);
     for (i = 0; i < isa_count; i++) {
-        for (rows = 2; rows <= 17; rows++) {
-            case_defaults(&s);
-            set_layer(&s, l);
-            s.n = 0;
-            add_request(&s, rows, 1000, phase, 0);
-            add_request(&s, rows, 801, phase, 1);
-            open_run(&verify, &s, isas[i]);
-            meaningful(&verify);
-            for (j = 0; j < rows; j++) {
-                s.request[0].q_len = s.request[1].q_len = 1;
-                s.request[0].kv_len = 1000 - rows + 1 + j;
-                s.request[1].kv_len = 801 - rows + 1 + j;
-                open_run(&one, &s, isas[i]);
-                same_rows(&one, 0, 0, &verify, 0, j, 1, l->name);
-                same_rows(&one, 1, 0, &verify, 1, j, 1, l->name);
-                case_close(&one);
-            }
-            case_close(&verify);
-        }
+        for (rows = 2; rows <= 17; rows++) verify_rows(s, s, rows, isas[i], l->name);
     }
 }
 
@@ -1358,34 +1362,17 @@ static void byte_rows(void) {
 
 static void verify_chain_layer(const layer_case *l, int phase) {
     static const int rows[] = { 2, 5, 17, 33 };
-    case_spec s;
-    test_case verify;
-    test_case one;
+    case_spec chain;
+    case_spec plain;
     int i;
     int k;
-    int j;
     if (phase != ATTN_DECODE) return;
+    case_defaults(&chain);
+    case_defaults(&plain);
+    set_draft_layer(&chain, l, ATTN_TREE);
+    set_draft_layer(&plain, l, ATTN_CAUSAL);
     for (i = 0; i < isa_count; i++) {
-        for (k = 0; k < COUNT(rows); k++) {
-            case_defaults(&s);
-            set_draft_layer(&s, l, ATTN_TREE);
-            s.n = 0;
-            add_request(&s, rows[k], 780, phase, 0);
-            add_request(&s, rows[k], 801, phase, 1);
-            open_run(&verify, &s, isas[i]);
-            meaningful(&verify);
-            set_draft_layer(&s, l, ATTN_CAUSAL);
-            for (j = 0; j < rows[k]; j++) {
-                s.request[0].q_len = s.request[1].q_len = 1;
-                s.request[0].kv_len = 780 - rows[k] + 1 + j;
-                s.request[1].kv_len = 801 - rows[k] + 1 + j;
-                open_run(&one, &s, isas[i]);
-                same_rows(&one, 0, 0, &verify, 0, j, 1, l->name);
-                same_rows(&one, 1, 0, &verify, 1, j, 1, l->name);
-                case_close(&one);
-            }
-            case_close(&verify);
-        }
+        for (k = 0; k < COUNT(rows); k++) verify_rows(chain, plain, rows[k], isas[i], l->name);
     }
 }
 

@@ -555,19 +555,23 @@ static void add_appends(cache *c) {
     add(c, 6, 40, ATTN_PREFILL);
 }
 
+static void set_kind(cache *c, attn_type type, int kind, int layout, int page_size, int isa) {
+    cache_defaults(c);
+    c->layer.kv_type = type;
+    c->layer.scale_kind = kind;
+    c->layer.isa = isa;
+    c->layer.page_size = layout == PAGED ? page_size : 0;
+    c->layout = layout;
+}
+
 /* Every type with every kind of scale in every layout, with gaps and without; all else keeps its bytes. */
 static void run_kinds(attn_type type, int kind, int layout, int gap, int isa) {
     float k[10 * 2 * 33], v[10 * 2 * 20];
     test_rng r = { 5 };
     cache c;
-    cache_defaults(&c);
+    set_kind(&c, type, kind, layout, 8, isa);
     c.layer.head_dim = 33;
     c.layer.v_dim = 20;
-    c.layer.kv_type = type;
-    c.layer.scale_kind = kind;
-    c.layer.isa = isa;
-    c.layer.page_size = layout == PAGED ? 8 : 0;
-    c.layout = layout;
     c.capacity = layout == RAGGED ? 0 : 48;
     c.gap = gap;
     add_appends(&c);
@@ -753,14 +757,9 @@ static void run_attention(attn_type type, int kind, int layout, int isa, uint64_
     int64_t row = 0;
     int i, j, h;
     r.state = seed;
-    cache_defaults(&c);
+    set_kind(&c, type, kind, layout, 16, isa);
     c.layer.head_dim = 24;
     c.layer.v_dim = 20;
-    c.layer.kv_type = type;
-    c.layer.scale_kind = kind;
-    c.layer.isa = isa;
-    c.layer.page_size = layout == PAGED ? 16 : 0;
-    c.layout = layout;
     c.gap = (int)(seed % 3);
     for (i = 0; i < 3; i++) {
         int32_t kv_len = i == 0 ? 300 : test_range(&r, 1, 200);
