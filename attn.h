@@ -144,7 +144,7 @@
          row_table        [rows][table_row]   page_table[i] again for each of its rows
          pad_row          [n][max_q_len]   r for j < E, else -1: q_padded[i][j] = q[pad_row]
          unpad_row        [rows]           i * max_q_len + j: o[r] = o_padded[unpad_row]
-         pad_len          [n]              KV - E + max_q_len: the real rows of a padded batch keep their keys
+         pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
       (a sliding-window pool) takes a second call with its own req_to_token.
@@ -1907,8 +1907,7 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_
 }
 
 ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src,
-                                                   const char *const *scales, int32_t rows, int32_t d,
-                                                   attn_type type) {
+                                                   const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
@@ -1974,8 +1973,7 @@ ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
     for (i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
-        __m256 a = _mm256_andnot_ps(sign, t);
-        __m256 y = _mm256_mul_ps(t, t);
+        __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t);
         __m256 small = _mm256_set1_ps(ATTN__TANH4);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
         __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
@@ -2005,24 +2003,21 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, co
                                                           int32_t j, int32_t d) {
     __m256 sum[6][2];
     const float *row[6];
-    int32_t x, i;
+    int32_t x, i, c;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
         row[i] = k[j + i];
-        sum[i][0] = _mm256_setzero_ps();
-        sum[i][1] = _mm256_setzero_ps();
+        ATTN__UNROLL for (c = 0; c < 2; c++) sum[i][c] = _mm256_setzero_ps();
     }
     for (x = 0; x < d; x++) {
-        __m256 q0 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2);
-        __m256 q1 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8);
+        __m256 query[2];
+        ATTN__UNROLL for (c = 0; c < 2; c++) query[c] = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8 * c);
         ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m256 key = _mm256_broadcast_ss(row[i] + x);
-            sum[i][0] = _mm256_fmadd_ps(key, q0, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(key, q1, sum[i][1]);
+            ATTN__UNROLL for (c = 0; c < 2; c++) sum[i][c] = _mm256_fmadd_ps(key, query[c], sum[i][c]);
         }
     }
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2, sum[i][0]);
-        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
+        ATTN__UNROLL for (c = 0; c < 2; c++) _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2 + 8 * c, sum[i][c]);
     }
 }
 
@@ -2256,8 +2251,7 @@ ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
     __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
-    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t));
-    __m512 f = _mm512_sub_ps(t, n);
+    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t)), f = _mm512_sub_ps(t, n);
     __m512 p = _mm512_set1_ps(ATTN__EXP5);
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP4));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP3));
@@ -2644,9 +2638,8 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
-    const char *const words[] = {
-        types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type], masks[l->mask]
-    };
+    const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type],
+                                  masks[l->mask] };
     int i;
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
@@ -4247,8 +4240,18 @@ static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_
     return bound;
 }
 
-static int attn__topk_check(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
-                            int32_t topk, const int32_t *indices, attn_error *error) {
+static void attn__topk_row(const float *x, int32_t n, int32_t topk, int32_t *indices) {
+    int32_t count = 0, ties, i;
+    uint32_t bound = attn__topk_bound(x, n, topk, &ties);
+    for (i = 0; i < n; i++) {
+        uint32_t rank = attn__rank_of(x[i]);
+        if (rank > bound || (rank == bound && ties-- > 0)) indices[count++] = i;
+    }
+    while (count < topk) indices[count++] = -1;
+}
+
+ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
+                       int32_t topk, int32_t *indices, attn_error *error) {
     int64_t r;
     int status;
     if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
@@ -4259,29 +4262,14 @@ static int attn__topk_check(const float *scores, int64_t score_row, int64_t rows
     if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
     for (r = 0; r < rows && !status; r++) {
         int32_t first = ks ? ks[r] : 0;
-        if (first < 0 || ke[r] < first || ke[r] > score_row) {
-            status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
-                                     ke[r], first, score_row);
-        }
+        if (first >= 0 && ke[r] >= first && ke[r] <= score_row) continue;
+        status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
+                                 ke[r], first, score_row);
     }
-    return status;
-}
-
-ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
-                       int32_t topk, int32_t *indices, attn_error *error) {
-    int64_t r;
-    int status = attn__topk_check(scores, score_row, rows, ks, ke, topk, indices, error);
     if (status) return status;
     for (r = 0; r < rows; r++) {
-        int32_t first = ks ? ks[r] : 0, n = ke[r] - first, count = 0, ties, i;
-        const float *x = scores + r * score_row + first;
-        int32_t *out = indices + r * topk;
-        uint32_t bound = attn__topk_bound(x, n, topk, &ties);
-        for (i = 0; i < n; i++) {
-            uint32_t rank = attn__rank_of(x[i]);
-            if (rank > bound || (rank == bound && ties-- > 0)) out[count++] = i;
-        }
-        while (count < topk) out[count++] = -1;
+        int32_t first = ks ? ks[r] : 0;
+        attn__topk_row(scores + r * score_row + first, ke[r] - first, topk, indices + r * topk);
     }
     return attn__succeed(error);
 }
