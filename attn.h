@@ -8,10 +8,9 @@
 
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
-      >>engines  >>does_not  >>types  >>api
-      implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert  >>maths  >>leaves  >>leaves_scalar
-      >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state  >>tiles  >>prefill  >>decode  >>run
-      >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
+      >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state
+      >>tiles  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -433,8 +432,7 @@ typedef struct attn_rope_input {
 } attn_rope_input;
 
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
-   rounded to f32, then to the type. For q and for new_k before attn_append. Thread safety: any thread.
-   Source: Su et al., RoFormer. */
+   rounded to f32, then to the type. For q and new_k. Thread safety: any thread. Source: Su et al., RoFormer. */
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
@@ -533,9 +531,8 @@ ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, co
                               const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
                               attn_error *error);
 
-/* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r] in ascending order,
-   then -1. Of equal scores the smaller index wins; -inf and NaN are never taken. ks NULL: 0. The lists fit io.topk.
-   Thread safety: any thread. */
+/* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r], ascending, then
+   -1, as io.topk. Of equals the smaller index wins; -inf and NaN never do. ks NULL: 0. Thread safety: any thread. */
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error);
 
@@ -616,10 +613,8 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #endif
 
 /* The one counter that lanes share. Without atomics each lane takes a fixed stripe of the tasks. */
-#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && !defined(__TINYC__)
-#if __GCC_ATOMIC_INT_LOCK_FREE == 2
+#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2 && !defined(__TINYC__)
 #define ATTN__FETCH_ADD(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
-#endif
 #elif defined(_MSC_VER)
 #include <intrin.h>
 #define ATTN__FETCH_ADD(counter) _InterlockedExchangeAdd((volatile long *)(counter), 1)
@@ -750,8 +745,7 @@ static int attn__fail_name(attn_error *error, int status, const char *name, cons
                            int64_t c, int64_t d) {
     attn__text t = { error ? error->text : NULL, sizeof error->text, 0 };
     if (!error) return status;
-    error->request = -1;
-    error->slot = -1;
+    error->request = error->slot = -1;
     error->text[0] = 0;
     attn__put(&t, name);
     attn__put_format(&t, format, a, b, c, d);
@@ -977,8 +971,7 @@ static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n
     attn__span s = attn__key_span(layer, n, row);
     if (layer->mask == ATTN_TOPK) {
         s.hi = attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo);
-        s.lead = 0;
-        s.lo = 0;
+        s.lead = s.lo = 0;
     }
     return s;
 }
@@ -1008,8 +1001,7 @@ static attn__span attn__union_span(const attn_layer *layer, const attn__lengths 
     attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
     if (s.lead >= s.lo) {
         s.hi = attn__max(s.hi, s.lead);
-        s.lead = 0;
-        s.lo = 0;
+        s.lead = s.lo = 0;
     }
     return s;
 }
@@ -1147,8 +1139,7 @@ static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, i
 }
 
 static int attn__phase_of(const attn_batch *batch, int32_t i) {
-    if (batch->phase) return batch->phase[i];
-    return batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
+    return batch->phase ? batch->phase[i] : batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
 }
 
 ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return batch->q_len ? batch->q_len[i] : 1; }
@@ -1213,12 +1204,8 @@ static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, in
 
 static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
     int64_t units = attn__unit_bound(c, l, ATTN__UNIT), bound = 0;
-    if (c->families >> ATTN_DECODE & 1) {
-        bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
-    }
-    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) {
-        bound += c->strips * attn__unit_bound(c, l, l->split_keys);
-    }
+    if (c->families >> ATTN_DECODE & 1) bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
+    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) bound += c->strips * attn__unit_bound(c, l, l->split_keys);
     return bound;
 }
 
@@ -1379,8 +1366,7 @@ static void attn__add_tasks(attn__planner *p) {
 static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
     attn__view *v = &p->view;
     int32_t i;
-    v->q_start[0] = 0;
-    v->kv_start[0] = 0;
+    v->q_start[0] = v->kv_start[0] = 0;
     for (i = 0; i < batch->n; i++) {
         v->q_start[i + 1] = v->q_start[i] + attn__q_len(batch, i);
         v->kv_start[i + 1] = v->kv_start[i] + batch->kv_len[i];
@@ -1496,8 +1482,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 /* ---- >>convert: small types, round to nearest even --------------------------------------------------------------- */
 
 static float attn__from_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    uint32_t exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
     float subnormal;
     if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
     if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -1519,8 +1504,7 @@ static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
 }
 
 static uint16_t attn__to_f16(float x) {
-    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u;
-    uint32_t a = attn__bits_of(x) & 0x7fffffffu, code;
+    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u, a = attn__bits_of(x) & 0x7fffffffu, code;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN, kept quiet */
     code = attn__round_bits(a, 10, 15);
     return (uint16_t)(sign | (code < 0x7c00u ? code : 0x7c00u));
@@ -2060,26 +2044,28 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o,
                                                           const float *const *v, int32_t n, int32_t x,
                                                           const uint64_t *mask) {
     __m256 sum[6][2];
-    int32_t j, i;
+    int32_t j, i, c;
+    o += x * ATTN__LANES_AVX2;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
-        sum[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2), _mm256_loadu_ps(alpha));
-        sum[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8), _mm256_loadu_ps(alpha + 8));
+        ATTN__UNROLL for (c = 0; c < 2; c++) {
+            sum[i][c] = _mm256_mul_ps(_mm256_loadu_ps(o + i * ATTN__LANES_AVX2 + 8 * c),
+                                      _mm256_loadu_ps(alpha + 8 * c));
+        }
     }
     for (j = 0; j < n; j++) {
-        __m256 p0 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2);
-        __m256 p1 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8);
         const float *row = v[j] + x;
+        __m256 weight[2];
+        ATTN__UNROLL for (c = 0; c < 2; c++) weight[c] = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8 * c);
         ATTN__UNROLL for (i = 0; i < columns; i++) {
             __m256 value = _mm256_broadcast_ss(row + i);
-            __m256 y0 = _mm256_fmadd_ps(value, p0, sum[i][0]);
-            __m256 y1 = _mm256_fmadd_ps(value, p1, sum[i][1]);
-            sum[i][0] = mask ? _mm256_blendv_ps(sum[i][0], y0, attn__mask_avx2((uint32_t)mask[j])) : y0;
-            sum[i][1] = mask ? _mm256_blendv_ps(sum[i][1], y1, attn__mask_avx2((uint32_t)(mask[j] >> 8))) : y1;
+            ATTN__UNROLL for (c = 0; c < 2; c++) {
+                __m256 y = _mm256_fmadd_ps(value, weight[c], sum[i][c]);
+                sum[i][c] = mask ? _mm256_blendv_ps(sum[i][c], y, attn__mask_avx2((uint32_t)(mask[j] >> 8 * c))) : y;
+            }
         }
     }
     ATTN__UNROLL for (i = 0; i < columns; i++) {
-        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2, sum[i][0]);
-        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
+        ATTN__UNROLL for (c = 0; c < 2; c++) _mm256_storeu_ps(o + i * ATTN__LANES_AVX2 + 8 * c, sum[i][c]);
     }
 }
 
@@ -2581,15 +2567,13 @@ static const attn__leaves attn__leaves_avx512 = {
     attn__row_weights_avx512, attn__row_values_avx512
 };
 
-static void attn__cpuid(uint32_t leaf, uint32_t *registers) {
+static void attn__cpuid(uint32_t leaf, uint32_t *r) {
 #if defined(_MSC_VER)
-    int r[4];
-    __cpuidex(r, (int)leaf, 0);
-    memcpy(registers, r, sizeof r);
+    int registers[4];
+    __cpuidex(registers, (int)leaf, 0);
+    memcpy(r, registers, sizeof registers);
 #else
-    __asm__ volatile("cpuid"
-                     : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
-                     : "a"(leaf), "c"(0));
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(0));
 #endif
 }
 
@@ -2776,10 +2760,9 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     };
     size_t i;
     for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
-        if (strides[i].value < 0 || strides[i].value >> 40) { /* products with a page size or head count must fit */
-            return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
-                                   strides[i].value, 0, 0, 0);
-        }
+        if (strides[i].value >= 0 && !(strides[i].value >> 40)) continue; /* times page size or heads it must fit */
+        return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
+                               strides[i].value, 0, 0, 0);
     }
     return ATTN_OK;
 }
@@ -2808,11 +2791,10 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     for (key = first; key < last; key += size - key % size) {
         int32_t p = attn__slot_of(l, (int32_t)key) / size;
         int32_t page = io->page_table[request * table_row + p];
-        if (page < 0 || page >= io->pages) {
-            attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page,
-                          io->pages, p);
-            return attn__fail_slot(error, ATTN_E_PAGE, p);
-        }
+        if (page >= 0 && page < io->pages) continue;
+        attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page, io->pages,
+                      p);
+        return attn__fail_slot(error, ATTN_E_PAGE, p);
     }
     return ATTN_OK;
 }
@@ -2837,11 +2819,10 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
-        if (n.q_len && columns > table_row) {
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i,
-                                 "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row,
-                                 columns, n.kv_len);
-        }
+        if (!n.q_len || columns <= table_row) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i,
+                             "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
+                             n.kv_len);
     }
     for (i = 0; i < plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
@@ -3938,8 +3919,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_exec exec;
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (!status && layer->page_size) {
-        status = attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size,
-                            0);
+        return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
     }
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
@@ -4044,9 +4024,7 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
     if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
-    if (layer->mask == ATTN_TREE) {
-        return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
-    }
+    if (layer->mask == ATTN_TREE) return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
     if (layer->mask == ATTN_TOPK && (!io || !io->topk || !attn__listed(batch, layer, io->topk, request, row, key))) {
         return 0;
     }
@@ -4179,11 +4157,10 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
         }
         for (j = 0; j < n.q_len; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
-            if (first < 0 || (int64_t)first + last > c->score_row) {
-                attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
-                              first, c->score_row);
-                return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
-            }
+            if (first >= 0 && (int64_t)first + last <= c->score_row) continue;
+            attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
+                          first, c->score_row);
+            return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
         }
     }
     return ATTN_OK;
@@ -4549,9 +4526,7 @@ static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_me
     m->max_q_len = c.max_q_len;
     m->max_kv_len = c.max_kv_len;
     m->max_rows = c.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
-        m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
-    }
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
     words = attn__meta_place(m, want, NULL);
     if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
         return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
@@ -4584,10 +4559,8 @@ static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, co
         }
         if (!(want & ATTN_META_SPARSE)) continue;
         sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
-        if (sparse > INT32_MAX) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0,
-                                 0);
-        }
+        if (sparse <= INT32_MAX) continue;
+        return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0, 0);
     }
     return ATTN_OK;
 }
@@ -4602,10 +4575,9 @@ static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_inpu
             return attn__fail_at(error, ATTN_E_BATCH, i, "req_index[%d] = %a, but input.requests = %b", row,
                                  in->requests, 0);
         }
-        if (keys > in->req_to_token_row) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than input.req_to_token_row = %b",
-                                 keys, in->req_to_token_row, 0);
-        }
+        if (keys <= in->req_to_token_row) continue;
+        return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than input.req_to_token_row = %b", keys,
+                             in->req_to_token_row, 0);
     }
     return ATTN_OK;
 }
