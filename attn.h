@@ -155,8 +155,8 @@
       the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that
       take one row a request; it costs rereading the keys for each row, so attn_forward does better with the batch.
       For CAUSAL layers, windows, sink keys and chunks included, and for TOPK, whose lists are per row anyway; other
-      masks let a row see keys past its own position. Plan memory for every step: attn_plan_bytes of row_batch with n =
-      max_rows. A row without keys (E > KV) needs ATTN_FULL there.
+      masks let a row see keys past its own position. The cache must be paged, without scales per request. Plan memory
+      for every step: attn_plan_bytes of row_batch with n = max_rows. A row without keys (E > KV) needs ATTN_FULL there.
 
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
@@ -167,7 +167,8 @@
       anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
       those seen: the bits depend on the set alone, and a list of all keys, without a window, gives those of CAUSAL.
       Per layer:
-         attn_index_score   scores[r][key] of a small indexer: kv_heads 1, a K cache and a DECODE plan of its own
+         attn_index_score   scores[r][key] of a small indexer: kv_heads 1, a DECODE plan and a cache of K of its own
+                            (attn_append with ATTN_V_IN_K writes K alone)
          attn_topk          the lists, from columns 0 .. seqlens_expand, or indexer_ks .. indexer_ke of a matrix over
                             all keys; they are positions in the request's own keys either way
          attn_forward       with layer.topk; K and V of what is not listed are not read
@@ -388,7 +389,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
 /* Own job systems: call attn_check once per layer (all checks of attn_forward; resets the task counter of
    exec->mem), then attn_task for every index below attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread,
    now or over several frames; then, after a barrier, the same for ATTN_MERGE. `lane` < exec->lanes names the scratch:
-   two tasks that overlap in time need different lanes. attn_task checks nothing and uses less than 16 KiB of stack. */
+   two tasks that overlap in time need different lanes. attn_task checks nothing. Stack: below 16 KiB if optimised. */
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error);
 ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage);
@@ -1197,7 +1198,7 @@ static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer,
 static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, int32_t unit_keys) {
     int64_t units = attn__ceil_div(c->max_kv_len, unit_keys);
     if (l->mask == ATTN_TOPK) return attn__min64(units, attn__ceil_div(l->topk, unit_keys));
-    if (l->mask != ATTN_CAUSAL || !l->window_left) return units;
+    if ((l->mask != ATTN_CAUSAL && l->mask != ATTN_TREE) || !l->window_left) return units;
     return attn__min64(units, ((int64_t)l->window_left - 1 + c->max_q_len) / unit_keys + 2 +
                               attn__ceil_div(l->sink_keys, unit_keys));
 }
@@ -3018,7 +3019,7 @@ typedef struct attn__run {
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
                              int64_t page, int64_t row, int64_t head, float *scale) {
     int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
-    int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head > row ? head : page) / row;
+    int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head >= row ? head : page) / row;
     c->base = (char *)base;
     c->page = page * bytes;
     c->row = row * bytes;

@@ -586,7 +586,7 @@ static int64_t kv_at(const test_case *c, const kv_layout *s, int request, int ke
 /* Scales per key: no gaps, and beside a padded cache one for each slot. */
 static kv_layout scale_strides(const test_case *c, const kv_layout *s) {
     kv_layout scales;
-    int64_t slots = (c->kv_heads > 1 && s->head > s->row ? s->head : s->page) / s->row;
+    int64_t slots = (c->kv_heads > 1 && s->head >= s->row ? s->head : s->page) / s->row;
     scales.head = 1;
     scales.row = c->kv_heads;
     scales.page = c->kv_heads * (c->layer.page_size ? c->layer.page_size : slots);

@@ -350,7 +350,7 @@ static float *scale_of(const cache *c, int which_v, int i, int64_t key, int head
         int64_t row = which_v ? c->io.v_row : c->io.k_row, head_step = which_v ? c->io.v_head : c->io.k_head;
         int64_t page = which_v ? c->io.v_page : c->io.k_page;
         row = row ? row : width;
-        per_block = (c->layer.kv_heads > 1 && head_step > row ? head_step : page) / row;
+        per_block = (c->layer.kv_heads > 1 && head_step >= row ? head_step : page) / row;
     }
     return scale + (block * per_block + slot) * c->layer.kv_heads + head;
 }
