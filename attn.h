@@ -10,7 +10,7 @@
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
       >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
       >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state
-      >>tiles  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -180,6 +180,18 @@
       slots a request (C = k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With
       ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too.
 
+      Skip-softmax, layer.skip. The logits of a key tile are computed in any case; where they all lie far below what the
+      rows have seen, its softmax and V are left out: V is not read in DECODE. EPS needs no calibration: a row loses at
+      most eps / (1 + eps) of its softmax; .01 is a good start. FACTOR takes the calibrated factors of an engine (lambda
+      = factor / kv_len), LAMBDA a threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors
+      are calibrated for a tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or as many rows as the
+      vector lanes take (PREFILL, 16 or 64). lambda >= 1 would drop nearly everything: such requests run dense and
+      count as dense_tiles. io.certificate is an upper bound of what each row lost, relative to the logits of this
+      call: |o - dense o| <= certificate * (largest - smallest v), and the dense lse is at most -ln(1 - certificate)
+      larger. The counters' histogram, collected at lambda = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip:
+      its entries from i on. With skipping, bits may depend on E, chunks and row_tile, since the rows of a tile decide
+      together; not on lanes, neighbours, pages or workers. Not for TOPK.
+
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
       ATTN_ASSERT(x)  for the library's own invariants; default nothing
@@ -261,6 +273,28 @@ typedef enum attn_flag {
 
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
 
+/* Skip-softmax: which key tiles are left out because they weigh next to nothing; see >>engines. */
+typedef enum attn_skip_mode {
+    ATTN_SKIP_OFF = 0,
+    ATTN_SKIP_FACTOR,  /* lambda = factor / kv_len of the request */
+    ATTN_SKIP_LAMBDA,  /* lambda = io.lambda[request] */
+    ATTN_SKIP_EPS      /* no row loses more than eps / (1 + eps) of its softmax */
+} attn_skip_mode;
+
+typedef struct attn_skip {
+    int32_t mode;                   /* attn_skip_mode */
+    float prefill, decode;          /* FACTOR: the factor of either phase, EPS: eps; 0: skips nothing in that phase */
+} attn_skip;
+
+/* What one lane did; a tile counts once per vote unit that sees it. The caller zeroes, calls add. OFF: nothing. */
+typedef struct attn_counters {
+    int64_t tiles;
+    int64_t v_skipped;              /* tiles whose V was not needed, */
+    int64_t softmax_skipped;        /* and of these the ones without exp, too (PREFILL, FACTOR and LAMBDA) */
+    int64_t dense_tiles;            /* tiles of requests with lambda >= 1, which run dense */
+    int64_t histogram[64];          /* tiles whose distance below the reference is in [i / 2, (i + 1) / 2), 63: open */
+} attn_counters;
+
 /* Optional last argument of what can fail. request, slot: the index that is wrong, or -1. */
 typedef struct attn_error {
     int32_t request, slot;
@@ -297,6 +331,7 @@ typedef struct attn_layer {
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
     float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
+    attn_skip skip;
     int32_t isa;                    /* attn_isa; 0: detect now (35 us in a virtual machine). Others are not checked */
     int32_t flags;                  /* attn_flag bits */
 } attn_layer;
@@ -318,6 +353,9 @@ typedef struct attn_io {
     float *k_scale, *v_scale;       /* a stored element means itself times this, see attn_scale; NULL: 1 */
     const uint32_t *tree;           /* TREE: [row][ceil(max_q_len / 32)], bit j, least significant first: sees row j */
     const int32_t *topk;            /* TOPK: [row][layer.topk] positions in the request's own keys, -1: none */
+    const float *lambda;            /* ATTN_SKIP_LAMBDA: [n] thresholds, read by attn_forward, not by the plan */
+    float *certificate;             /* [row][head] upper bound of the share of the softmax that was skipped; NULL */
+    attn_counters *counters;        /* [max(1, exec.lanes)]; NULL: not wanted */
 } attn_io;
 
 /* HOW: memory and threads of a call. */
@@ -435,6 +473,11 @@ typedef struct attn_rope_input {
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
    rounded to f32, then to the type. For q and new_k. Thread safety: any thread. Source: Su et al., RoFormer. */
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
+
+/* Fills in *skip from the environment: mode FACTOR with ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR and
+   ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR; an unset one is 0, both unset: OFF. get: the C library's getenv or a
+   function like it. A malformed or negative number is an error that names the variable, and *skip stays as it was. */
+ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error);
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
 
@@ -623,6 +666,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 
 #define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
 #define ATTN__UNIT 256               /* keys of a decode unit */
+#define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
 #define ATTN__LOWEST (-3.402823466e+38f)
 
 ATTN__INLINE uint32_t attn__bits_of(float x) {
@@ -816,7 +860,8 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(topk, 0, INT32_MAX),        ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY),
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K)
+    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
+    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS)
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_FIELDS ATTN__COUNT(attn__layer_fields)
@@ -838,6 +883,10 @@ static float attn__rsqrt(int32_t x) {
     return (float)y;
 }
 
+static int attn__is_share(float x, int32_t mode) {
+    return attn__is_finite(x) && x >= 0 && (mode != ATTN_SKIP_EPS || x < 1);
+}
+
 static int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
     int i;
     for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
@@ -850,6 +899,12 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
     if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale is not finite", 0, 0);
     if (!attn__is_finite(layer->softcap) || layer->softcap < 0 || (layer->softcap > 0 && layer->softcap < 1e-30f)) {
         return attn__fail(error, ATTN_E_LAYER, "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0);
+    }
+    if (!attn__is_share(layer->skip.prefill, layer->skip.mode) ||
+        !attn__is_share(layer->skip.decode, layer->skip.mode)) {
+        return attn__fail(error, ATTN_E_LAYER,
+                          "layer.skip.prefill = %A and decode = %B must be 0 or more, finite, and with EPS below 1",
+                          attn__bits_of(layer->skip.prefill), attn__bits_of(layer->skip.decode));
     }
     return ATTN_OK;
 }
@@ -870,7 +925,7 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 
 /* Combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
-    int latent = (l->flags & ATTN_V_IN_K) != 0;
+    int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
     const struct {
         int broken;
         const char *text;
@@ -893,6 +948,14 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
         { l->split_keys % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", l->split_keys, 0 },
         { l->split_keys && l->key_tile == 96,
           "layer.key_tile = 96 does not divide layer.split_keys = %a", l->split_keys, 0 },
+        { valued && (l->skip.mode == ATTN_SKIP_OFF || l->skip.mode == ATTN_SKIP_LAMBDA),
+          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", l->skip.mode, 0 },
+        { l->skip.mode && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK",
+          l->skip.mode, 0 },
+        { l->skip.mode && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a",
+          l->skip.mode, 0 },
+        { l->skip.mode && l->split_keys % ATTN__GROUP_KEYS,
+          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", l->split_keys, l->skip.mode },
         { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
     };
     size_t i;
@@ -913,7 +976,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     if (!out->kv_heads) out->kv_heads = out->heads;
     if (!out->v_dim) out->v_dim = out->head_dim;
     if (!out->row_tile) out->row_tile = 128;
-    if (!out->key_tile) out->key_tile = out->split_keys ? 64 : 96;
+    if (!out->key_tile) out->key_tile = out->split_keys || out->skip.mode ? 64 : 96;
     if (!out->workers) out->workers = 64;
     if (out->scale == 0) out->scale = attn__rsqrt(out->head_dim);
     return attn__check_combinations(out, layer, error);
@@ -1330,7 +1393,12 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip
     memcpy(p->view.tasks + (int64_t)p->plan.tasks++ * ATTN__TASK, &t, sizeof t);
 }
 
-/* The unit that starts at cost c belongs to worker c / quota. */
+/* Does entry `index` of a strip's list start a group of 2,048 keys? Its number differs from bit 3 on. */
+ATTN__INLINE int attn__new_group(const attn__strip *s, int32_t index) {
+    return index > 0 && (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
+}
+
+/* The unit that starts at cost c belongs to worker c / quota; with skipping, runs start where groups do. */
 static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t seen_keys) {
     int64_t cost = attn__unit_cost(s);
     int32_t begin = 0;
@@ -1338,6 +1406,7 @@ static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t str
         int64_t worker = (p->decode_cost + begin * cost) / p->quota;
         int64_t end = attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost);
         end = attn__min64(end, s->units);
+        while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, (int32_t)end)) end++;
         attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
         begin = (int32_t)end;
     }
@@ -1681,14 +1750,17 @@ typedef struct attn__leaves {
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
     void (*lane_scores)(float *s, const float *q, const float *const *k, int32_t n, int32_t d, int32_t used);
-    /* s -> exp(s - max); updates m and l, alpha = exp(old max - new max). mask NULL: all visible */
-    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha, int32_t used);
+    /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
+    void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
+    /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums */
+    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
+                         float *sum, int32_t used);
     /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
     void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
                         const uint64_t *mask, int32_t used);
     void (*row_scores)(const attn__dots *a);
-    /* one row of n scores; returns alpha */
-    float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l);
+    float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
+    float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
 } attn__leaves;
 
@@ -1745,24 +1817,30 @@ static void attn__lane_scores_scalar(float *s, const float *q, const float *cons
     }
 }
 
-static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha,
-                                      int32_t used) {
+static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
     int32_t j, r;
     for (r = 0; r < used; r++) {
-        float top = m[r], sum;
+        top[r] = ATTN__LOWEST;
         for (j = 0; j < n; j++) {
             float x = s[j * ATTN__LANES_SCALAR + r];
-            if ((!mask || (mask[j] >> r & 1)) && x > top) top = x;
+            if ((!mask || (mask[j] >> r & 1)) && x > top[r]) top[r] = x;
         }
-        alpha[r] = attn__exp(m[r] - top);
-        sum = l[r] * alpha[r];
-        m[r] = top;
+    }
+}
+
+static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                      float *alpha, float *sum, int32_t used) {
+    int32_t j, r;
+    for (r = 0; r < used; r++) {
+        float old = m[r];
+        if (top[r] > old) m[r] = top[r];
+        alpha[r] = attn__exp(old - m[r]);
+        sum[r] = 0;
         for (j = 0; j < n; j++) {
             float *x = &s[j * ATTN__LANES_SCALAR + r];
-            *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - top) : 0.0f;
-            sum += *x;
+            *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - m[r]) : 0.0f;
+            sum[r] += *x;
         }
-        l[r] = sum;
     }
 }
 
@@ -1801,20 +1879,23 @@ static void attn__row_scores_scalar(const attn__dots *a) {
     }
 }
 
-static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    float top = *m, sum = 0, alpha;
+static float attn__row_max_scalar(const float *s, int32_t n, const uint64_t *mask) {
+    float top = ATTN__LOWEST;
     int32_t j;
     for (j = 0; j < n; j++) {
         if ((mask[j >> 6] >> (j & 63) & 1) && s[j] > top) top = s[j];
     }
+    return top;
+}
+
+static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float m) {
+    float sum = 0;
+    int32_t j;
     for (j = 0; j < n; j++) {
-        s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - top) : 0.0f;
+        s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - m) : 0.0f;
         sum += s[j];
     }
-    alpha = attn__exp(*m - top);
-    *m = top;
-    *l = *l * alpha + sum;
-    return alpha;
+    return sum;
 }
 
 static void attn__row_values_scalar(const attn__sums *a) {
@@ -2015,28 +2096,34 @@ ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const fl
     for (; j < n; j++) attn__lane_scores_block_avx2(1, s, q, k, j, d);
 }
 
-ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
-                                               float *alpha, int32_t used) {
+ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
     int32_t c, j;
     for (c = 0; c < used; c += 8) {
-        __m256 old = _mm256_loadu_ps(m + c), top = old, sum;
+        __m256 most = _mm256_set1_ps(ATTN__LOWEST);
         for (j = 0; j < n; j++) {
-            __m256 x = _mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c);
-            __m256 y = _mm256_max_ps(x, top);
-            top = mask ? _mm256_blendv_ps(top, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
+            __m256 y = _mm256_max_ps(_mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c), most);
+            most = mask ? _mm256_blendv_ps(most, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
         }
-        old = attn__exp_avx2(_mm256_sub_ps(old, top));
-        sum = _mm256_mul_ps(_mm256_loadu_ps(l + c), old);
+        _mm256_storeu_ps(top + c, most);
+    }
+}
+
+ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                               float *alpha, float *sum, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 8) {
+        __m256 old = _mm256_loadu_ps(m + c), most = _mm256_max_ps(_mm256_loadu_ps(top + c), old);
+        __m256 total = _mm256_setzero_ps();
         for (j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX2 + c;
-            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), top));
+            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), most));
             if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
-            sum = _mm256_add_ps(sum, p);
+            total = _mm256_add_ps(total, p);
             _mm256_storeu_ps(x, p);
         }
-        _mm256_storeu_ps(m + c, top);
-        _mm256_storeu_ps(l + c, sum);
-        _mm256_storeu_ps(alpha + c, old);
+        _mm256_storeu_ps(m + c, most);
+        _mm256_storeu_ps(alpha + c, attn__exp_avx2(_mm256_sub_ps(old, most)));
+        _mm256_storeu_ps(sum + c, total);
     }
 }
 
@@ -2138,37 +2225,32 @@ ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
     }
 }
 
-ATTN__AVX2 ATTN__INLINE float attn__sum_avx2(__m256 x) {
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
-}
-
-ATTN__AVX2 ATTN__INLINE __m256 attn__all_max_avx2(__m256 x) {
-    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
-    x = _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0x4E));
-    return _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    __m256 old = _mm256_set1_ps(*m), top = old, sum = _mm256_setzero_ps();
+ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
+    __m256 top = _mm256_set1_ps(ATTN__LOWEST);
     int32_t j;
     for (j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
         top = _mm256_blendv_ps(top, _mm256_max_ps(_mm256_loadu_ps(s + j), top), visible);
     }
-    top = attn__all_max_avx2(top);
-    old = attn__exp_avx2(_mm256_sub_ps(old, top));
+    top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 1));
+    top = _mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0x4E));
+    return _mm256_cvtss_f32(_mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0xB1)));
+}
+
+ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float m) {
+    __m256 sum = _mm256_setzero_ps();
+    __m128 y;
+    int32_t j;
     for (j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
-        __m256 p = _mm256_and_ps(visible, attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), top)));
+        __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m)));
+        p = _mm256_and_ps(visible, p);
         sum = _mm256_add_ps(sum, p);
         _mm256_storeu_ps(s + j, p);
     }
-    *m = _mm256_cvtss_f32(top);
-    sum = _mm256_fmadd_ps(_mm256_set1_ps(*l), old, _mm256_set1_ps(attn__sum_avx2(sum)));
-    *l = _mm256_cvtss_f32(sum);
-    return _mm256_cvtss_f32(old);
+    y = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 
 /* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
@@ -2329,27 +2411,35 @@ ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, cons
     for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s, q, k, j, d);
 }
 
-ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
-                                                   float *alpha, int32_t used) {
+ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
+                                               int32_t used) {
     int32_t c, j;
     for (c = 0; c < used; c += 16) {
-        __m512 old = _mm512_loadu_ps(m + c), top = old, sum;
+        __m512 most = _mm512_set1_ps(ATTN__LOWEST);
         for (j = 0; j < n; j++) {
             __mmask16 visible = (__mmask16)(mask ? mask[j] >> c : 0xffffu);
-            top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), top);
+            most = _mm512_mask_max_ps(most, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), most);
         }
-        old = attn__exp_avx512(_mm512_sub_ps(old, top));
-        sum = _mm512_mul_ps(_mm512_loadu_ps(l + c), old);
+        _mm512_storeu_ps(top + c, most);
+    }
+}
+
+ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
+                                                   float *m, float *alpha, float *sum, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 16) {
+        __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
+        __m512 total = _mm512_setzero_ps();
         for (j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX512 + c;
-            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), top));
+            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
             if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
-            sum = _mm512_add_ps(sum, p);
+            total = _mm512_add_ps(total, p);
             _mm512_storeu_ps(x, p);
         }
-        _mm512_storeu_ps(m + c, top);
-        _mm512_storeu_ps(l + c, sum);
-        _mm512_storeu_ps(alpha + c, old);
+        _mm512_storeu_ps(m + c, most);
+        _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
+        _mm512_storeu_ps(sum + c, total);
     }
 }
 
@@ -2459,39 +2549,30 @@ ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
     }
 }
 
-ATTN__AVX512 ATTN__INLINE __m512 attn__all_sum_avx512(__m512 x) {
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
-    return _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX512 ATTN__INLINE __m512 attn__all_max_avx512(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-    x = _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
-    return _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    __m512 old = _mm512_set1_ps(*m), top = old, sum = _mm512_setzero_ps();
+ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
+    __m512 top = _mm512_set1_ps(ATTN__LOWEST);
     int32_t j;
     for (j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
         top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j), top);
     }
-    top = attn__all_max_avx512(top);
-    old = attn__exp_avx512(_mm512_sub_ps(old, top));
+    return _mm512_reduce_max_ps(top);
+}
+
+ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float m) {
+    __m512 sum = _mm512_setzero_ps();
+    int32_t j;
     for (j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
-        __m512 p = _mm512_maskz_mov_ps(visible, attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), top)));
+        __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m)));
+        p = _mm512_maskz_mov_ps(visible, p);
         sum = _mm512_add_ps(sum, p);
         _mm512_storeu_ps(s + j, p);
     }
-    sum = _mm512_fmadd_ps(_mm512_set1_ps(*l), old, attn__all_sum_avx512(sum));
-    *m = _mm512_cvtss_f32(top);
-    *l = _mm512_cvtss_f32(sum);
-    return _mm512_cvtss_f32(old);
+    sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0x4E));
+    sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0xB1));
+    sum = _mm512_add_ps(sum, _mm512_shuffle_ps(sum, sum, 0x4E));
+    return _mm512_cvtss_f32(_mm512_add_ps(sum, _mm512_shuffle_ps(sum, sum, 0xB1)));
 }
 
 /* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
@@ -2550,22 +2631,22 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__lane_scores_scalar, attn__lane_weights_scalar, attn__lane_values_scalar, attn__row_scores_scalar,
-    attn__row_weights_scalar, attn__row_values_scalar
+    attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
+    attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
     "avx2", ATTN__LANES_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx2, attn__lane_weights_avx2, attn__lane_values_avx2, attn__row_scores_avx2,
-    attn__row_weights_avx2, attn__row_values_avx2
+    attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
+    attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx512, attn__lane_weights_avx512, attn__lane_values_avx512, attn__row_scores_avx512,
-    attn__row_weights_avx512, attn__row_values_avx512
+    attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
+    attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
 };
 
 static void attn__cpuid(uint32_t leaf, uint32_t *r) {
@@ -2634,6 +2715,10 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
     if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_format(t, ", window_right %a", l->window_right, 0, 0, 0);
     if (l->sink_keys) attn__put_format(t, ", sink_keys %a", l->sink_keys, 0, 0, 0);
+    if (l->skip.mode) {
+        attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, attn__bits_of(l->skip.prefill),
+                         attn__bits_of(l->skip.decode), 0);
+    }
     attn__put_format(t, "; scale %A", attn__bits_of(l->scale), 0, 0, 0);
     if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
     if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
@@ -2739,6 +2824,14 @@ static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, att
     if (layer->softcap != plan->layer.softcap) {
         return attn__fail(error, ATTN_E_PLAN, "layer.softcap = %A, the plan has %B", attn__bits_of(layer->softcap),
                           attn__bits_of(plan->layer.softcap));
+    }
+    if (layer->skip.prefill != plan->layer.skip.prefill) {
+        return attn__fail(error, ATTN_E_PLAN, "layer.skip.prefill = %A, the plan has %B",
+                          attn__bits_of(layer->skip.prefill), attn__bits_of(plan->layer.skip.prefill));
+    }
+    if (layer->skip.decode != plan->layer.skip.decode) {
+        return attn__fail(error, ATTN_E_PLAN, "layer.skip.decode = %A, the plan has %B",
+                          attn__bits_of(layer->skip.decode), attn__bits_of(plan->layer.skip.decode));
     }
     return ATTN_OK;
 }
@@ -2878,6 +2971,25 @@ static int attn__check_call(const attn_plan *plan, const attn_layer *layer, cons
     return attn__check_stride_signs(io, error);
 }
 
+static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
+    int by_request = plan->resolved.skip.mode == ATTN_SKIP_LAMBDA;
+    int32_t i;
+    int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
+    if (status) return status;
+    if (!by_request && io->lambda) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a",
+                          plan->resolved.skip.mode, 0);
+    }
+    for (i = 0; by_request && plan->rows > 0 && i < plan->n; i++) {
+        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, "lambda[%d] = %A, but it must be 0 or more, and finite",
+                             attn__bits_of(io->lambda[i]), 0, 0);
+    }
+    return ATTN_OK;
+}
+
 static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
     const attn_layer *l = &plan->resolved;
     attn__strides s = attn__strides_of(plan, io);
@@ -2890,6 +3002,7 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
     if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
     if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
     if (!status && l->mask == ATTN_TREE) status = attn__check_trees(plan, io, error);
+    if (!status) status = attn__check_skip(plan, io, error);
     if (status || !needed || attn__apart(plan->rows, l->heads, s.o_row, s.o_head, l->v_dim)) return status;
     return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s.o_row,
                       s.o_head);
@@ -2904,23 +3017,37 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
 }
 
 /* ---- >>state: partial results and memory ------------------------------------------------------------------------
-   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then m, the
-   largest logit; weights are exp(logit - m). l = 0 says that the row has seen no key. */
+   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
+   of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) {
-    return (int32_t)attn__round_up((int64_t)l->v_dim + 2, 16);
+    return (int32_t)attn__round_up((int64_t)l->v_dim + 3, 16);
 }
 
 /* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. */
 enum { ATTN__WIDE = 32 };
 
+/* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
+typedef struct attn__account {
+    float m, kept, skipped;
+} attn__account;
+
+/* EPS: the keys of a row, as attn__span, and how much of its softmax it may lose for each. */
+typedef struct attn__budget {
+    int32_t lead, lo, hi;
+    float per_key;
+} attn__budget;
+
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
-    const char **k_rows[2], **v_rows; /* a pointer per key of a tile, padded by 16; K also of the tile that follows */
+    const char **k_rows[2], **v_rows[2]; /* a pointer per key of a tile, padded by 16; decode: of two steps */
     int64_t list;                   /* entries from there on: the addresses of the keys' scales */
     const float **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
-    float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
+    float *q, *o, *m, *l, *sigma;   /* prefill: panels; decode: q only */
+    float *top, *alpha, *sum;       /* one per row: of the tile at hand */
+    attn__account *seed, *ref;      /* skipping: one per row of the strip */
+    attn__budget *budget;
     float *scores, *row;
     uint64_t *mask;
     float *states;
@@ -2949,11 +3076,13 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
+    int64_t accounts = l->skip.mode ? attn__max64(panel_rows, decode_rows) * (int64_t)sizeof(attn__account) : 0;
     panel_rows = attn__round_up(panel_rows, lanes);
     s->list = tile + 16;
     s->k_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
     s->k_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->v_rows = (const char **)(void *)attn__take(base, &used, addresses);
+    s->v_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
+    s->v_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
     s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
@@ -2962,10 +3091,17 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
     s->m = attn__take_floats(base, &used, panel_rows);
     s->l = attn__take_floats(base, &used, panel_rows);
-    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
-    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, decode_rows * (tile + 16)));
+    s->sigma = attn__take_floats(base, &used, panel_rows);
+    s->top = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, 2 * decode_rows));
+    s->sum = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->seed = (attn__account *)(void *)attn__take(base, &used, accounts);
+    s->ref = (attn__account *)(void *)attn__take(base, &used, accounts);
+    s->budget = (attn__budget *)(void *)attn__take(base, &used, accounts / (int64_t)sizeof(attn__account) *
+                                                                 (int64_t)sizeof(attn__budget));
+    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, 2 * decode_rows * (tile + 16)));
     s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
-    s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
+    s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
     s->picked = (int32_t *)(void *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
@@ -3014,6 +3150,10 @@ typedef struct attn__run {
     float *slots;
     int32_t group, state_stride;
     int64_t slot_floats;            /* floats of one slot or state */
+    attn_counters *counters;        /* this lane's, or NULL */
+    int dense;                      /* skipping: lambda is 1 or more */
+    float gap;                      /* skipping: tiles fall whose logits lie further below the reference; 0: none */
+    float eps;                      /* skipping by budget: share of the softmax that a row may lose; 0: none */
 } attn__run;
 
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
@@ -3074,13 +3214,14 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
     lane_bytes = attn__carve(&r->scratch, NULL, r->layer, &c);
     r->slots = (float *)(void *)(start + 64);
+    r->counters = io->counters ? io->counters + lane : NULL;
     attn__carve(&r->scratch, start + 64 + slots + lane * lane_bytes, r->layer, &c);
 }
 
 static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
     int32_t rows = s->heads * s->rows, i;
     memset(state, 0, (size_t)rows * (size_t)r->state_stride * sizeof(float));
-    for (i = 0; i < rows; i++) state[(int64_t)i * r->state_stride + r->layer->v_dim + 1] = ATTN__LOWEST;
+    for (i = 0; i < rows; i++) state[(int64_t)i * r->state_stride + r->layer->v_dim + 2] = ATTN__LOWEST;
 }
 
 /* a = a merged with b, row by row; a row that saw no key changes nothing. */
@@ -3088,29 +3229,32 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
     int32_t v_dim = r->layer->v_dim, i;
     for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
         float top;
-        if (b[v_dim] == 0) continue;
-        if (a[v_dim] == 0) {
-            memcpy(a, b, (size_t)(v_dim + 2) * sizeof(float));
+        if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
+        if (a[v_dim] == 0 && a[v_dim + 1] == 0) {
+            memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
             continue;
         }
-        top = a[v_dim + 1] > b[v_dim + 1] ? a[v_dim + 1] : b[v_dim + 1];
-        r->leaves->blend(a, b, attn__exp(a[v_dim + 1] - top), attn__exp(b[v_dim + 1] - top), v_dim + 1);
-        a[v_dim + 1] = top;
+        top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
+        r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
+        a[v_dim + 2] = top;
     }
 }
 
-/* Normalises one row: what its sums are multiplied by, and its lse. */
-static float attn__finish_row(float m, float l, const float *sink, float *lse) {
-    float top, weight, sum;
-    if (l == 0) {
+/* Normalises one row from its three last numbers: what its sums are multiplied by, its lse, and an upper bound of the
+   share of the softmax that was skipped: of the exact sum, widened by the roundings that may have made it too small. */
+static float attn__finish_row(const float *tail, const float *sink, float *lse, float *certificate) {
+    float m = tail[2], top, weight, sum;
+    *certificate = 0;
+    if (tail[0] == 0) {
         *lse = sink ? *sink : attn__float_of(0xff800000u);
         return 0.0f;
     }
     top = sink && *sink > m ? *sink : m;
     weight = attn__exp(m - top);
-    sum = l * weight;
+    sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
+    if (tail[1] != 0) *certificate = tail[1] * weight * 1.000004f / (sum + tail[1] * weight);
     return weight / sum;
 }
 
@@ -3125,11 +3269,12 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
             const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
-            float lse;
-            float factor = attn__finish_row(state[l->v_dim + 1], state[l->v_dim], sink, &lse);
+            float lse, certificate;
+            float factor = attn__finish_row(state + l->v_dim, sink, &lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
+            if (r->io->certificate) r->io->certificate[row * l->heads + head] = certificate;
         }
     }
 }
@@ -3344,6 +3489,83 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
     t->picked[0] = count;
 }
 
+/* ---- >>skip: which tiles weigh too little -------------------------------------------------------------------------
+   A run is what a decision may depend on: the keys of a PREFILL row, or of its unit with split_keys; a group of 2,048
+   keys of a DECODE row. A tile is skipped when all rows of the vote unit (a panel, or a kv head's rows) agree: FACTOR
+   and LAMBDA, if its largest logit lies more than -ln lambda below the reference, the largest logit of the run so far
+   and of key tile 0, which is always kept; EPS, if the mass skipped in the run stays within eps * the mass kept there
+   and in tile 0 * the share of the row's keys that the run has passed. The shares of all runs add up to 1, and no run
+   counts more mass than the row keeps, so a row loses at most eps / (1 + eps). Source: BLASST; paced budgets. */
+
+/* What the mode says about a request. */
+static void attn__open_skip(attn__run *r, int32_t request) {
+    const attn_skip *skip = &r->layer->skip;
+    float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
+    r->gap = 0;
+    r->eps = skip->mode == ATTN_SKIP_EPS ? value * 0.9999f : 0; /* the rest is for roundings */
+    if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
+    r->dense = 0;
+    if ((skip->mode != ATTN_SKIP_FACTOR && skip->mode != ATTN_SKIP_LAMBDA) || value == 0) return;
+    r->gap = -attn__log(value);
+    if (skip->mode == ATTN_SKIP_FACTOR) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
+    r->dense = r->gap <= 0;
+}
+
+/* How far the largest logit of each row, top, lies below the row's reference (m, where given, and ref), at least; -1 if
+   no row sees a key. */
+static float attn__vote(const attn__run *r, const float *m, const attn__account *ref, int32_t rows) {
+    const float *top = r->scratch.top;
+    float gap = -1.0f;
+    int32_t i;
+    for (i = 0; i < rows; i++) {
+        float below = (m && m[i] > ref[i].m ? m[i] : ref[i].m) - top[i];
+        if (top[i] == ATTN__LOWEST) continue;
+        if (!(below > 0)) below = 0; /* NaN too */
+        if (gap < 0 || below < gap) gap = below;
+        if (!r->counters && (gap <= r->gap || r->eps > 0)) return gap; /* decided: only the histogram wants the rest */
+    }
+    return gap;
+}
+
+static void attn__count(const attn__run *r, float gap, int skip, int no_weights) {
+    if (!r->counters || gap < 0) return;
+    r->counters->tiles++;
+    r->counters->dense_tiles += r->dense;
+    r->counters->v_skipped += skip;
+    r->counters->softmax_skipped += skip && no_weights;
+    r->counters->histogram[gap < 31.5f ? (int)(gap * 2) : 63]++;
+}
+
+static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
+    int32_t i;
+    for (i = 0; i < s->rows; i++) {
+        attn__span p = attn__packed_span(r, s, i);
+        attn__budget b = { 0, 0, 0, 0 };
+        b.lead = attn__min(p.lead, p.lo);
+        b.lo = p.lo;
+        b.hi = p.hi;
+        b.per_key = r->eps / (float)attn__max(1, b.lead + p.hi - p.lo);
+        r->scratch.budget[i] = b;
+    }
+}
+
+/* What the row may have lost when it has passed its keys in first .. last - 1. */
+static float attn__allowance(const attn__run *r, int32_t row, int64_t first, int64_t last) {
+    const attn__budget *b = &r->scratch.budget[row];
+    int64_t seen = attn__max64(0, attn__min64(b->lead, last) - first);
+    seen += attn__max64(0, attn__min64(b->hi, last) - attn__max64(b->lo, first));
+    return b->per_key * (float)seen;
+}
+
+/* EPS: does what `own` and `ref` skipped stay within that part of what they kept? */
+static int attn__affordable(const attn__account *own, const attn__account *ref, float allowance) {
+    float m = own->m > ref->m ? own->m : ref->m, a, b;
+    if (ref->m == ATTN__LOWEST) return own->skipped <= allowance * own->kept;
+    a = attn__exp(own->m - m);
+    b = attn__exp(ref->m - m);
+    return own->skipped * a + ref->skipped * b <= allowance * (own->kept * a + ref->kept * b);
+}
+
 /* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
 
 /* Rows become columns: panel p holds rows p * lanes ... of the strip as q[d][lanes]; unused lanes are 0. */
@@ -3368,6 +3590,7 @@ static void attn__clear_panels(const attn__run *r, const attn__strip *s) {
     int64_t rows = attn__round_up(s->rows, r->leaves->lanes), i;
     memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
     memset(t->l, 0, (size_t)rows * sizeof(float));
+    memset(t->sigma, 0, (size_t)rows * sizeof(float));
     for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
 }
 
@@ -3378,7 +3601,8 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
         const float *lane = t->o + (int64_t)(i / lanes) * lanes * v_dim + i % lanes;
         for (x = 0; x < v_dim; x++) state[x] = lane[(int64_t)x * lanes];
         state[v_dim] = t->l[i];
-        state[v_dim + 1] = t->m[i];
+        state[v_dim + 1] = t->sigma[i];
+        state[v_dim + 2] = t->m[i];
     }
 }
 
@@ -3431,41 +3655,125 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, int32_t r
     }
 }
 
-/* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. */
-static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used,
-                                const float *const *k, const float *const *v, int32_t first, int32_t last,
-                                int v_finite) {
+/* Rows row .. row + used - 1 of a strip over keys first .. last - 1. */
+typedef struct attn__panel {
+    int32_t row, used, first, last;
+    const uint64_t *mask;           /* NULL: every row sees every key */
+} attn__panel;
+
+/* Logits of a panel, and the largest of each row. */
+static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - first;
-    const uint64_t *mask = attn__all_seen(r, s, row, used, first, last) ? NULL : t->mask;
-    f->lane_scores(t->scores, t->q + (int64_t)row * d, k, n, d, used);
+    int32_t d = r->layer->head_dim, n = p->last - p->first;
+    p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
+    f->lane_scores(t->scores, t->q + (int64_t)p->row * d, k, n, d, p->used);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
-    if (r->io->alibi) attn__bias_panel(r, s, row, used, first, n);
-    if (mask) attn__mask_panel(r, s, row, used, first, n);
-    f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
-    f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, v_finite ? NULL : mask, used);
+    if (r->io->alibi) attn__bias_panel(r, s, p->row, p->used, p->first, n);
+    if (p->mask) attn__mask_panel(r, s, p->row, p->used, p->first, n);
+    f->lane_max(t->scores, n, p->mask, t->top, p->used);
+}
+
+/* EPS: can every row afford to lose the tile? Its weights are known. */
+static int attn__panel_affordable(const attn__run *r, const attn__panel *p) {
+    const attn__scratch *t = &r->scratch;
+    int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL), start = p->first / unit_keys * unit_keys;
+    int32_t i;
+    for (i = 0; i < p->used; i++) {
+        attn__account own = { 0, 0, 0 };
+        own.m = t->m[p->row + i];
+        own.kept = t->l[p->row + i] * t->alpha[i];
+        own.skipped = t->sigma[p->row + i] * t->alpha[i] + t->sum[i];
+        if (t->top[i] == ATTN__LOWEST) continue;
+        if (!attn__affordable(&own, &t->seed[p->row + i], attn__allowance(r, p->row + i, start, p->last))) return 0;
+    }
+    return 1;
+}
+
+/* Logits to weights. Returns 0 if V and o are not needed, 1 if o only follows a larger m, 2 if the tile counts. */
+static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
+    const attn__scratch *t = &r->scratch;
+    float *m = t->m + p->row, *l = t->l + p->row, *sigma = t->sigma + p->row;
+    float gap = r->layer->skip.mode ? attn__vote(r, m, t->seed + p->row, p->used) : -1.0f;
+    int32_t n = p->last - p->first, i;
+    int skip = r->gap > 0 && gap > r->gap, moved = 0;
+    attn__count(r, gap, skip, 1);
+    if (skip) { /* the largest logit bounds the tile's mass */
+        for (i = 0; i < p->used; i++) {
+            float old = m[i];
+            if (t->top[i] > old) m[i] = t->top[i];
+            t->alpha[i] = attn__exp(old - m[i]);
+            t->sum[i] = t->top[i] == ATTN__LOWEST ? 0.0f : (float)n * attn__exp(t->top[i] - m[i]);
+        }
+    } else {
+        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used);
+        skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
+        if (skip && r->counters) r->counters->v_skipped++;
+    }
+    for (i = 0; i < p->used; i++) {
+        l[i] = l[i] * t->alpha[i] + (skip ? 0.0f : t->sum[i]);
+        sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        moved |= l[i] != 0 && t->alpha[i] != 1.0f;
+    }
+    return skip ? moved : 2;
+}
+
+/* Split rows that start behind key tile 0: its largest logits and mass, as a reference. */
+static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lanes = r->leaves->lanes, row, i, first, last;
+    const float *const *k = NULL;
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_PREFILL), &first, &last);
+    for (row = 0; row < s->rows; row += lanes) {
+        attn__panel p = { 0, 0, 0, 0, NULL };
+        p.row = row;
+        p.used = attn__min(lanes, s->rows - row);
+        p.first = first;
+        p.last = last;
+        for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
+        if (unit > 0 && first < last) {
+            attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+            if (!k) k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
+            attn__panel_logits(r, s, &p, k);
+            r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
+        }
+        for (i = 0; i < p.used; i++) {
+            t->seed[row + i].m = t->top[i];
+            t->seed[row + i].kept = t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i];
+            t->seed[row + i].skipped = 0;
+            t->m[row + i] = ATTN__LOWEST;
+        }
+    }
 }
 
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
                                int32_t last) {
     const attn__scratch *t = &r->scratch;
-    const float *const *k, *const *v;
-    int32_t lanes = r->leaves->lanes, row;
-    int v_finite;
+    const float *const *k, *const *v = NULL;
+    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, row;
+    int v_finite = 1;
     attn__clip(seen, first, last, &first, &last);
     if (first == last) return;
     attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-    attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows);
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
-    v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
-    v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, r->layer->v_dim);
     for (row = 0; row < s->rows; row += lanes) {
-        int32_t used = attn__min(lanes, s->rows - row), begin, end;
-        attn__clip(attn__seen(r, s, row, used), first, last, &begin, &end);
-        if (begin < end) {
-            attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, v_finite);
+        attn__panel p = { 0, 0, 0, 0, NULL };
+        int needs;
+        p.row = row;
+        p.used = attn__min(lanes, s->rows - row);
+        attn__clip(attn__seen(r, s, row, p.used), first, last, &p.first, &p.last);
+        if (p.first == p.last) continue;
+        attn__panel_logits(r, s, &p, k + (p.first - first));
+        needs = attn__panel_weights(r, &p);
+        if (needs == 2 && !v) {
+            attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows[0]);
+            v = attn__wide_rows(r, &r->v, t->v_rows[0], last - first, t->wide_v, t->wide_v_rows);
+            v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, v_dim);
+        }
+        if (needs) {
+            r->leaves->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL,
+                                   needs == 2 ? p.last - p.first : 0, v_dim, v_finite ? NULL : p.mask, p.used);
         }
     }
 }
@@ -3482,6 +3790,7 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
     int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
     attn__clear_panels(r, s);
+    if (r->layer->skip.mode) attn__prefill_seed(r, s, seen, unit);
     for (tile = attn__next_tile(seen, unit * unit_keys, keys); tile < end;
          tile = attn__next_tile(seen, tile + keys, keys)) {
         attn__prefill_tile(r, s, seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end));
@@ -3508,8 +3817,18 @@ typedef struct attn__tile {
     int32_t first, begin, last;
 } attn__tile;
 
+/* One kv head over one tile. */
+typedef struct attn__step {
+    attn__tile tile;
+    int32_t h, n;                   /* kv head of the strip, keys */
+    int all, needs;                 /* every row sees every key; what attn__panel_weights returns */
+    const char **v_rows;
+    float *scores, *alpha, *state;
+    uint64_t *mask;
+} attn__step;
+
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
     int tree = r->layer->mask == ATTN_TREE && !attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last);
     int32_t i, w;
     int all = 1;
@@ -3520,7 +3839,7 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
             uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
             if (tree) seen &= attn__tree_bits(r, s, i, base);
-            r->scratch.mask[2 * i + w] = seen & wanted;
+            masks[2 * i + w] = seen & wanted;
             if ((seen & wanted) != wanted) all = 0;
         }
     }
@@ -3570,35 +3889,36 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     }
 }
 
-/* all: every row sees every key; else V may hold a NaN that only some rows see. */
-static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__tile *tile, int all,
-                                const char *const *ahead, int32_t lds, float *state) {
+/* The step's keys (none if o only follows a larger m). V may hold a NaN that only some rows see. */
+static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__step *p,
+                                const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
-    int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, i, row;
+    int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n;
     attn__sums a;
     memset(&a, 0, sizeof a);
-    a.o = state;
+    a.o = p->state;
     a.ldo = r->state_stride;
-    a.ldp = lds;
-    a.alpha = t->alpha;
+    a.ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    a.alpha = p->alpha;
     a.rows = s->rows;
     a.v_dim = r->layer->v_dim;
     a.ahead_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    for (i = 0; i < n; i += block) {
-        a.p = t->scores + skipped + i;
+    if (!n) r->leaves->row_values(&a);
+    for (; i < n; i += block) {
+        a.p = p->scores + skipped + i;
         a.n = attn__min(block, n - i);
-        a.v = attn__wide_rows(r, &r->v, t->v_rows + i, a.n, wide, t->wide_k_rows);
+        a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
         a.ahead = ahead ? ahead + i : NULL;
-        if (all || attn__all_finite(a.v, a.n, a.v_dim)) {
+        if (p->all || attn__all_finite(a.v, a.n, a.v_dim)) {
             r->leaves->row_values(&a);
         } else {
             for (row = 0; row < s->rows; row++) {
-                attn__decode_visible_values(r, &a, row, skipped + i, t->mask + 2 * row);
+                attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
             }
         }
-        for (row = 0; row < s->rows; row++) t->alpha[row] = 1.0f;
+        for (row = 0; row < s->rows; row++) p->alpha[row] = 1.0f;
     }
 }
 
@@ -3610,23 +3930,67 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, 
     for (j = 0; j < n; j++) x[j] += slope * (float)(attn__key_position(r, s->request, first + j) - position);
 }
 
-/* One kv head of a strip over one tile; `which` list holds the keys' addresses, `next` keys follow in the other. */
-static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen,
-                              const attn__tile *tile, int all, int which, int32_t next, float *state) {
+/* Logits of a step, to weights: each row's m, `apart` floats from the next, rises to its largest logit; top, alpha and
+   sum as in attn__leaves. */
+static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p, const char *const *k,
+                                 const char *const *ahead, float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
-    int32_t v_dim = r->layer->v_dim, n = tile->last - tile->begin, i;
-    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = tile->begin - tile->first;
-    state += (int64_t)h * s->rows * r->state_stride;
-    attn__key_rows(r, &r->v, s, s->head + h, seen, tile->begin, n, t->v_rows);
-    attn__decode_scores(r, s, h, t->k_rows[which], n, t->scores + skipped, lds, t->v_rows);
-    for (i = 0; i < s->rows; i++) {
-        float *row = state + (int64_t)i * r->state_stride, *x = t->scores + (int64_t)i * lds;
-        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n, r->layer->softcap);
-        if (r->io->alibi) attn__bias_row(r, s, h, i, tile->begin, n, x + skipped);
-        t->alpha[i] = r->leaves->row_weights(x, tile->last - tile->first, t->mask + 2 * i, row + v_dim + 1,
-                                             row + v_dim);
+    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = p->tile.begin - p->tile.first, i;
+    attn__decode_scores(r, s, p->h, k, p->n, p->scores + skipped, lds, ahead);
+    for (i = 0; i < s->rows; i++, m += apart) {
+        float *x = p->scores + (int64_t)i * lds, old = *m;
+        const uint64_t *mask = p->mask + 2 * i;
+        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, p->n, r->layer->softcap);
+        if (r->io->alibi) attn__bias_row(r, s, p->h, i, p->tile.begin, p->n, x + skipped);
+        t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
+        if (t->top[i] > old) *m = t->top[i];
+        p->alpha[i] = attn__exp(old - *m);
+        t->sum[i] = r->leaves->row_weights(x, skipped + p->n, mask, *m);
     }
-    attn__decode_values(r, s, tile, all, next >= n ? t->k_rows[!which] : NULL, lds, state);
+}
+
+/* Shall the tile be skipped? The weights are known in any case: only V and its sums are saved. */
+static int attn__decode_skips(const attn__run *r, const attn__strip *s, const attn__step *p) {
+    const attn__scratch *t = &r->scratch;
+    const float *m = p->state + r->layer->v_dim + 2;
+    attn__account *ref = t->ref + p->h * s->rows, own = { 0, 0, 0 };
+    float gap = attn__vote(r, NULL, ref, s->rows);
+    int64_t start = p->tile.first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
+    int skip = r->gap > 0 ? gap > r->gap : r->eps > 0 && gap >= 0;
+    int32_t i;
+    for (i = 0; i < s->rows && r->eps > 0 && skip; i++) {
+        own.m = m[(int64_t)i * r->state_stride];
+        own.skipped = t->sum[i];
+        skip = t->top[i] == ATTN__LOWEST ||
+               attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
+    }
+    attn__count(r, gap, skip, 0);
+    for (i = 0; i < s->rows; i++) {
+        float unit = m[(int64_t)i * r->state_stride], most = unit > ref[i].m ? unit : ref[i].m;
+        float a = attn__exp(ref[i].m - most), b = t->sum[i] * attn__exp(unit - most);
+        if (t->top[i] == ATTN__LOWEST) continue;
+        ref[i].m = most;
+        ref[i].kept = ref[i].kept * a + (skip ? 0.0f : b);
+        ref[i].skipped = ref[i].skipped * a + (skip ? b : 0.0f);
+    }
+    return skip;
+}
+
+/* Weights of a step, and what they leave to do. */
+static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *k,
+                               const char *const *ahead) {
+    const attn__scratch *t = &r->scratch;
+    float *l = p->state + r->layer->v_dim;
+    int32_t i;
+    int skip, moved = 0;
+    attn__decode_weights(r, s, p, k, ahead, l + 2, r->state_stride);
+    skip = r->layer->skip.mode && attn__decode_skips(r, s, p);
+    for (i = 0; i < s->rows; i++, l += r->state_stride) {
+        l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
+        l[1] = l[1] * p->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        moved |= l[0] != 0 && p->alpha[i] != 1.0f;
+    }
+    p->needs = skip ? moved : 2;
 }
 
 /* The tiles of a unit that hold seen keys. */
@@ -3642,26 +4006,94 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
     return count;
 }
 
-/* Keys outside, heads inside: token-major K and V are read as one stream. */
+/* Prepares one of the two steps at hand. */
+static attn__step attn__decode_step(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
+                                    int which, float *state) {
+    const attn__scratch *t = &r->scratch;
+    attn__step p;
+    memset(&p, 0, sizeof p);
+    p.tile = *tile;
+    p.h = h;
+    p.n = tile->last - tile->begin;
+    p.v_rows = t->v_rows[which];
+    p.scores = t->scores + which * (int64_t)s->rows * (attn__key_tile(r->layer, ATTN_DECODE) + 16);
+    p.alpha = t->alpha + which * (int64_t)s->rows;
+    p.state = state + (int64_t)h * s->rows * r->state_stride;
+    return p;
+}
+
+/* Keys outside, heads inside: token-major K and V are read as one stream. A step's values follow the next step's
+   weights, so that V, where it is needed at all, is fetched during these, and the next K during the values. */
 static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
     int32_t count = attn__unit_tiles(r, seen, unit, tiles), i, h;
+    attn__step now, before;
     int which = 0;
     attn__clear_state(r, s, state);
-    if (!count) return;
-    attn__key_rows(r, &r->k, s, s->head, seen, tiles[0].begin, tiles[0].last - tiles[0].begin, r->scratch.k_rows[0]);
+    memset(&before, 0, sizeof before);
+    if (count) attn__key_rows(r, &r->k, s, s->head, seen, tiles[0].begin, tiles[0].last - tiles[0].begin, t->k_rows[0]);
     for (i = 0; i < count; i++) {
-        int all = attn__mask_rows(r, s, &tiles[i]);
+        uint64_t *mask = t->mask + i % 2 * 2 * (int64_t)s->rows;
+        int all = attn__mask_rows(r, s, &tiles[i], mask);
         for (h = 0; h < s->heads; h++, which = !which) {
             int32_t head = h + 1 < s->heads ? h + 1 : 0, n = 0;
             const attn__tile *next = head ? &tiles[i] : &tiles[i + 1];
+            const char *const *ahead = NULL;
             if (head || i + 1 < count) {
                 n = next->last - next->begin;
-                attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, r->scratch.k_rows[!which]);
+                attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, t->k_rows[!which]);
+                ahead = t->k_rows[!which];
             }
-            attn__decode_head(r, s, h, seen, &tiles[i], all, which, n, state);
+            now = attn__decode_step(r, s, &tiles[i], h, which, state);
+            now.all = all;
+            now.mask = mask;
+            attn__key_rows(r, &r->v, s, s->head + h, seen, now.tile.begin, now.n, now.v_rows);
+            if (before.needs == 2) {
+                attn__decode_begin(r, s, &now, t->k_rows[which], before.n >= now.n ? before.v_rows : NULL);
+            } else {
+                attn__decode_begin(r, s, &now, t->k_rows[which], n >= now.n ? ahead : NULL);
+            }
+            if (before.needs) attn__decode_values(r, s, &before, n >= before.n ? ahead : NULL);
+            before = now;
         }
+    }
+    if (before.needs) attn__decode_values(r, s, &before, NULL);
+}
+
+/* What key tile 0 gives to the runs that start behind it: for every row its largest logit there and its mass. */
+static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
+    const attn__scratch *t = &r->scratch;
+    attn__span seen = attn__seen(r, s, 0, s->rows);
+    attn__tile tile = { 0, 0, 0 };
+    int32_t h, i;
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
+    if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
+    for (h = 0; h < s->heads; h++) {
+        attn__account *seed = t->seed + h * s->rows;
+        attn__step p = attn__decode_step(r, s, &tile, h, 0, t->states);
+        p.mask = t->mask;
+        for (i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
+        if (p.n > 0) {
+            attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, t->k_rows[0]);
+            attn__decode_weights(r, s, &p, t->k_rows[0], NULL, &seed->m, sizeof *seed / sizeof(float));
+        }
+        for (i = 0; i < s->rows; i++) {
+            seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
+            seed[i].skipped = 0;
+        }
+    }
+}
+
+/* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
+static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
+    const attn__scratch *t = &r->scratch;
+    int32_t rows = s->heads * s->rows, i;
+    memcpy(t->ref, t->seed, (size_t)rows * sizeof *t->ref);
+    for (i = 0; i < rows && unit < ATTN__GROUP_KEYS / ATTN__UNIT; i++) {
+        t->ref[i].m = ATTN__LOWEST;
+        t->ref[i].kept = 0;
     }
 }
 
@@ -3672,7 +4104,7 @@ ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) {
 }
 
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
-static void attn__compute(const attn__run *r, int32_t index) {
+static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = attn__task_at(&r->view, index);
     attn__strip s = attn__strip_at(&r->view, t.strip);
     int prefill = r->view.phase[s.request] == ATTN_PREFILL;
@@ -3684,8 +4116,13 @@ static void attn__compute(const attn__run *r, int32_t index) {
     if (prefill && s.units) attn__pack_panels(r, &s);
     if (!prefill && s.units) attn__pack_rows(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
+    attn__open_skip(r, s.request);
+    if (r->eps > 0) attn__open_budgets(r, &s);
+    if (!prefill && s.units && r->layer->skip.mode) attn__decode_seed(r, &s);
     for (i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
+        int starts = i == t.begin || attn__new_group(&s, i);
+        if (r->layer->skip.mode && !prefill && starts) attn__decode_group(r, &s, unit);
         if (prefill) {
             attn__prefill_unit(r, &s, unit, attn__state_at(r, f.depth));
         } else {
@@ -4338,6 +4775,54 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
             }
         }
     }
+    return attn__succeed(error);
+}
+
+/* Decimal digits with an optional point and exponent to a float >= 0; -1 if it is anything else. */
+static float attn__parse(const char *text) {
+    double x = 0;
+    int32_t exponent = 0, power = 0, digits = 0, sign = 1;
+    for (; (*text >= '0' && *text <= '9') || (*text == '.' && !power); text++) {
+        if (*text == '.') {
+            power = 1;
+        } else {
+            x = x * 10 + (*text - '0');
+            digits++;
+            exponent -= power;
+        }
+    }
+    if (digits && (*text == 'e' || *text == 'E')) {
+        int32_t e = 0;
+        text++;
+        if (*text == '-') sign = -1;
+        if (*text == '-' || *text == '+') text++;
+        if (!*text) return -1.0f;
+        for (; *text >= '0' && *text <= '9'; text++) e = attn__min(1000, e * 10 + (*text - '0'));
+        exponent += sign * e;
+    }
+    for (; exponent > 0 && x < 1e40; exponent--) x *= 10;
+    for (; exponent < 0 && x > 0; exponent++) x /= 10;
+    return digits && !*text && x < 3e38 ? (float)x : -1.0f;
+}
+
+ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error) {
+    static const char *const names[2] = { "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR",
+                                          "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR" };
+    float values[2] = { 0, 0 };
+    int i, set = 0;
+    if (!skip || !get) return attn__fail(error, ATTN_E_ARGUMENT, "skip or get is NULL", 0, 0);
+    for (i = 0; i < 2; i++) {
+        const char *text = get(names[i]);
+        if (!text) continue;
+        set = 1;
+        values[i] = attn__parse(text);
+        if (values[i] < 0) {
+            return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
+        }
+    }
+    skip->mode = set ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
+    skip->prefill = values[0];
+    skip->decode = values[1];
     return attn__succeed(error);
 }
 
