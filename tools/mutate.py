@@ -20,7 +20,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WITH_REF = {"attention", "engine", "properties", "sliding_window"}
-ORDER = ["errors", "api", "maths", "plan", "modes", "meta", "ring", "latent", "rope", "quant", "sparse", "engine",
+ORDER = ["errors", "api", "maths", "plan", "modes", "meta", "ring", "latent", "rope", "quant", "sparse", "skip", "engine",
          "sliding_window", "attention", "properties"]
 BUILD_SECONDS = 300
 
