@@ -128,8 +128,7 @@
 
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
-         cu_seqlens_q     [n + 1]          sum of E of the requests before i
-         cu_seqlens_k     [n + 1]          sum of KV of the requests before i
+         cu_seqlens_q, cu_seqlens_k [n + 1]   sum of E, sum of KV of the requests before i
          positions        [rows]           P + j; below 0 where E > KV
          row_request      [rows]           i
          seqlens_expand   [rows]           keys of a causal row: max(0, P + j + 1)
@@ -146,17 +145,16 @@
          pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
-      (a sliding-window pool) takes a second call with its own req_to_token.
-      table_row = ceil(max_kv_len / page_size), what attn_io.page_table_row = 0 stands for. Strides are the capacities,
-      not what this step happens to need: with n, max_q_len, max_kv_len and max_rows given, every array has the same
-      address and stride in every step. Entries past n, rows or rows + 1 keep what was there. E = 0 and n = 0 are valid.
+      (a sliding-window pool) takes a second call with its own req_to_token. table_row = ceil(max_kv_len / page_size),
+      as io.page_table_row = 0 means. Strides are the capacities: with n, max_q_len, max_kv_len and max_rows given, each
+      array has the same address and stride in every step. Entries past n, rows or rows + 1 keep what was there.
 
       Rows as requests. meta.row_batch has n = rows, E = 1, kv_len = seqlens_expand and phase DECODE; with row_table as
-      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that
-      take one row a request; it costs rereading the keys for each row, so attn_forward does better with the batch.
-      For CAUSAL layers, windows, sink keys and chunks included, and for TOPK, whose lists are per row anyway; other
-      masks let a row see keys past its own position. The cache must be paged, without scales per request. Plan memory
-      for every step: attn_plan_bytes of row_batch with n = max_rows. A row without keys (E > KV) needs ATTN_FULL there.
+      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that take
+      one row a request; it rereads the keys for each row, so attn_forward does better with the batch. For CAUSAL (with
+      windows, sink keys, chunks) and TOPK; other masks let a row see keys past its own position. The cache must be
+      paged, without scales per request. Plan memory for every step: attn_plan_bytes of row_batch with n = max_rows. A
+      row without keys (E > KV) needs ATTN_FULL there.
 
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
@@ -235,9 +233,7 @@ typedef enum attn_status {
 } attn_status;
 
 typedef enum attn_type {
-    ATTN_F32 = 0,
-    ATTN_F16,
-    ATTN_BF16,
+    ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
     ATTN_E4M3,         /* the last three for K and V only. OCP FN: no infinities, largest value 448 */
     ATTN_E5M2,         /* largest value 57344 */
     ATTN_INT8          /* -127 .. 127, times k_scale or v_scale */
@@ -385,29 +381,29 @@ typedef struct attn_plan {
 
 /* ---- >>api ------------------------------------------------------------------------------------------------------ */
 
-/* The fastest instruction set of this CPU that was compiled in. Thread safety: any thread. Costs a few CPUID
+/* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
+
+/* The fastest instruction set of this CPU that was compiled in. Costs a few CPUID
    instructions, which a virtual machine traps: call it once and put the result into attn_layer.isa. */
 ATTN_API attn_isa attn_isa_detect(void);
 
-/* Bytes of plan memory for any batch within the capacities of `batch`. 0 if the arguments are invalid:
-   attn_plan_make then says why. Thread safety: any thread. */
+/* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
 /* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
-   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Thread safety: any thread; a plan may be shared. */
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Threads may share a plan. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes what the plan will do, in words, one fact a line; returns the length without the final 0, whatever
-   bytes is (as snprintf does). Thread safety: any thread. */
+/* Writes what the plan will do, in words, one fact a line; returns the length that all of it has, as snprintf does. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
 /* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
-   in layer, n, capacities and in which of q_len and phase are NULL. Thread safety: any thread. */
+   in layer, n, capacities and in which of q_len and phase are NULL. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
-   `layer` must equal the plan's. Thread safety: any thread, with exec memory and outputs of its own. */
+   `layer` must equal the plan's. */
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
@@ -418,8 +414,7 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error);
 
-/* For prototypes: attention of one sequence, q_len rows over kv_len contiguous keys, plan and forward in one call.
-   mem: attn_dense_bytes() bytes. Thread safety: any thread. */
+/* For prototypes: plan and forward of one sequence, q_len rows over kv_len contiguous keys. mem: attn_dense_bytes(). */
 ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len);
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error);
@@ -441,7 +436,7 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
                         const float *b_lse, void *o, float *lse, attn_error *error);
 
 /* The definition of every mask: 1 if row `row` of `request` sees key `key`. Reads the host arrays of batch and, for
-   TREE and TOPK, io->tree and io->topk; else io may be NULL. Out-of-range indices give 0. Thread safety: any thread. */
+   TREE and TOPK, io->tree and io->topk; else io may be NULL. Out-of-range indices give 0. */
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key);
 
@@ -471,7 +466,7 @@ typedef struct attn_rope_input {
 } attn_rope_input;
 
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
-   rounded to f32, then to the type. For q and new_k. Thread safety: any thread. Source: Su et al., RoFormer. */
+   rounded to f32, then to the type. For q and new_k. Source: Su et al., RoFormer. */
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
 
 /* Fills in *skip from the environment: mode FACTOR with ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR and
@@ -551,17 +546,17 @@ typedef struct attn_meta {
 /* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, 3 * n int32 (count: how many
    there are), which must not overlap the inputs and must live as long as the batch. Errors name the request whose
    lengths cannot be (0 <= E <= KV is asserted). Capacities are held against the lengths by attn_plan_make and
-   attn_meta_make. Thread safety: any thread. Source: the length conventions of SGLang's ForwardMode. */
+   attn_meta_make. Source: the length conventions of SGLang's ForwardMode. */
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
 /* Bytes for the arrays in `want`, at least 16; 0 if the arguments are invalid: attn_meta_make then says why. Follows
    from n, the capacities, page_size and want; lengths are read only where a capacity is 0. `input` may be NULL if no
-   table and no sparse length is wanted. Thread safety: any thread. */
+   table and no sparse length is wanted. */
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want);
 
 /* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array starts
-   at a multiple of 16 bytes from mem. E > KV is allowed. Errors name the request. Thread safety: any thread. */
+   at a multiple of 16 bytes from mem. E > KV is allowed. Errors name the request. */
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error);
 
@@ -569,14 +564,13 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
    relu(scale * q.k) for every key that row r sees, -inf for keys below its horizon that a window hides; what lies
    above is not written. ks [rows]: column of a row's key 0 (indexer_ks for one matrix over all keys), NULL: 0. weights
    [row][head] f32. The plan must hold DECODE requests only; layer and io as in attn_forward, kv_heads 1, without v and
-   o; a softcap, sinks and alibi are not applied. Masks TREE and TOPK are refused. Thread safety: as attn_forward.
-   Source: the lightning indexer of DeepSeek-V3.2. */
+   o; a softcap, sinks and alibi are not applied. Masks TREE and TOPK are refused. Source: DeepSeek-V3.2's indexer. */
 ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
                               const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
                               attn_error *error);
 
 /* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r], ascending, then
-   -1, as io.topk. Of equals the smaller index wins; -inf and NaN never do. ks NULL: 0. Thread safety: any thread. */
+   -1, as io.topk. Of equals the smaller index wins; -inf and NaN never do. ks NULL: 0. */
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error);
 
@@ -620,10 +614,10 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__UNROLL
 #endif
 
-#if ATTN__X86
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
+#if ATTN__X86
 #include <immintrin.h>
 #if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
 #include <smmintrin.h>
@@ -660,7 +654,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2 && !defined(__TINYC__)
 #define ATTN__FETCH_ADD(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
 #elif defined(_MSC_VER)
-#include <intrin.h>
 #define ATTN__FETCH_ADD(counter) _InterlockedExchangeAdd((volatile long *)(counter), 1)
 #endif
 
@@ -841,7 +834,8 @@ static int attn__check_rules(attn_error *error, int status, int32_t request, con
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
 
-/* Integer fields of attn_layer: name, offset, range. The comparison of layer and plan walks the same list. */
+/* Integer fields of attn_layer: name, offset, range; then the floats, which have rules of their own. The comparison of
+   layer and plan walks the same list. */
 typedef struct attn__field {
     const char *name;
     size_t offset;
@@ -861,10 +855,12 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
     ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
-    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS)
+    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS),
+    ATTN__FIELD(scale, 0, 0),               ATTN__FIELD(softcap, 0, 0),
+    ATTN__FIELD(skip.prefill, 0, 0),        ATTN__FIELD(skip.decode, 0, 0)
 };
 #undef ATTN__FIELD
-#define ATTN__LAYER_FIELDS ATTN__COUNT(attn__layer_fields)
+#define ATTN__LAYER_INTEGERS (ATTN__COUNT(attn__layer_fields) - 4)
 
 typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
 
@@ -889,7 +885,7 @@ static int attn__is_share(float x, int32_t mode) {
 
 static int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
     int i;
-    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+    for (i = 0; i < ATTN__LAYER_INTEGERS; i++) {
         const attn__field *f = &attn__layer_fields[i];
         int32_t value = attn__field_value(layer, i);
         const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
@@ -926,43 +922,32 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 /* Combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
-    const struct {
-        int broken;
-        const char *text;
-        int64_t a, b;
-    } rules[] = {
-        { l->ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", l->ring, 0 },
-        { l->ring && l->sink_keys,
-          "layer.ring = %a cannot be combined with layer.sink_keys = %b", l->ring, l->sink_keys },
-        { l->ring && l->page_size && l->ring % l->page_size,
-          "layer.ring = %a is not a multiple of layer.page_size = %b", l->ring, l->page_size },
-        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
+    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
+    const attn__rule rules[] = {
+        { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0, 0 },
+        { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys, 0 },
+        { ring && l->page_size && ring % l->page_size,
+          "layer.ring = %a is not a multiple of layer.page_size = %b", ring, l->page_size, 0 },
+        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0, 0 },
         { latent && l->v_dim > l->head_dim,
-          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
+          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim, 0 },
         { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
-          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
-        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
-        { l->heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", l->heads, l->kv_heads },
-        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
-        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0 },
-        { l->split_keys % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", l->split_keys, 0 },
-        { l->split_keys && l->key_tile == 96,
-          "layer.key_tile = 96 does not divide layer.split_keys = %a", l->split_keys, 0 },
-        { valued && (l->skip.mode == ATTN_SKIP_OFF || l->skip.mode == ATTN_SKIP_LAMBDA),
-          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", l->skip.mode, 0 },
-        { l->skip.mode && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK",
-          l->skip.mode, 0 },
-        { l->skip.mode && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a",
-          l->skip.mode, 0 },
-        { l->skip.mode && l->split_keys % ATTN__GROUP_KEYS,
-          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", l->split_keys, l->skip.mode },
-        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
+          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0, 0 },
+        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0, 0 },
+        { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads, 0 },
+        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0, 0 },
+        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0, 0 },
+        { split % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", split, 0, 0 },
+        { split && l->key_tile == 96, "layer.key_tile = 96 does not divide layer.split_keys = %a", split, 0, 0 },
+        { valued && (skip == ATTN_SKIP_OFF || skip == ATTN_SKIP_LAMBDA),
+          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", skip, 0, 0 },
+        { skip && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK", skip, 0, 0 },
+        { skip && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a", skip, 0, 0 },
+        { skip && split % ATTN__GROUP_KEYS,
+          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", split, skip, 0 },
+        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0, 0 }
     };
-    size_t i;
-    for (i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        if (rules[i].broken) return attn__fail(error, ATTN_E_LAYER, rules[i].text, rules[i].a, rules[i].b);
-    }
-    return ATTN_OK;
+    return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Checks a layer and fills in every default but isa. */
@@ -1010,18 +995,15 @@ static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, in
     int64_t past = (int64_t)n->kv_len - n->q_len, own = attn__max64(0, past + row + 1);
     if (layer->mask == ATTN_FULL || layer->mask == ATTN_TREE) return n->kv_len;
     if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
-    if (layer->mask == ATTN_BLOCK) {
-        return (int32_t)attn__min64(n->kv_len, past + (row / layer->chunk + (int64_t)1) * layer->chunk);
-    }
+    if (layer->mask == ATTN_BLOCK) own = attn__min64(n->kv_len, past + row - row % layer->chunk + layer->chunk);
     return (int32_t)own;
 }
 
 static attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
-    attn__span s = { 0, 0, 0 };
     int64_t position = (int64_t)n->kv_len - n->q_len + (layer->mask == ATTN_TREE ? 0 : row);
     int right = layer->mask != ATTN_CAUSAL && layer->mask != ATTN_TREE && layer->window_right;
     int32_t horizon = attn__horizon(layer, n, row);
-    s.hi = horizon;
+    attn__span s = { 0, 0, horizon };
     if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + layer->window_right));
     if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
     if (layer->mask == ATTN_CAUSAL && layer->chunk) {
@@ -1163,10 +1145,8 @@ static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v,
     return attn__union_span(layer, &n, (s->row + row) / group, (s->row + row + rows - 1) / group);
 }
 
-/* Unit number of entry `index` of a strip's list. */
-ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t index) {
-    return index < s->lead ? index : s->unit + (index - s->lead);
-}
+/* Unit number of entry i of a strip's list. */
+ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t i) { return i < s->lead ? i : s->unit - s->lead + i; }
 
 /* Height of the tree node above two units. */
 ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) { return attn__bit_length((uint32_t)a ^ (uint32_t)b); }
@@ -1197,8 +1177,7 @@ static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, i
     f->depth = 0;
     for (i = begin; i < end; i++) {
         f->unit[f->depth++] = attn__unit_at(s, i);
-        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) {
-        }
+        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) continue;
     }
 }
 
@@ -1275,8 +1254,7 @@ static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
 
 /* Fills in every bound from n, max_q_len, max_kv_len, max_rows and families. */
 static void attn__bound(attn__capacity *c, const attn_layer *l) {
-    int64_t group = l->heads / l->kv_heads;
-    int64_t splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
+    int64_t group = l->heads / l->kv_heads, splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = attn__bit_length((uint32_t)attn__unit_bound(c, l, ATTN__UNIT)) + (l->window_left > 0);
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
@@ -1362,9 +1340,7 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
     for (head = 0; head < kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
             int32_t row = (prefill ? tiles - 1 - i : i) * tile;
-            attn__strip s = { request, head, 0, 0, 0, 0, 0, 0 };
-            s.heads = attn__min(heads, kv_heads - head);
-            s.row = first + row;
+            attn__strip s = { request, head, attn__min(heads, kv_heads - head), first + row, 0, 0, 0, 0 };
             s.rows = attn__min(tile, rows - row);
             attn__add_strip(p, s);
         }
@@ -1374,8 +1350,7 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
 static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
                            int32_t unit_keys, int32_t seen_keys) {
     attn__task t = { strip, begin, end, -1, 0 };
-    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys);
-    int64_t work = keys * s->rows * s->heads;
+    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys), work = keys * s->rows * s->heads;
     if (end - begin < s->units) {
         attn__fold f;
         attn__fold_run(&f, s, begin, end);
@@ -1404,8 +1379,7 @@ static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t str
     int32_t begin = 0;
     while (begin < s->units) {
         int64_t worker = (p->decode_cost + begin * cost) / p->quota;
-        int64_t end = attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost);
-        end = attn__min64(end, s->units);
+        int64_t end = attn__min64(s->units, attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost));
         while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, (int32_t)end)) end++;
         attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
         begin = (int32_t)end;
@@ -1446,18 +1420,14 @@ static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
 }
 
 /* TOPK: every token has keys of its own, so its rows have strips of their own. */
-static void attn__add_request(attn__planner *p, int32_t request) {
-    const attn_layer *l = &p->plan.resolved;
-    int32_t group = l->heads / l->kv_heads, rows = attn__lengths_of(&p->view, request).q_len * group, first;
-    int32_t step = l->mask == ATTN_TOPK ? group : rows;
-    for (first = 0; first < rows; first += step) attn__add_rows(p, request, first, step);
-}
-
 static void attn__add_strips(attn__planner *p) {
-    int32_t phase, i;
+    const attn_layer *l = &p->plan.resolved;
+    int32_t group = l->heads / l->kv_heads, phase, i, first;
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < p->plan.n; i++) {
-            if (p->view.phase[i] == phase) attn__add_request(p, i);
+            int32_t rows = p->view.phase[i] == phase ? attn__lengths_of(&p->view, i).q_len * group : 0;
+            int32_t step = l->mask == ATTN_TOPK ? group : rows;
+            for (first = 0; first < rows; first += step) attn__add_rows(p, i, first, step);
         }
     }
 }
@@ -1640,35 +1610,25 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
    term exactly 1, so exp(0) = 1. Relative error 1.6e-7, and |x| * 7.4e-8 from rounding x / ln 2: weights far below the
    largest one need no more. Below 2^-126 the result is 0. The same in every leaf. */
 #define ATTN__LOG2E 1.44269504f
-#define ATTN__EXP1 0.693147004f
-#define ATTN__EXP2 0.240222424f
-#define ATTN__EXP3 0.0555073358f
-#define ATTN__EXP4 0.00967151299f
-#define ATTN__EXP5 0.00132647273f
+static const float attn__exp_terms[] = {
+    0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f
+};
 
 /* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|), with
    the reciprocal of 0.5 .. 1 by Newton's iteration: under fast-math clang turns a vector division into an estimate. */
 #define ATTN__TANH_SMALL 0.6f
-#define ATTN__TANH1 (-0.333326216f)
-#define ATTN__TANH2 0.133135206f
-#define ATTN__TANH3 (-0.0522310982f)
-#define ATTN__TANH4 0.0156404656f
+static const float attn__tanh_terms[] = { 0.0156404656f, -0.0522310982f, 0.133135206f, -0.333326216f };
 #define ATTN__RECIPROCAL0 2.82352941f /* 48/17 - 32/17 y: within 1/17 of 1/y */
 #define ATTN__RECIPROCAL1 (-1.88235294f)
 
 /* For x <= 0; NaN stays NaN. */
 static float attn__exp(float x) {
-    float t = x * ATTN__LOG2E, f, p;
-    int32_t n;
+    float t = x * ATTN__LOG2E, f, p = attn__exp_terms[0];
+    int32_t n, i;
     if (!(t >= -126.0f)) return t < -126.0f ? 0.0f : t;
     n = (int32_t)(t - 0.5f);
     f = t - (float)n;
-    p = ATTN__EXP5;
-    p = p * f + ATTN__EXP4;
-    p = p * f + ATTN__EXP3;
-    p = p * f + ATTN__EXP2;
-    p = p * f + ATTN__EXP1;
-    p = p * f + 1.0f;
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = p * f + attn__exp_terms[i];
     return p * attn__float_of((uint32_t)(n + 127) << 23);
 }
 
@@ -1696,11 +1656,10 @@ static double attn__log_double(float x) {
 static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
-    float a = x < 0 ? -x : x, y = x * x, e, half, r;
+    float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0], e, half, r;
     int i;
-    if (a < ATTN__TANH_SMALL) {
-        return x + x * y * (ATTN__TANH1 + y * (ATTN__TANH2 + y * (ATTN__TANH3 + y * ATTN__TANH4)));
-    }
+    ATTN__UNROLL for (i = 1; i < 4; i++) p = p * y + attn__tanh_terms[i];
+    if (a < ATTN__TANH_SMALL) return x + x * y * p;
     e = attn__exp(-2.0f * a);
     half = 0.5f + 0.5f * e;
     r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
@@ -1940,17 +1899,13 @@ ATTN__AVX2 ATTN__INLINE __m256i attn__first_avx2(int32_t n) {
 ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
     __m256 t = _mm256_mul_ps(x, _mm256_set1_ps(ATTN__LOG2E));
     __m256 keep = _mm256_cmp_ps(t, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
-    __m256 n, f, p;
+    __m256 n, f, p = _mm256_set1_ps(attn__exp_terms[0]);
     __m256i e;
+    int i;
     t = _mm256_max_ps(_mm256_set1_ps(-126.0f), t); /* NaN, the second operand, passes */
     n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     f = _mm256_sub_ps(t, n);
-    p = _mm256_set1_ps(ATTN__EXP5);
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP4));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP3));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP2));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP1));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(attn__exp_terms[i]));
     e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
 }
@@ -1972,8 +1927,8 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_
     return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
 }
 
-ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src,
-                                                   const char *const *scales, int32_t rows, int32_t d, attn_type type) {
+ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const char *const *src,
+                                               const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
@@ -1988,12 +1943,12 @@ ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const
 /* One loop per type: the type must be a constant inside. */
 ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                         int32_t rows, int32_t d, attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
-    if (type == ATTN_E4M3) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
-    if (type == ATTN_E5M2) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
-    if (type == ATTN_INT8) attn__widen_type_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
+    if (type == ATTN_F32) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__expand_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
@@ -2035,17 +1990,16 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__reciprocal_avx2(__m256 y) {
 ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
     const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), half = _mm256_set1_ps(0.5f);
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    int32_t i;
+    int32_t i, j;
     for (i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
         __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t);
-        __m256 small = _mm256_set1_ps(ATTN__TANH4);
+        __m256 small = _mm256_set1_ps(attn__tanh_terms[0]);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
         __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH3));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH2));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH1));
+        ATTN__UNROLL
+        for (j = 1; j < 4; j++) small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(attn__tanh_terms[j]));
         small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
         big = _mm256_mul_ps(_mm256_fnmadd_ps(e, half, half), big);
         big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
@@ -2064,36 +2018,32 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-/* keys x 16 rows of scores, from key j on */
-ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, const float *q, const float *const *k,
-                                                          int32_t j, int32_t d) {
-    __m256 sum[6][2];
+/* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
+ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, float *s, const float *q, const float *const *k, int32_t j,
+                                                  int32_t d) {
+    __m256 sum[12];
     const float *row[6];
-    int32_t x, i, c;
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = k[j + i];
-        ATTN__UNROLL for (c = 0; c < 2; c++) sum[i][c] = _mm256_setzero_ps();
-    }
-    for (x = 0; x < d; x++) {
-        __m256 query[2];
-        ATTN__UNROLL for (c = 0; c < 2; c++) query[c] = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8 * c);
+    int32_t x, i;
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = k[j + i];
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
+    for (x = 0; x < d; x++, q += ATTN__LANES_AVX2) {
+        __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
         ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m256 key = _mm256_broadcast_ss(row[i] + x);
-            ATTN__UNROLL for (c = 0; c < 2; c++) sum[i][c] = _mm256_fmadd_ps(key, query[c], sum[i][c]);
+            sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
+            sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
-        ATTN__UNROLL for (c = 0; c < 2; c++) _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2 + 8 * c, sum[i][c]);
-    }
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) _mm256_storeu_ps(s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
                                               int32_t used) {
     int32_t j = 0;
     (void)used;
-    for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx2(6, s, q, k, j, d);
-    for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx2(2, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_scores_block_avx2(1, s, q, k, j, d);
+    for (; j + 6 <= n; j += 6) attn__lane_dots_avx2(6, s, q, k, j, d);
+    for (; j + 2 <= n; j += 2) attn__lane_dots_avx2(2, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_dots_avx2(1, s, q, k, j, d);
 }
 
 ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
@@ -2127,44 +2077,35 @@ ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64
     }
 }
 
-/* columns of o x 16 rows */
-ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o, const float *p, const float *alpha,
-                                                          const float *const *v, int32_t n, int32_t x,
-                                                          const uint64_t *mask) {
-    __m256 sum[6][2];
-    int32_t j, i, c;
+/* columns of o x 16 rows, from column x on */
+ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, float *o, const float *p, const float *alpha,
+                                                  const float *const *v, int32_t n, int32_t x, const uint64_t *mask) {
+    __m256 sum[12];
+    int32_t j, i;
     o += x * ATTN__LANES_AVX2;
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
-        ATTN__UNROLL for (c = 0; c < 2; c++) {
-            sum[i][c] = _mm256_mul_ps(_mm256_loadu_ps(o + i * ATTN__LANES_AVX2 + 8 * c),
-                                      _mm256_loadu_ps(alpha + 8 * c));
-        }
+    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+        sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(alpha + i % 2 * 8));
     }
     for (j = 0; j < n; j++) {
         const float *row = v[j] + x;
         __m256 weight[2];
-        ATTN__UNROLL for (c = 0; c < 2; c++) weight[c] = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8 * c);
-        ATTN__UNROLL for (i = 0; i < columns; i++) {
-            __m256 value = _mm256_broadcast_ss(row + i);
-            ATTN__UNROLL for (c = 0; c < 2; c++) {
-                __m256 y = _mm256_fmadd_ps(value, weight[c], sum[i][c]);
-                sum[i][c] = mask ? _mm256_blendv_ps(sum[i][c], y, attn__mask_avx2((uint32_t)(mask[j] >> 8 * c))) : y;
-            }
+        ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8 * i);
+        ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+            __m256 y = _mm256_fmadd_ps(_mm256_broadcast_ss(row + i / 2), weight[i % 2], sum[i]);
+            sum[i] = mask ? _mm256_blendv_ps(sum[i], y, attn__mask_avx2((uint32_t)(mask[j] >> i % 2 * 8))) : y;
         }
     }
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
-        ATTN__UNROLL for (c = 0; c < 2; c++) _mm256_storeu_ps(o + i * ATTN__LANES_AVX2 + 8 * c, sum[i][c]);
-    }
+    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_values_avx2(float *o, const float *p, const float *alpha, const float *const *v,
                                               int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
     int32_t x = 0;
     (void)used;
-    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx2(6, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx2(2, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, mask);
+    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_sums_avx2(6, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_sums_avx2(2, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, mask);
 }
 
 /* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
@@ -2183,8 +2124,8 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
 }
 
 /* One step of eight elements of d; only the last one may be partial. */
-ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
-                                                        const float *const *k, int32_t x, int32_t left) {
+ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
+                                                  const float *const *k, int32_t x, int32_t left) {
     __m256 key[8];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
@@ -2197,8 +2138,7 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m2
 }
 
 /* rows x keys dot products, at most eight, from row r and key j on */
-ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, const attn__dots *a, int32_t r,
-                                                         int32_t j) {
+ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
     __m256 sum[8];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
     float *s = a->s + r * a->lds + j, out[8];
@@ -2206,8 +2146,8 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 8 <= a->d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
-    if (x < a->d) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
+    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
+    if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2215,13 +2155,13 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
 ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 2) attn__row_scores_block_avx2(4, 2, a, r, j);
+        for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx2(2, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx2(1, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx2(1, 8, a, r, j);
     }
 }
 
@@ -2254,8 +2194,7 @@ ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64
 }
 
 /* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, const attn__sums *a, int32_t r,
-                                                         int32_t x) {
+ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
     __m256 sum[4][4];
     __m256i last = attn__first_avx2(a->v_dim - x - 8 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2293,10 +2232,10 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
 ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
     int32_t x, r;
     for (x = 0; x + 8 < a->v_dim; x += 16) {
-        for (r = 0; r + 4 <= a->rows; r += 4) attn__row_values_block_avx2(4, 2, a, r, x);
-        for (; r < a->rows; r++) attn__row_values_block_avx2(1, 2, a, r, x);
+        for (r = 0; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x);
+        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x);
     }
-    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__row_values_block_avx2(1, 1, a, r, x);
+    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x);
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2313,20 +2252,15 @@ ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
 enum { ATTN__LANES_AVX512 = 64 };
 
 /* The first n lanes; n >= 16 is all. */
-ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
-    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
-}
+ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
 
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
     __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
     __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t)), f = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(ATTN__EXP5);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP4));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP3));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP2));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP1));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    __m512 p = _mm512_set1_ps(attn__exp_terms[0]);
+    int i;
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(attn__exp_terms[i]));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -2350,9 +2284,8 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, _
     return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
 }
 
-ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, const char *const *src,
-                                                       const char *const *scales, int32_t rows, int32_t d,
-                                                       attn_type type) {
+ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *dst, int32_t ld, const char *const *src,
+                                                   const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         __m512 scale = _mm512_set1_ps(attn__row_scale(scales, i));
@@ -2366,17 +2299,17 @@ ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, c
 
 ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                             int32_t rows, int32_t d, attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_BF16);
-    if (type == ATTN_E4M3) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E4M3);
-    if (type == ATTN_E5M2) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E5M2);
-    if (type == ATTN_INT8) attn__widen_type_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
+    if (type == ATTN_F32) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__expand_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* keys x (16 * vectors) rows of scores, from key j on */
-ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vectors, float *s, const float *q,
-                                                              const float *const *k, int32_t j, int32_t d) {
+ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, float *s, const float *q,
+                                                      const float *const *k, int32_t j, int32_t d) {
     __m512 sum[8][4];
     const float *row[8];
     int32_t x, i, c;
@@ -2384,10 +2317,9 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
         row[i] = k[j + i];
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
-    for (x = 0; x < d; x++) {
+    for (x = 0; x < d; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c);
+        ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
         ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
@@ -2402,13 +2334,13 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
 ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, const float *const *k, int32_t n,
                                                   int32_t d, int32_t used) {
     int32_t j = 0;
-    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_scores_block_avx512(6, 4, s, q, k, j, d);
-    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_scores_block_avx512(2, 4, s, q, k, j, d);
-    for (; used > 32 && j < n; j++) attn__lane_scores_block_avx512(1, 4, s, q, k, j, d);
-    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 2, s, q, k, j, d);
-    for (; used > 16 && j < n; j++) attn__lane_scores_block_avx512(1, 2, s, q, k, j, d);
-    for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 1, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s, q, k, j, d);
+    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_dots_avx512(6, 4, s, q, k, j, d);
+    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_dots_avx512(2, 4, s, q, k, j, d);
+    for (; used > 32 && j < n; j++) attn__lane_dots_avx512(1, 4, s, q, k, j, d);
+    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 2, s, q, k, j, d);
+    for (; used > 16 && j < n; j++) attn__lane_dots_avx512(1, 2, s, q, k, j, d);
+    for (; j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 1, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_dots_avx512(1, 1, s, q, k, j, d);
 }
 
 ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
@@ -2444,9 +2376,9 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
 }
 
 /* columns of o x (16 * vectors) rows */
-ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int vectors, float *o, const float *p,
-                                                              const float *alpha, const float *const *v, int32_t n,
-                                                              int32_t x, const uint64_t *mask) {
+ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, float *o, const float *p,
+                                                      const float *alpha, const float *const *v, int32_t n, int32_t x,
+                                                      const uint64_t *mask) {
     __m512 sum[8][4];
     int32_t j, i, c;
     o += (ptrdiff_t)x * ATTN__LANES_AVX512;
@@ -2476,14 +2408,14 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
 ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, const float *alpha, const float *const *v,
                                                   int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
     int32_t x = 0;
-    for (; mask && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, mask);
-    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx512(6, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx512(2, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 2, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x < v_dim; x++) attn__lane_values_block_avx512(1, 2, o, p, alpha, v, n, x, NULL);
-    for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 1, o, p, alpha, v, n, x, NULL);
+    for (; mask && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, mask);
+    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_sums_avx512(6, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_sums_avx512(2, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 2, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x < v_dim; x++) attn__lane_sums_avx512(1, 2, o, p, alpha, v, n, x, NULL);
+    for (; x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_sums_avx512(1, 1, o, p, alpha, v, n, x, NULL);
 }
 
 /* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
@@ -2507,9 +2439,8 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
 }
 
 /* One step of 16 elements of d; only the last one may be partial. */
-ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, __m512 *sum, const float *q,
-                                                            int32_t ldq, const float *const *row, int32_t x,
-                                                            __mmask16 first) {
+ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512 *sum, const float *q, int32_t ldq,
+                                                      const float *const *row, int32_t x, __mmask16 first) {
     __m512 key[16];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
@@ -2520,8 +2451,7 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, 
 }
 
 /* rows x keys dot products, at most sixteen, from row r and key j on */
-ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys, const attn__dots *a, int32_t r,
-                                                             int32_t j) {
+ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
     const __mmask16 all = (__mmask16)0xffff;
     __m512 sum[16];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
@@ -2530,8 +2460,8 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 16 <= a->d; x += 16) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
-    if (x < a->d) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
+    for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
+    if (x < a->d) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2539,13 +2469,13 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx512(4, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx512(2, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 16) attn__row_scores_block_avx512(1, 16, a, r, j);
+        for (j = 0; j < a->n; j += 16) attn__dots_avx512(1, 16, a, r, j);
     }
 }
 
@@ -2576,8 +2506,7 @@ ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const ui
 }
 
 /* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, const attn__sums *a, int32_t r,
-                                                             int32_t x) {
+ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
     __m512 sum[4][8];
     __mmask16 last = attn__first_avx512(a->v_dim - x - 16 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2614,12 +2543,12 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
 ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
     int32_t r = 0, x;
     for (; r + 4 <= a->rows; r += 4) {
-        for (x = 0; x + 48 < a->v_dim; x += 64) attn__row_values_block_avx512(4, 4, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(4, 1, a, r, x);
+        for (x = 0; x + 48 < a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x);
     }
     for (; r < a->rows; r++) {
-        for (x = 0; x + 112 < a->v_dim; x += 128) attn__row_values_block_avx512(1, 8, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(1, 1, a, r, x);
+        for (x = 0; x + 112 < a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x);
     }
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
@@ -2811,27 +2740,13 @@ static int attn__check_plan(const attn_plan *plan, attn_error *error) {
 static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
     int i;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+    for (i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
         int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
+        int real = i >= ATTN__LAYER_INTEGERS;
         if (value == planned) continue;
-        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name, " = %a, the plan has %b", value,
-                               planned, 0, 0);
-    }
-    if (layer->scale != plan->layer.scale) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.scale = %A, the plan has %B", attn__bits_of(layer->scale),
-                          attn__bits_of(plan->layer.scale));
-    }
-    if (layer->softcap != plan->layer.softcap) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.softcap = %A, the plan has %B", attn__bits_of(layer->softcap),
-                          attn__bits_of(plan->layer.softcap));
-    }
-    if (layer->skip.prefill != plan->layer.skip.prefill) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.skip.prefill = %A, the plan has %B",
-                          attn__bits_of(layer->skip.prefill), attn__bits_of(plan->layer.skip.prefill));
-    }
-    if (layer->skip.decode != plan->layer.skip.decode) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.skip.decode = %A, the plan has %B",
-                          attn__bits_of(layer->skip.decode), attn__bits_of(plan->layer.skip.decode));
+        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
+        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
+                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
     }
     return ATTN_OK;
 }
@@ -2893,17 +2808,6 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     return ATTN_OK;
 }
 
-/* The pages that this call will touch: the new keys of append, the seen keys of forward. */
-static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
-                                     const attn__lengths *n, int use, attn_error *error) {
-    attn__span u = { 0, n->kv_len - n->q_len, n->kv_len };
-    int status;
-    if (!n->q_len || !n->kv_len) return ATTN_OK;
-    if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
-    status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
-    return status ? status : attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error);
-}
-
 static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
     attn__view v = attn__view_of_plan(plan);
     int64_t table_row = attn__strides_of(plan, io).table_row;
@@ -2920,7 +2824,11 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     }
     for (i = 0; i < plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        status = attn__check_request_pages(plan, io, table_row, i, &n, use, error);
+        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
+        if (!n.q_len || !n.kv_len) continue;
+        if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
+        status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
+        if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
     }
     return status;
 }
@@ -2977,17 +2885,16 @@ static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error
     int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
     if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
-    if (status) return status;
-    if (!by_request && io->lambda) {
+    if (!status && !by_request && io->lambda) {
         return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a",
                           plan->resolved.skip.mode, 0);
     }
-    for (i = 0; by_request && plan->rows > 0 && i < plan->n; i++) {
+    for (i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
         return attn__fail_at(error, ATTN_E_ARGUMENT, i, "lambda[%d] = %A, but it must be 0 or more, and finite",
                              attn__bits_of(io->lambda[i]), 0, 0);
     }
-    return ATTN_OK;
+    return status;
 }
 
 static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
@@ -3020,9 +2927,7 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
    A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
    of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
-ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) {
-    return (int32_t)attn__round_up((int64_t)l->v_dim + 3, 16);
-}
+ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
 /* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. */
 enum { ATTN__WIDE = 32 };
@@ -3055,14 +2960,14 @@ typedef struct attn__scratch {
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
-static char *attn__take(char *base, int64_t *used, int64_t bytes) {
+static void *attn__take(char *base, int64_t *used, int64_t bytes) {
     char *p = base ? base + *used : NULL;
     *used += attn__round_up(bytes, 64);
     return p;
 }
 
 static float *attn__take_floats(char *base, int64_t *used, int64_t count) {
-    return (float *)(void *)attn__take(base, used, count * (int64_t)sizeof(float));
+    return (float *)attn__take(base, used, count * (int64_t)sizeof(float));
 }
 
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
@@ -3071,20 +2976,18 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
     int64_t panel_rows = c->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, c->max_q_len * group) : 0;
     int64_t decode_rows = c->families & 1 << ATTN_DECODE ? c->rows : 0;
-    int64_t copies = panel_rows ? l->key_tile : 0;
+    int64_t copies = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
     int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
-    int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
-    int64_t accounts = l->skip.mode ? attn__max64(panel_rows, decode_rows) * (int64_t)sizeof(attn__account) : 0;
+    int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
+    int i;
     panel_rows = attn__round_up(panel_rows, lanes);
     s->list = tile + 16;
-    s->k_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->k_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->v_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->v_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    for (i = 0; i < 2; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
+    for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
+    s->wide_k_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_v_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
     s->wide_v = attn__take_floats(base, &used, copies * v_dim);
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
@@ -3095,16 +2998,15 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->top = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
     s->alpha = attn__take_floats(base, &used, attn__max64(lanes, 2 * decode_rows));
     s->sum = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
-    s->seed = (attn__account *)(void *)attn__take(base, &used, accounts);
-    s->ref = (attn__account *)(void *)attn__take(base, &used, accounts);
-    s->budget = (attn__budget *)(void *)attn__take(base, &used, accounts / (int64_t)sizeof(attn__account) *
-                                                                 (int64_t)sizeof(attn__budget));
+    s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
+    s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
+    s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
     s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, 2 * decode_rows * (tile + 16)));
     s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
-    s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
+    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
-    s->bits = (uint64_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
-    s->picked = (int32_t *)(void *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
+    s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
+    s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
     return used;
 }
 
@@ -3160,38 +3062,28 @@ static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_lay
                              int64_t page, int64_t row, int64_t head, float *scale) {
     int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
     int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head >= row ? head : page) / row;
-    c->base = (char *)base;
-    c->page = page * bytes;
-    c->row = row * bytes;
-    c->head = head * bytes;
-    c->dim = dim;
-    c->ragged = !page;
-    c->scale = NULL;
-    if (l->scale_kind != ATTN_SCALE_PER_KEY) return;
-    *scales = *c;
-    scales->base = (char *)scale;
-    scales->page = slots * width;
-    scales->row = width;
-    scales->head = (int64_t)sizeof(float);
-    c->scale = scales;
+    const attn__cache values = { (char *)base, page * bytes, row * bytes, head * bytes, dim, !page, NULL };
+    const attn__cache factors = { (char *)scale, slots * width, width, (int64_t)sizeof(float), dim, !page, NULL };
+    *c = values;
+    *scales = factors;
+    if (l->scale_kind == ATTN_SCALE_PER_KEY) c->scale = scales;
 }
 
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     attn__strides s = attn__strides_of(plan, io);
+    int latent = (l->flags & ATTN_V_IN_K) != 0;
     r->plan = plan;
     r->layer = l;
     r->io = io;
     r->leaves = attn__leaves_of(l->isa);
     r->strides = s;
-    r->v_scale = l->flags & ATTN_V_IN_K ? io->k_scale : io->v_scale;
+    r->v_scale = latent ? io->k_scale : io->v_scale;
     attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s.k_page, s.k_row, s.k_head, io->k_scale);
-    if (l->flags & ATTN_V_IN_K) {
-        r->v = r->k;
-        r->v.dim = l->v_dim;
-    } else {
-        attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
-    }
+    r->v = r->k;
+    r->v.dim = l->v_dim;
+    if (latent) return;
+    attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
 }
 
 /* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
@@ -3203,7 +3095,7 @@ static float attn__head_scale(const attn_layer *l, const float *scale, int32_t r
 
 static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
     attn__capacity c;
-    char *start = attn__exec_start(exec);
+    char *start = attn__exec_start(exec) + 64;
     int64_t slots, lane_bytes;
     attn__open_caches(r, plan, io);
     attn__capacity_of_plan(&c, plan);
@@ -3211,11 +3103,11 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     r->group = r->layer->heads / r->layer->kv_heads;
     r->state_stride = attn__state_stride(r->layer);
     r->slot_floats = c.rows * r->state_stride;
+    r->slots = (float *)(void *)start;
+    r->counters = io->counters ? io->counters + lane : NULL;
     slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
     lane_bytes = attn__carve(&r->scratch, NULL, r->layer, &c);
-    r->slots = (float *)(void *)(start + 64);
-    r->counters = io->counters ? io->counters + lane : NULL;
-    attn__carve(&r->scratch, start + 64 + slots + lane * lane_bytes, r->layer, &c);
+    attn__carve(&r->scratch, start + slots + lane * lane_bytes, r->layer, &c);
 }
 
 static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
@@ -3306,12 +3198,8 @@ static void attn__address_rows(const attn__run *r, const attn__cache *c, const a
         if (key < seen.lead) run = attn__min(run, seen.lead - key);
         if (size) run = attn__min(run, size - key % size);
         if (r->layer->ring) run = attn__min(run, r->layer->ring - key % r->layer->ring);
-        rows[i] = attn__key_address(r, c, s->request, head, key);
-        while (--run) {
-            rows[i + 1] = rows[i] + c->row;
-            i++;
-        }
-        i++;
+        rows[i++] = attn__key_address(r, c, s->request, head, key);
+        for (; run > 1; run--, i++) rows[i] = rows[i - 1] + c->row;
     }
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
 }
@@ -3326,12 +3214,11 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
-    if (!wide) {
-        for (i = 0; i < n + 15; i++) list[i] = (const float *)(const void *)rows[i];
-        return list;
+    const char *const *scales = c->scale ? rows + r->scratch.list : NULL;
+    if (wide) r->leaves->widen(wide, ld, rows, scales, n, c->dim, r->layer->kv_type);
+    for (i = 0; i < n + 15; i++) {
+        list[i] = wide ? wide + (int64_t)attn__min(i, n - 1) * ld : (const float *)(const void *)rows[i];
     }
-    r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
-    for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
     return list;
 }
 
@@ -3351,10 +3238,8 @@ static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
 
 /* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
 static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
-    attn__span listed = { 0, 0, 0 };
-    if (r->layer->mask != ATTN_TOPK) return attn__strip_span(r->layer, &r->view, s, row, rows);
-    listed.hi = r->scratch.picked[0];
-    return listed;
+    attn__span listed = { 0, 0, r->layer->mask == ATTN_TOPK ? r->scratch.picked[0] : 0 };
+    return r->layer->mask == ATTN_TOPK ? listed : attn__strip_span(r->layer, &r->view, s, row, rows);
 }
 
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
@@ -3407,13 +3292,10 @@ static int32_t attn__row_position(const attn__run *r, int32_t request, int32_t r
 }
 
 ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int32_t key) {
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    int32_t draft = key - (n.kv_len - n.q_len);
     if (r->layer->mask == ATTN_TOPK) return r->scratch.picked[1 + key];
-    if (r->layer->mask == ATTN_TREE) {
-        attn__lengths n = attn__lengths_of(&r->view, request);
-        int32_t draft = key - (n.kv_len - n.q_len);
-        return draft < 0 ? key : attn__row_position(r, request, draft);
-    }
-    return key;
+    return r->layer->mask == ATTN_TREE && draft >= 0 ? attn__row_position(r, request, draft) : key;
 }
 
 /* Which of the keys first .. first + 63 a packed row of a TREE sees. */
@@ -3540,11 +3422,8 @@ static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
     int32_t i;
     for (i = 0; i < s->rows; i++) {
         attn__span p = attn__packed_span(r, s, i);
-        attn__budget b = { 0, 0, 0, 0 };
-        b.lead = attn__min(p.lead, p.lo);
-        b.lo = p.lo;
-        b.hi = p.hi;
-        b.per_key = r->eps / (float)attn__max(1, b.lead + p.hi - p.lo);
+        int32_t lead = attn__min(p.lead, p.lo);
+        attn__budget b = { lead, p.lo, p.hi, r->eps / (float)attn__max(1, lead + p.hi - p.lo) };
         r->scratch.budget[i] = b;
     }
 }
@@ -3576,11 +3455,8 @@ static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     for (i = 0; i < rows; i++) {
         float *lane = t->q + i / lanes * lanes * d + i % lanes;
         int32_t x;
-        if (i < s->rows) {
-            attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
-        } else if (i == s->rows) {
-            memset(t->row, 0, (size_t)d * sizeof(float));
-        }
+        if (i < s->rows) attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
+        if (i == s->rows) memset(t->row, 0, (size_t)d * sizeof(float));
         for (x = 0; x < d; x++) lane[(int64_t)x * lanes] = t->row[x];
     }
 }
@@ -3606,60 +3482,46 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
     }
 }
 
-static void attn__mask_tree_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                                  int32_t n) {
-    int32_t i, j;
-    memset(r->scratch.mask, 0, (size_t)n * sizeof(uint64_t));
-    for (i = 0; i < used; i++) {
-        uint64_t bits = 0;
-        for (j = 0; j < n; j++) {
-            if (j % 64 == 0) bits = attn__tree_bits(r, s, row + i, first + j);
-            r->scratch.mask[j] |= (bits >> j % 64 & 1) << i;
-        }
-    }
-}
-
-/* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
-   and as a sink by all rows from some row on. */
-static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                             int32_t n) {
-    attn__span spans[64];
-    int32_t i, begin = 0, end = 0, sink = 0;
-    if (r->layer->mask == ATTN_TREE) {
-        attn__mask_tree_panel(r, s, row, used, first, n);
-        return;
-    }
-    for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, row + i);
-    for (i = 0; i < n; i++) {
-        int32_t key = first + i;
-        while (begin < used && spans[begin].hi <= key) begin++;
-        while (end < used && spans[end].lo <= key) end++;
-        while (sink < used && spans[sink].lead <= key) sink++;
-        r->scratch.mask[i] = attn__range_bits(begin, end) | attn__range_bits(sink, used);
-    }
-}
-
-/* ALiBi for a panel's scores. */
-static void attn__bias_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                             int32_t n) {
-    float slope[64];
-    int32_t position[64], lanes = r->leaves->lanes, i, j;
-    for (i = 0; i < used; i++) {
-        slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + row + i) % r->group];
-        position[i] = attn__row_position(r, s->request, (s->row + row + i) / r->group);
-    }
-    for (j = 0; j < n; j++) {
-        float *x = r->scratch.scores + (ptrdiff_t)j * lanes;
-        int32_t key = attn__key_position(r, s->request, first + j);
-        for (i = 0; i < used; i++) x[i] += slope[i] * (float)(key - position[i]);
-    }
-}
-
 /* Rows row .. row + used - 1 of a strip over keys first .. last - 1. */
 typedef struct attn__panel {
     int32_t row, used, first, last;
     const uint64_t *mask;           /* NULL: every row sees every key */
 } attn__panel;
+
+/* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
+   and as a sink by all rows from some row on; the bits of a TREE take some away. */
+static void attn__mask_panel(const attn__run *r, const attn__strip *s, const attn__panel *p) {
+    attn__span spans[64];
+    uint64_t *mask = r->scratch.mask, bits = 0;
+    int32_t used = p->used, i, key, begin = 0, end = 0, sink = 0;
+    for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, p->row + i);
+    for (key = p->first; key < p->last; key++) {
+        while (begin < used && spans[begin].hi <= key) begin++;
+        while (end < used && spans[end].lo <= key) end++;
+        while (sink < used && spans[sink].lead <= key) sink++;
+        mask[key - p->first] = attn__range_bits(begin, end) | attn__range_bits(sink, used);
+    }
+    for (i = 0; i < used && r->layer->mask == ATTN_TREE; i++) {
+        for (key = 0; key < p->last - p->first; key++) {
+            bits = key % 64 ? bits >> 1 : attn__tree_bits(r, s, p->row + i, p->first + key);
+            mask[key] &= ~((~bits & 1) << i);
+        }
+    }
+}
+
+/* ALiBi for a panel's scores. */
+static void attn__bias_panel(const attn__run *r, const attn__strip *s, const attn__panel *p) {
+    float slope[64], *x = r->scratch.scores;
+    int32_t position[64], i, key;
+    for (i = 0; i < p->used; i++) {
+        slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + p->row + i) % r->group];
+        position[i] = attn__row_position(r, s->request, (s->row + p->row + i) / r->group);
+    }
+    for (key = p->first; key < p->last; key++, x += r->leaves->lanes) {
+        int32_t at = attn__key_position(r, s->request, key);
+        for (i = 0; i < p->used; i++) x[i] += slope[i] * (float)(at - position[i]);
+    }
+}
 
 /* Logits of a panel, and the largest of each row. */
 static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k) {
@@ -3669,8 +3531,8 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     f->lane_scores(t->scores, t->q + (int64_t)p->row * d, k, n, d, p->used);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
-    if (r->io->alibi) attn__bias_panel(r, s, p->row, p->used, p->first, n);
-    if (p->mask) attn__mask_panel(r, s, p->row, p->used, p->first, n);
+    if (r->io->alibi) attn__bias_panel(r, s, p);
+    if (p->mask) attn__mask_panel(r, s, p);
     f->lane_max(t->scores, n, p->mask, t->top, p->used);
 }
 
@@ -3678,14 +3540,11 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
 static int attn__panel_affordable(const attn__run *r, const attn__panel *p) {
     const attn__scratch *t = &r->scratch;
     int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL), start = p->first / unit_keys * unit_keys;
-    int32_t i;
-    for (i = 0; i < p->used; i++) {
-        attn__account own = { 0, 0, 0 };
-        own.m = t->m[p->row + i];
-        own.kept = t->l[p->row + i] * t->alpha[i];
-        own.skipped = t->sigma[p->row + i] * t->alpha[i] + t->sum[i];
+    int32_t i, row = p->row;
+    for (i = 0; i < p->used; i++, row++) {
+        attn__account own = { t->m[row], t->l[row] * t->alpha[i], t->sigma[row] * t->alpha[i] + t->sum[i] };
         if (t->top[i] == ATTN__LOWEST) continue;
-        if (!attn__affordable(&own, &t->seed[p->row + i], attn__allowance(r, p->row + i, start, p->last))) return 0;
+        if (!attn__affordable(&own, &t->seed[row], attn__allowance(r, row, start, p->last))) return 0;
     }
     return 1;
 }
@@ -3725,11 +3584,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     const float *const *k = NULL;
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_PREFILL), &first, &last);
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { 0, 0, 0, 0, NULL };
-        p.row = row;
-        p.used = attn__min(lanes, s->rows - row);
-        p.first = first;
-        p.last = last;
+        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
         for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
         if (unit > 0 && first < last) {
             attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
@@ -3738,9 +3593,8 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
             r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
         }
         for (i = 0; i < p.used; i++) {
-            t->seed[row + i].m = t->top[i];
-            t->seed[row + i].kept = t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i];
-            t->seed[row + i].skipped = 0;
+            attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
+            t->seed[row + i] = seed;
             t->m[row + i] = ATTN__LOWEST;
         }
     }
@@ -3758,10 +3612,8 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { 0, 0, 0, 0, NULL };
+        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
         int needs;
-        p.row = row;
-        p.used = attn__min(lanes, s->rows - row);
         attn__clip(attn__seen(r, s, row, p.used), first, last, &p.first, &p.last);
         if (p.first == p.last) continue;
         attn__panel_logits(r, s, &p, k + (p.first - first));
@@ -3780,8 +3632,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
 
 /* First tile at or after `tile` that holds a seen key. */
 static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
-    if (tile >= seen.lead && tile < seen.lo) return attn__max64(tile, seen.lo / keys * (int64_t)keys);
-    return tile;
+    return tile >= seen.lead && tile < seen.lo ? attn__max64(tile, seen.lo / keys * (int64_t)keys) : tile;
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
@@ -3821,10 +3672,10 @@ typedef struct attn__tile {
 typedef struct attn__step {
     attn__tile tile;
     int32_t h, n;                   /* kv head of the strip, keys */
-    int all, needs;                 /* every row sees every key; what attn__panel_weights returns */
-    const char **v_rows;
+    const char **k_rows, **v_rows;
     float *scores, *alpha, *state;
     uint64_t *mask;
+    int all, needs;                 /* every row sees every key; what attn__panel_weights returns */
 } attn__step;
 
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
@@ -3871,15 +3722,9 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
                                 float *scores, int32_t lds, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n, i;
-    attn__dots a;
-    memset(&a, 0, sizeof a);
-    a.ldq = (int32_t)attn__round_up(r->layer->head_dim, 16);
-    a.q = t->q + (int64_t)h * s->rows * a.ldq;
-    a.lds = lds;
-    a.rows = s->rows;
-    a.d = r->layer->head_dim;
-    a.ahead_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
+    int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, NULL };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
@@ -3895,28 +3740,20 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     const attn__scratch *t = &r->scratch;
     int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n;
-    attn__sums a;
-    memset(&a, 0, sizeof a);
-    a.o = p->state;
-    a.ldo = r->state_stride;
-    a.ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16;
-    a.alpha = p->alpha;
-    a.rows = s->rows;
-    a.v_dim = r->layer->v_dim;
-    a.ahead_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t block = wide ? ATTN__WIDE : n, clean;
+    int32_t ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, NULL };
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
         a.n = attn__min(block, n - i);
         a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
         a.ahead = ahead ? ahead + i : NULL;
-        if (p->all || attn__all_finite(a.v, a.n, a.v_dim)) {
-            r->leaves->row_values(&a);
-        } else {
-            for (row = 0; row < s->rows; row++) {
-                attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
-            }
+        clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
+        if (clean) r->leaves->row_values(&a);
+        for (row = 0; row < s->rows && !clean; row++) {
+            attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
         }
         for (row = 0; row < s->rows; row++) p->alpha[row] = 1.0f;
     }
@@ -3932,11 +3769,11 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, 
 
 /* Logits of a step, to weights: each row's m, `apart` floats from the next, rises to its largest logit; top, alpha and
    sum as in attn__leaves. */
-static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p, const char *const *k,
+static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p,
                                  const char *const *ahead, float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
     int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = p->tile.begin - p->tile.first, i;
-    attn__decode_scores(r, s, p->h, k, p->n, p->scores + skipped, lds, ahead);
+    attn__decode_scores(r, s, p->h, p->k_rows, p->n, p->scores + skipped, lds, ahead);
     for (i = 0; i < s->rows; i++, m += apart) {
         float *x = p->scores + (int64_t)i * lds, old = *m;
         const uint64_t *mask = p->mask + 2 * i;
@@ -3977,13 +3814,12 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
 }
 
 /* Weights of a step, and what they leave to do. */
-static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *k,
-                               const char *const *ahead) {
+static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     float *l = p->state + r->layer->v_dim;
     int32_t i;
     int skip, moved = 0;
-    attn__decode_weights(r, s, p, k, ahead, l + 2, r->state_stride);
+    attn__decode_weights(r, s, p, ahead, l + 2, r->state_stride);
     skip = r->layer->skip.mode && attn__decode_skips(r, s, p);
     for (i = 0; i < s->rows; i++, l += r->state_stride) {
         l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
@@ -4008,17 +3844,12 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
 
 /* Prepares one of the two steps at hand. */
 static attn__step attn__decode_step(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
-                                    int which, float *state) {
+                                    int which, uint64_t *mask, int all, float *state) {
     const attn__scratch *t = &r->scratch;
-    attn__step p;
-    memset(&p, 0, sizeof p);
-    p.tile = *tile;
-    p.h = h;
-    p.n = tile->last - tile->begin;
-    p.v_rows = t->v_rows[which];
-    p.scores = t->scores + which * (int64_t)s->rows * (attn__key_tile(r->layer, ATTN_DECODE) + 16);
-    p.alpha = t->alpha + which * (int64_t)s->rows;
-    p.state = state + (int64_t)h * s->rows * r->state_stride;
+    int64_t row = which * (int64_t)s->rows, lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    float *rows = state + (int64_t)h * s->rows * r->state_stride;
+    attn__step p = { *tile, h, tile->last - tile->begin, t->k_rows[which], t->v_rows[which],
+                     t->scores + row * lds, t->alpha + row, rows, mask, all, 0 };
     return p;
 }
 
@@ -4040,21 +3871,16 @@ static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t 
         for (h = 0; h < s->heads; h++, which = !which) {
             int32_t head = h + 1 < s->heads ? h + 1 : 0, n = 0;
             const attn__tile *next = head ? &tiles[i] : &tiles[i + 1];
-            const char *const *ahead = NULL;
+            const char *const *ahead = NULL, *const *soon; /* what is read after the values, and before them */
             if (head || i + 1 < count) {
                 n = next->last - next->begin;
                 attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, t->k_rows[!which]);
                 ahead = t->k_rows[!which];
             }
-            now = attn__decode_step(r, s, &tiles[i], h, which, state);
-            now.all = all;
-            now.mask = mask;
+            now = attn__decode_step(r, s, &tiles[i], h, which, mask, all, state);
             attn__key_rows(r, &r->v, s, s->head + h, seen, now.tile.begin, now.n, now.v_rows);
-            if (before.needs == 2) {
-                attn__decode_begin(r, s, &now, t->k_rows[which], before.n >= now.n ? before.v_rows : NULL);
-            } else {
-                attn__decode_begin(r, s, &now, t->k_rows[which], n >= now.n ? ahead : NULL);
-            }
+            soon = before.needs == 2 ? before.v_rows : ahead;
+            attn__decode_begin(r, s, &now, (before.needs == 2 ? before.n : n) >= now.n ? soon : NULL);
             if (before.needs) attn__decode_values(r, s, &before, n >= before.n ? ahead : NULL);
             before = now;
         }
@@ -4072,12 +3898,11 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
     for (h = 0; h < s->heads; h++) {
         attn__account *seed = t->seed + h * s->rows;
-        attn__step p = attn__decode_step(r, s, &tile, h, 0, t->states);
-        p.mask = t->mask;
+        attn__step p = attn__decode_step(r, s, &tile, h, 0, t->mask, 0, t->states);
         for (i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
         if (p.n > 0) {
             attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, t->k_rows[0]);
-            attn__decode_weights(r, s, &p, t->k_rows[0], NULL, &seed->m, sizeof *seed / sizeof(float));
+            attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
         }
         for (i = 0; i < s->rows; i++) {
             seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
@@ -4088,20 +3913,16 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
 
 /* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
 static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
-    const attn__scratch *t = &r->scratch;
-    int32_t rows = s->heads * s->rows, i;
-    memcpy(t->ref, t->seed, (size_t)rows * sizeof *t->ref);
-    for (i = 0; i < rows && unit < ATTN__GROUP_KEYS / ATTN__UNIT; i++) {
-        t->ref[i].m = ATTN__LOWEST;
-        t->ref[i].kept = 0;
+    const attn__account none = { ATTN__LOWEST, 0, 0 };
+    int32_t i;
+    for (i = 0; i < s->heads * s->rows; i++) {
+        r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? none : r->scratch.seed[i];
     }
 }
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
 
-ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) {
-    return r->scratch.states + i * r->slot_floats;
-}
+ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) { return r->scratch.states + i * r->slot_floats; }
 
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
@@ -4113,8 +3934,7 @@ static void attn__compute(attn__run *r, int32_t index) {
     f.before = t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1;
     f.depth = 0;
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
-    if (prefill && s.units) attn__pack_panels(r, &s);
-    if (!prefill && s.units) attn__pack_rows(r, &s);
+    if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
     attn__open_skip(r, s.request);
     if (r->eps > 0) attn__open_budgets(r, &s);
@@ -4123,11 +3943,7 @@ static void attn__compute(attn__run *r, int32_t index) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
         int starts = i == t.begin || attn__new_group(&s, i);
         if (r->layer->skip.mode && !prefill && starts) attn__decode_group(r, &s, unit);
-        if (prefill) {
-            attn__prefill_unit(r, &s, unit, attn__state_at(r, f.depth));
-        } else {
-            attn__decode_unit(r, &s, unit, attn__state_at(r, f.depth));
-        }
+        (prefill ? attn__prefill_unit : attn__decode_unit)(r, &s, unit, attn__state_at(r, f.depth));
         f.unit[f.depth++] = unit;
         while (attn__fold_step(&f, next)) {
             attn__merge_states(r, &s, attn__state_at(r, f.depth - 1), attn__state_at(r, f.depth));
@@ -4178,11 +3994,8 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
                         int32_t index, int32_t lane) {
     attn__run r;
     attn__open(&r, plan, io, exec, lane);
-    if (stage == ATTN_COMPUTE) {
-        attn__compute(&r, index);
-    } else {
-        attn__merge(&r, index);
-    }
+    if (stage == ATTN_COMPUTE) attn__compute(&r, index);
+    if (stage != ATTN_COMPUTE) attn__merge(&r, index);
 }
 
 static int attn__check_lists(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_error *error) {
@@ -4225,25 +4038,18 @@ static void attn__lane(void *context, int lane) {
         attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
     }
 #else
-    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) {
-        attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
-    }
+    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
 #endif
 }
 
 static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
-    attn__stage_context c;
-    int32_t zero = 0;
-    c.plan = plan;
-    c.io = io;
-    c.exec = exec;
-    c.stage = stage;
+    attn__stage_context c = { plan, io, exec, stage };
+    int32_t zero = 0, i;
     if (!attn_task_count(plan, stage)) return;
     memcpy(attn__exec_start(exec), &zero, sizeof zero);
     if (exec->parallel_for && exec->lanes > 1) {
         exec->parallel_for(exec->user, exec->lanes, attn__lane, &c);
     } else {
-        int32_t i;
         for (i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
     }
 }
@@ -4307,14 +4113,13 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     if (!status && latent && new_v) {
         status = attn__fail(error, ATTN_E_ARGUMENT, "new_v is not NULL, but the layer has ATTN_V_IN_K", 0, 0);
     }
-    if (status) return status;
-    for (i = 0; i < plan->n; i++) {
+    for (i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (n.q_len <= n.kv_len) continue;
-        return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len, n.q_len,
-                             0);
+        const attn__rule rule = { n.kv_len < n.q_len, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len,
+                                  n.q_len, 0 };
+        status = attn__check_rules(error, ATTN_E_BATCH, i, &rule, 1);
     }
-    return ATTN_OK;
+    return status;
 }
 
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
@@ -4354,7 +4159,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_layer resolved;
     attn__capacity capacity;
     attn_plan plan;
-    attn_exec exec;
+    attn_exec exec = { NULL, 0, 0, NULL, NULL };
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (!status && layer->page_size) {
         return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
@@ -4362,7 +4167,6 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
     if (status) return status;
-    memset(&exec, 0, sizeof exec);
     exec.mem = (char *)mem + plan_bytes;
     exec.bytes = bytes - plan_bytes;
     return attn_forward(&plan, layer, io, &exec, error);
@@ -4375,16 +4179,13 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
     const uint32_t none = 0xff800000u;
     const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), x;
-    float top, wa, wb;
-    if (attn__bits_of(a_lse) == none || attn__bits_of(b_lse) == none) {
-        int take_b = attn__bits_of(a_lse) == none;
+    int take_b = attn__bits_of(a_lse) == none;
+    float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);
+    if (take_b || attn__bits_of(b_lse) == none) {
         memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
         if (lse) *lse = take_b ? b_lse : a_lse;
         return;
     }
-    top = a_lse > b_lse ? a_lse : b_lse;
-    wa = attn__exp(a_lse - top);
-    wb = attn__exp(b_lse - top);
     for (x = 0; x < l->v_dim; x += 256) {
         float wide_a[256], wide_b[256];
         int32_t n = attn__min(256, l->v_dim - x);
@@ -4477,7 +4278,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
                             uint32_t *bits, size_t count, attn_error *error) {
     attn_layer resolved;
     int32_t row, key, q_len, kv_len;
-    int64_t words;
+    int64_t words, all;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, &resolved, error);
     if (!status) status = attn__check_lengths(batch, &resolved, error);
@@ -4491,16 +4292,15 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if ((layer->mask == ATTN_TREE && !(io && io->tree)) || (layer->mask == ATTN_TOPK && !(io && io->topk))) {
         return attn__fail(error, ATTN_E_ARGUMENT, "io.tree or io.topk is NULL, but the mask needs it", 0, 0);
     }
-    if (!bits && q_len * words > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
-    if ((int64_t)count < q_len * words) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count,
-                          q_len * words);
+    all = q_len * words;
+    if (!bits && all > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
+    if ((int64_t)count < all) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count, all);
     }
-    for (row = 0; row < q_len; row++) {
-        uint32_t *line = bits + row * words;
-        if (words) memset(line, 0, (size_t)words * sizeof *line);
+    if (all) memset(bits, 0, (size_t)all * sizeof *bits);
+    for (row = 0; row < q_len; row++, bits += words) {
         for (key = 0; key < kv_len; key++) {
-            line[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
+            bits[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
         }
     }
     return attn__succeed(error);
@@ -4524,18 +4324,16 @@ typedef struct attn__index {
     int64_t score_row;
 } attn__index;
 
-/* Some heads of one row over one tile of keys: adds weight * relu(score). */
-static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t last,
+/* Some heads of one row over one tile of n keys: adds weight * relu(score). */
+static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const attn__scratch *t = &r->scratch;
+    const char **rows = r->scratch.k_rows[0];
+    const float *score = r->scratch.scores;
     int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, i, j;
-    attn__key_rows(r, &r->k, s, 0, seen, first, last - first, t->k_rows[0]);
-    attn__decode_scores(r, s, 0, t->k_rows[0], last - first, t->scores, lds, NULL);
-    for (i = 0; i < s->rows; i++) {
-        for (j = 0; j < last - first; j++) {
-            float score = t->scores[(int64_t)i * lds + j];
-            out[first + j] += weights[i] * (score < 0 ? 0.0f : score); /* a NaN stays one */
-        }
+    attn__key_rows(r, &r->k, s, 0, seen, first, n, rows);
+    attn__decode_scores(r, s, 0, rows, n, r->scratch.scores, lds, NULL);
+    for (i = 0; i < s->rows; i++, score += lds) { /* a NaN stays one */
+        for (j = 0; j < n; j++) out[first + j] += weights[i] * (score[j] < 0 ? 0.0f : score[j]);
     }
 }
 
@@ -4547,13 +4345,11 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
     int64_t tile;
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
-        attn__strip s = { request, 0, 1, 0, 0, 0, 0, 0 };
-        s.row = row * heads + head;
-        s.rows = attn__min(r->layer->row_tile, heads - head);
+        attn__strip s = { request, 0, 1, row * heads + head, attn__min(r->layer->row_tile, heads - head), 0, 0, 0 };
         attn__pack_rows(r, &s);
         for (tile = attn__next_tile(seen, 0, keys); tile < end; tile = attn__next_tile(seen, tile + keys, keys)) {
             attn__clip(seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end), &first, &last);
-            if (first < last) attn__index_tile(r, &s, seen, first, last, weights + head, out);
+            if (first < last) attn__index_tile(r, &s, seen, first, last - first, weights + head, out);
         }
     }
     for (key = seen.lead; key < horizon; key++) {
@@ -4581,19 +4377,18 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
     const attn_layer *l = &c->plan->resolved;
     attn__view v = attn__view_of_plan(c->plan);
     int32_t i, j;
-    if (l->kv_heads != 1) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0);
-    }
-    if (l->mask == ATTN_TREE || l->mask == ATTN_TOPK) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.mask = %a: indexer scores take no TREE and no TOPK", l->mask, 0);
-    }
-    for (i = 0; i < c->plan->n; i++) {
+    const attn__rule rules[] = {
+        { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0, 0 },
+        { l->mask == ATTN_TREE || l->mask == ATTN_TOPK, "layer.mask = %a: indexer scores take no TREE and no TOPK",
+          l->mask, 0, 0 }
+    };
+    int status = attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
+    for (i = 0; i < c->plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (n.q_len && v.phase[i] != ATTN_DECODE) {
-            return attn__fail_at(error, ATTN_E_PLAN, i, "phase[%d] = %a, but indexer scores need DECODE", v.phase[i],
-                                 0, 0);
-        }
-        for (j = 0; j < n.q_len; j++) {
+        int phase = n.q_len ? v.phase[i] : ATTN_DECODE;
+        const attn__rule rule = { phase != ATTN_DECODE, "phase[%d] = %a, but indexer scores need DECODE", phase, 0, 0 };
+        status = attn__check_rules(error, ATTN_E_PLAN, i, &rule, 1);
+        for (j = 0; j < n.q_len && !status; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
             if (first >= 0 && (int64_t)first + last <= c->score_row) continue;
             attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
@@ -4601,7 +4396,7 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
             return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
         }
     }
-    return ATTN_OK;
+    return status;
 }
 
 ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
@@ -4781,21 +4576,19 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
 /* Decimal digits with an optional point and exponent to a float >= 0; -1 if it is anything else. */
 static float attn__parse(const char *text) {
     double x = 0;
-    int32_t exponent = 0, power = 0, digits = 0, sign = 1;
+    int32_t exponent = 0, power = 0, digits = 0;
     for (; (*text >= '0' && *text <= '9') || (*text == '.' && !power); text++) {
         if (*text == '.') {
             power = 1;
-        } else {
-            x = x * 10 + (*text - '0');
-            digits++;
-            exponent -= power;
+            continue;
         }
+        x = x * 10 + (*text - '0');
+        digits++;
+        exponent -= power;
     }
     if (digits && (*text == 'e' || *text == 'E')) {
-        int32_t e = 0;
-        text++;
-        if (*text == '-') sign = -1;
-        if (*text == '-' || *text == '+') text++;
+        int32_t e = 0, sign = text[1] == '-' ? -1 : 1;
+        text += text[1] == '-' || text[1] == '+' ? 2 : 1;
         if (!*text) return -1.0f;
         for (; *text >= '0' && *text <= '9'; text++) e = attn__min(1000, e * 10 + (*text - '0'));
         exponent += sign * e;
@@ -5052,20 +4845,19 @@ static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, co
 }
 
 static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_input *in, attn_error *error) {
-    int32_t i;
-    for (i = 0; i < batch->n; i++) {
+    int32_t i, status = ATTN_OK;
+    for (i = 0; i < batch->n && !status; i++) {
         int32_t row = in->req_index ? in->req_index[i] : i, keys = batch->kv_len[i];
+        const attn__rule rules[] = {
+            { row < 0 || row >= in->requests, "req_index[%d] = %a, but input.requests = %b", row, in->requests, 0 },
+            { keys > in->req_to_token_row, "kv_len[%d] = %a is more than input.req_to_token_row = %b", keys,
+              in->req_to_token_row, 0 }
+        };
         if (!keys) continue;
         if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
-        if (row < 0 || row >= in->requests) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "req_index[%d] = %a, but input.requests = %b", row,
-                                 in->requests, 0);
-        }
-        if (keys <= in->req_to_token_row) continue;
-        return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than input.req_to_token_row = %b", keys,
-                             in->req_to_token_row, 0);
+        status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
     }
-    return ATTN_OK;
+    return status;
 }
 
 /* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
@@ -5148,11 +4940,8 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     attn__meta_fill(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
     if (m.seqlens_expand) {
-        m.row_batch.n = m.rows;
-        m.row_batch.kv_len = m.seqlens_expand;
-        m.row_batch.max_q_len = m.max_rows > 0;
-        m.row_batch.max_kv_len = m.max_kv_len;
-        m.row_batch.max_rows = m.max_rows;
+        attn_batch rows = { m.rows, NULL, m.seqlens_expand, NULL, NULL, m.max_rows > 0, m.max_kv_len, m.max_rows };
+        m.row_batch = rows;
     }
     *meta = m;
     return attn__succeed(error);
