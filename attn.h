@@ -606,6 +606,12 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__INLINE static inline
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define ATTN__COLD static __attribute__((noinline, cold)) /* checks and texts: small code instead of fast code */
+#else
+#define ATTN__COLD static
+#endif
+
 #if defined(__clang__)
 #define ATTN__UNROLL _Pragma("unroll")
 #elif defined(__GNUC__) && __GNUC__ >= 8
@@ -779,8 +785,8 @@ static void attn__put_format(attn__text *t, const char *format, int64_t a, int64
 }
 
 /* An error that starts with the name of an argument; error may be NULL. */
-static int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a, int64_t b,
-                           int64_t c, int64_t d) {
+ATTN__COLD int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a,
+                               int64_t b, int64_t c, int64_t d) {
     attn__text t = { error ? error->text : NULL, sizeof error->text, 0 };
     if (!error) return status;
     error->request = error->slot = -1;
@@ -791,7 +797,7 @@ static int attn__fail_name(attn_error *error, int status, const char *name, cons
 }
 
 /* An error of the whole call: "layer.chunk = %a needs mask CAUSAL or BLOCK". */
-static int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
+ATTN__COLD int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
     return attn__fail_name(error, status, "", format, a, b, 0, 0);
 }
 
@@ -802,7 +808,7 @@ static int attn__fail_slot(attn_error *error, int status, int32_t slot) {
 }
 
 /* An error of one request, %d: "q_len[%d] = %a is negative". */
-static int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
+ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
                          int64_t c) {
     attn__fail_name(error, status, "", format, a, b, c, request);
     if (error) error->request = request;
@@ -821,7 +827,7 @@ typedef struct attn__rule {
 #define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
 
 /* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
-static int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
+ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
     int i;
     for (i = 0; i < count; i++) {
         const attn__rule *r = &rules[i];
@@ -883,7 +889,7 @@ static int attn__is_share(float x, int32_t mode) {
     return attn__is_finite(x) && x >= 0 && (mode != ATTN_SKIP_EPS || x < 1);
 }
 
-static int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
+ATTN__COLD int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
     int i;
     for (i = 0; i < ATTN__LAYER_INTEGERS; i++) {
         const attn__field *f = &attn__layer_fields[i];
@@ -1220,7 +1226,7 @@ static int attn__check_request(const attn_batch *batch, const attn_layer *layer,
 }
 
 /* Every length, before anything is written. */
-static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
+ATTN__COLD int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
     int64_t rows = 0, keys = 0;
     int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
@@ -1465,7 +1471,7 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
     return attn__plan_check(batch, layer, &resolved, &c, NULL) ? 0 : attn__to_size(c.words * 4);
 }
 
-static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
+ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
                               attn_error *error) {
     const char *rule = !mem ? " is NULL; it needs %b bytes"
                             : bytes < needed ? ": bytes = %a, but it needs %b" : " is not aligned to %c";
@@ -2630,7 +2636,7 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
-static void attn__explain_layer(attn__text *t, const attn_layer *l) {
+ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
     const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type],
@@ -2751,7 +2757,7 @@ static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, att
     return ATTN_OK;
 }
 
-static int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
+ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p ? (uintptr_t)p % (uintptr_t)alignment == 0 : !needed) return ATTN_OK;
     return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
@@ -2871,7 +2877,7 @@ static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_erro
     return ATTN_OK;
 }
 
-static int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
+ATTN__COLD int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
     int status = attn__check_plan(plan, error);
     if (!status) status = attn__check_layer(plan, layer, error);
     if (status) return status;
@@ -4791,7 +4797,7 @@ static attn_layer attn__meta_layer(void) {
 }
 
 /* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. */
-static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
+ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
                             attn_error *error) {
     attn_layer layer = attn__meta_layer();
     attn__capacity c;
