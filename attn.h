@@ -8,10 +8,9 @@
 
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
-      >>engines  >>does_not  >>types  >>api
-      implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert  >>maths  >>leaves  >>leaves_scalar
-      >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state  >>tiles  >>prefill  >>decode  >>run
-      >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
+      >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state
+      >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -129,8 +128,7 @@
 
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
-         cu_seqlens_q     [n + 1]          sum of E of the requests before i
-         cu_seqlens_k     [n + 1]          sum of KV of the requests before i
+         cu_seqlens_q, cu_seqlens_k [n + 1]   sum of E, sum of KV of the requests before i
          positions        [rows]           P + j; below 0 where E > KV
          row_request      [rows]           i
          seqlens_expand   [rows]           keys of a causal row: max(0, P + j + 1)
@@ -144,20 +142,19 @@
          row_table        [rows][table_row]   page_table[i] again for each of its rows
          pad_row          [n][max_q_len]   r for j < E, else -1: q_padded[i][j] = q[pad_row]
          unpad_row        [rows]           i * max_q_len + j: o[r] = o_padded[unpad_row]
-         pad_len          [n]              KV - E + max_q_len: the real rows of a padded batch keep their keys
+         pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
-      (a sliding-window pool) takes a second call with its own req_to_token.
-      table_row = ceil(max_kv_len / page_size), what attn_io.page_table_row = 0 stands for. Strides are the capacities,
-      not what this step happens to need: with n, max_q_len, max_kv_len and max_rows given, every array has the same
-      address and stride in every step. Entries past n, rows or rows + 1 keep what was there. E = 0 and n = 0 are valid.
+      (a sliding-window pool) takes a second call with its own req_to_token. table_row = ceil(max_kv_len / page_size),
+      as io.page_table_row = 0 means. Strides are the capacities: with n, max_q_len, max_kv_len and max_rows given, each
+      array has the same address and stride in every step. Entries past n, rows or rows + 1 keep what was there.
 
       Rows as requests. meta.row_batch has n = rows, E = 1, kv_len = seqlens_expand and phase DECODE; with row_table as
-      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that
-      take one row a request; it costs rereading the keys for each row, so attn_forward does better with the batch.
-      For CAUSAL layers, windows, sink keys and chunks included, and for TOPK, whose lists are per row anyway; other
-      masks let a row see keys past its own position. The cache must be paged, without scales per request. Plan memory
-      for every step: attn_plan_bytes of row_batch with n = max_rows. A row without keys (E > KV) needs ATTN_FULL there.
+      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that take
+      one row a request; it rereads the keys for each row, so attn_forward does better with the batch. For CAUSAL (with
+      windows, sink keys, chunks) and TOPK; other masks let a row see keys past its own position. The cache must be
+      paged, without scales per request. Plan memory for every step: attn_plan_bytes of row_batch with n = max_rows. A
+      row without keys (E > KV) needs ATTN_FULL there.
 
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
@@ -180,6 +177,18 @@
       becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C
       slots a request (C = k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With
       ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too.
+
+      Skip-softmax, layer.skip. The logits of a key tile are computed in any case; where they all lie far below what the
+      rows have seen, its softmax and V are left out: V is not read in DECODE. EPS needs no calibration: a row loses at
+      most eps / (1 + eps) of its softmax; .01 is a good start. FACTOR takes the calibrated factors of an engine (lambda
+      = factor / kv_len), LAMBDA a threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors
+      are calibrated for a tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or as many rows as the
+      vector lanes take (PREFILL, 16 or 64). lambda >= 1 would drop nearly everything: such requests run dense and
+      count as dense_tiles. io.certificate is an upper bound of what each row lost, relative to the logits of this
+      call: |o - dense o| <= certificate * (largest - smallest v), and the dense lse is at most -ln(1 - certificate)
+      larger. The counters' histogram, collected at lambda = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip:
+      its entries from i on. With skipping, bits may depend on E, chunks and row_tile, since the rows of a tile decide
+      together; not on lanes, neighbours, pages or workers. Not for TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -224,9 +233,7 @@ typedef enum attn_status {
 } attn_status;
 
 typedef enum attn_type {
-    ATTN_F32 = 0,
-    ATTN_F16,
-    ATTN_BF16,
+    ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
     ATTN_E4M3,         /* the last three for K and V only. OCP FN: no infinities, largest value 448 */
     ATTN_E5M2,         /* largest value 57344 */
     ATTN_INT8          /* -127 .. 127, times k_scale or v_scale */
@@ -261,6 +268,28 @@ typedef enum attn_flag {
 } attn_flag;
 
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
+
+/* Skip-softmax: which key tiles are left out because they weigh next to nothing; see >>engines. */
+typedef enum attn_skip_mode {
+    ATTN_SKIP_OFF = 0,
+    ATTN_SKIP_FACTOR,  /* lambda = factor / kv_len of the request */
+    ATTN_SKIP_LAMBDA,  /* lambda = io.lambda[request] */
+    ATTN_SKIP_EPS      /* no row loses more than eps / (1 + eps) of its softmax */
+} attn_skip_mode;
+
+typedef struct attn_skip {
+    int32_t mode;                   /* attn_skip_mode */
+    float prefill, decode;          /* FACTOR: the factor of either phase, EPS: eps; 0: skips nothing in that phase */
+} attn_skip;
+
+/* What one lane did; a tile counts once per vote unit that sees it. The caller zeroes, calls add. OFF: nothing. */
+typedef struct attn_counters {
+    int64_t tiles;
+    int64_t v_skipped;              /* tiles whose V was not needed, */
+    int64_t softmax_skipped;        /* and of these the ones without exp, too (PREFILL, FACTOR and LAMBDA) */
+    int64_t dense_tiles;            /* tiles of requests with lambda >= 1, which run dense */
+    int64_t histogram[64];          /* tiles whose distance below the reference is in [i / 2, (i + 1) / 2), 63: open */
+} attn_counters;
 
 /* Optional last argument of what can fail. request, slot: the index that is wrong, or -1. */
 typedef struct attn_error {
@@ -298,6 +327,7 @@ typedef struct attn_layer {
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
     float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
+    attn_skip skip;
     int32_t isa;                    /* attn_isa; 0: detect now (35 us in a virtual machine). Others are not checked */
     int32_t flags;                  /* attn_flag bits */
 } attn_layer;
@@ -319,6 +349,9 @@ typedef struct attn_io {
     float *k_scale, *v_scale;       /* a stored element means itself times this, see attn_scale; NULL: 1 */
     const uint32_t *tree;           /* TREE: [row][ceil(max_q_len / 32)], bit j, least significant first: sees row j */
     const int32_t *topk;            /* TOPK: [row][layer.topk] positions in the request's own keys, -1: none */
+    const float *lambda;            /* ATTN_SKIP_LAMBDA: [n] thresholds, read by attn_forward, not by the plan */
+    float *certificate;             /* [row][head] upper bound of the share of the softmax that was skipped; NULL */
+    attn_counters *counters;        /* [max(1, exec.lanes)]; NULL: not wanted */
 } attn_io;
 
 /* HOW: memory and threads of a call. */
@@ -348,29 +381,29 @@ typedef struct attn_plan {
 
 /* ---- >>api ------------------------------------------------------------------------------------------------------ */
 
-/* The fastest instruction set of this CPU that was compiled in. Thread safety: any thread. Costs a few CPUID
+/* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
+
+/* The fastest instruction set of this CPU that was compiled in. Costs a few CPUID
    instructions, which a virtual machine traps: call it once and put the result into attn_layer.isa. */
 ATTN_API attn_isa attn_isa_detect(void);
 
-/* Bytes of plan memory for any batch within the capacities of `batch`. 0 if the arguments are invalid:
-   attn_plan_make then says why. Thread safety: any thread. */
+/* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
 /* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
-   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Thread safety: any thread; a plan may be shared. */
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Threads may share a plan. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes what the plan will do, in words, one fact a line; returns the length without the final 0, whatever
-   bytes is (as snprintf does). Thread safety: any thread. */
+/* Writes what the plan will do, in words, one fact a line; returns the length that all of it has, as snprintf does. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
 /* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
-   in layer, n, capacities and in which of q_len and phase are NULL. Thread safety: any thread. */
+   in layer, n, capacities and in which of q_len and phase are NULL. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
-   `layer` must equal the plan's. Thread safety: any thread, with exec memory and outputs of its own. */
+   `layer` must equal the plan's. */
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
@@ -381,8 +414,7 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error);
 
-/* For prototypes: attention of one sequence, q_len rows over kv_len contiguous keys, plan and forward in one call.
-   mem: attn_dense_bytes() bytes. Thread safety: any thread. */
+/* For prototypes: plan and forward of one sequence, q_len rows over kv_len contiguous keys. mem: attn_dense_bytes(). */
 ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len);
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error);
@@ -404,7 +436,7 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
                         const float *b_lse, void *o, float *lse, attn_error *error);
 
 /* The definition of every mask: 1 if row `row` of `request` sees key `key`. Reads the host arrays of batch and, for
-   TREE and TOPK, io->tree and io->topk; else io may be NULL. Out-of-range indices give 0. Thread safety: any thread. */
+   TREE and TOPK, io->tree and io->topk; else io may be NULL. Out-of-range indices give 0. */
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key);
 
@@ -434,9 +466,13 @@ typedef struct attn_rope_input {
 } attn_rope_input;
 
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
-   rounded to f32, then to the type. For q and for new_k before attn_append. Thread safety: any thread.
-   Source: Su et al., RoFormer. */
+   rounded to f32, then to the type. For q and new_k. Source: Su et al., RoFormer. */
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
+
+/* Fills in *skip from the environment: mode FACTOR with ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR and
+   ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR; an unset one is 0, both unset: OFF. get: the C library's getenv or a
+   function like it. A malformed or negative number is an error that names the variable, and *skip stays as it was. */
+ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error);
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
 
@@ -510,17 +546,17 @@ typedef struct attn_meta {
 /* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, 3 * n int32 (count: how many
    there are), which must not overlap the inputs and must live as long as the batch. Errors name the request whose
    lengths cannot be (0 <= E <= KV is asserted). Capacities are held against the lengths by attn_plan_make and
-   attn_meta_make. Thread safety: any thread. Source: the length conventions of SGLang's ForwardMode. */
+   attn_meta_make. Source: the length conventions of SGLang's ForwardMode. */
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
 /* Bytes for the arrays in `want`, at least 16; 0 if the arguments are invalid: attn_meta_make then says why. Follows
    from n, the capacities, page_size and want; lengths are read only where a capacity is 0. `input` may be NULL if no
-   table and no sparse length is wanted. Thread safety: any thread. */
+   table and no sparse length is wanted. */
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want);
 
 /* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array starts
-   at a multiple of 16 bytes from mem. E > KV is allowed. Errors name the request. Thread safety: any thread. */
+   at a multiple of 16 bytes from mem. E > KV is allowed. Errors name the request. */
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error);
 
@@ -528,15 +564,13 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
    relu(scale * q.k) for every key that row r sees, -inf for keys below its horizon that a window hides; what lies
    above is not written. ks [rows]: column of a row's key 0 (indexer_ks for one matrix over all keys), NULL: 0. weights
    [row][head] f32. The plan must hold DECODE requests only; layer and io as in attn_forward, kv_heads 1, without v and
-   o; a softcap, sinks and alibi are not applied. Masks TREE and TOPK are refused. Thread safety: as attn_forward.
-   Source: the lightning indexer of DeepSeek-V3.2. */
+   o; a softcap, sinks and alibi are not applied. Masks TREE and TOPK are refused. Source: DeepSeek-V3.2's indexer. */
 ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
                               const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
                               attn_error *error);
 
-/* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r] in ascending order,
-   then -1. Of equal scores the smaller index wins; -inf and NaN are never taken. ks NULL: 0. The lists fit io.topk.
-   Thread safety: any thread. */
+/* indices[r][topk]: the topk largest of scores[r * score_row + c], ks[r] <= c < ke[r], as c - ks[r], ascending, then
+   -1, as io.topk. Of equals the smaller index wins; -inf and NaN never do. ks NULL: 0. */
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error);
 
@@ -572,6 +606,12 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__INLINE static inline
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define ATTN__COLD static __attribute__((noinline, cold)) /* checks and texts: small code instead of fast code */
+#else
+#define ATTN__COLD static
+#endif
+
 #if defined(__clang__)
 #define ATTN__UNROLL _Pragma("unroll")
 #elif defined(__GNUC__) && __GNUC__ >= 8
@@ -580,10 +620,10 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__UNROLL
 #endif
 
-#if ATTN__X86
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
+#if ATTN__X86
 #include <immintrin.h>
 #if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
 #include <smmintrin.h>
@@ -617,17 +657,15 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #endif
 
 /* The one counter that lanes share. Without atomics each lane takes a fixed stripe of the tasks. */
-#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && !defined(__TINYC__)
-#if __GCC_ATOMIC_INT_LOCK_FREE == 2
+#if defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2 && !defined(__TINYC__)
 #define ATTN__FETCH_ADD(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
-#endif
 #elif defined(_MSC_VER)
-#include <intrin.h>
 #define ATTN__FETCH_ADD(counter) _InterlockedExchangeAdd((volatile long *)(counter), 1)
 #endif
 
 #define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
 #define ATTN__UNIT 256               /* keys of a decode unit */
+#define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
 #define ATTN__LOWEST (-3.402823466e+38f)
 
 ATTN__INLINE uint32_t attn__bits_of(float x) {
@@ -747,12 +785,11 @@ static void attn__put_format(attn__text *t, const char *format, int64_t a, int64
 }
 
 /* An error that starts with the name of an argument; error may be NULL. */
-static int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a, int64_t b,
-                           int64_t c, int64_t d) {
+ATTN__COLD int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a,
+                               int64_t b, int64_t c, int64_t d) {
     attn__text t = { error ? error->text : NULL, sizeof error->text, 0 };
     if (!error) return status;
-    error->request = -1;
-    error->slot = -1;
+    error->request = error->slot = -1;
     error->text[0] = 0;
     attn__put(&t, name);
     attn__put_format(&t, format, a, b, c, d);
@@ -760,7 +797,7 @@ static int attn__fail_name(attn_error *error, int status, const char *name, cons
 }
 
 /* An error of the whole call: "layer.chunk = %a needs mask CAUSAL or BLOCK". */
-static int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
+ATTN__COLD int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
     return attn__fail_name(error, status, "", format, a, b, 0, 0);
 }
 
@@ -771,7 +808,7 @@ static int attn__fail_slot(attn_error *error, int status, int32_t slot) {
 }
 
 /* An error of one request, %d: "q_len[%d] = %a is negative". */
-static int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
+ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
                          int64_t c) {
     attn__fail_name(error, status, "", format, a, b, c, request);
     if (error) error->request = request;
@@ -790,7 +827,7 @@ typedef struct attn__rule {
 #define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
 
 /* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
-static int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
+ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
     int i;
     for (i = 0; i < count; i++) {
         const attn__rule *r = &rules[i];
@@ -803,7 +840,8 @@ static int attn__check_rules(attn_error *error, int status, int32_t request, con
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
 
-/* Integer fields of attn_layer: name, offset, range. The comparison of layer and plan walks the same list. */
+/* Integer fields of attn_layer: name, offset, range; then the floats, which have rules of their own. The comparison of
+   layer and plan walks the same list. */
 typedef struct attn__field {
     const char *name;
     size_t offset;
@@ -822,10 +860,13 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(topk, 0, INT32_MAX),        ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY),
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K)
+    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
+    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS),
+    ATTN__FIELD(scale, 0, 0),               ATTN__FIELD(softcap, 0, 0),
+    ATTN__FIELD(skip.prefill, 0, 0),        ATTN__FIELD(skip.decode, 0, 0)
 };
 #undef ATTN__FIELD
-#define ATTN__LAYER_FIELDS ATTN__COUNT(attn__layer_fields)
+#define ATTN__LAYER_INTEGERS (ATTN__COUNT(attn__layer_fields) - 4)
 
 typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
 
@@ -844,9 +885,13 @@ static float attn__rsqrt(int32_t x) {
     return (float)y;
 }
 
-static int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
+static int attn__is_share(float x, int32_t mode) {
+    return attn__is_finite(x) && x >= 0 && (mode != ATTN_SKIP_EPS || x < 1);
+}
+
+ATTN__COLD int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
     int i;
-    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+    for (i = 0; i < ATTN__LAYER_INTEGERS; i++) {
         const attn__field *f = &attn__layer_fields[i];
         int32_t value = attn__field_value(layer, i);
         const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
@@ -856,6 +901,12 @@ static int attn__layer_check_values(const attn_layer *layer, attn_error *error) 
     if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale is not finite", 0, 0);
     if (!attn__is_finite(layer->softcap) || layer->softcap < 0 || (layer->softcap > 0 && layer->softcap < 1e-30f)) {
         return attn__fail(error, ATTN_E_LAYER, "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0);
+    }
+    if (!attn__is_share(layer->skip.prefill, layer->skip.mode) ||
+        !attn__is_share(layer->skip.decode, layer->skip.mode)) {
+        return attn__fail(error, ATTN_E_LAYER,
+                          "layer.skip.prefill = %A and decode = %B must be 0 or more, finite, and with EPS below 1",
+                          attn__bits_of(layer->skip.prefill), attn__bits_of(layer->skip.decode));
     }
     return ATTN_OK;
 }
@@ -876,36 +927,33 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 
 /* Combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
-    int latent = (l->flags & ATTN_V_IN_K) != 0;
-    const struct {
-        int broken;
-        const char *text;
-        int64_t a, b;
-    } rules[] = {
-        { l->ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", l->ring, 0 },
-        { l->ring && l->sink_keys,
-          "layer.ring = %a cannot be combined with layer.sink_keys = %b", l->ring, l->sink_keys },
-        { l->ring && l->page_size && l->ring % l->page_size,
-          "layer.ring = %a is not a multiple of layer.page_size = %b", l->ring, l->page_size },
-        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
+    int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
+    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
+    const attn__rule rules[] = {
+        { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0, 0 },
+        { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys, 0 },
+        { ring && l->page_size && ring % l->page_size,
+          "layer.ring = %a is not a multiple of layer.page_size = %b", ring, l->page_size, 0 },
+        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0, 0 },
         { latent && l->v_dim > l->head_dim,
-          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
+          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim, 0 },
         { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
-          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
-        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
-        { l->heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", l->heads, l->kv_heads },
-        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
-        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0 },
-        { l->split_keys % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", l->split_keys, 0 },
-        { l->split_keys && l->key_tile == 96,
-          "layer.key_tile = 96 does not divide layer.split_keys = %a", l->split_keys, 0 },
-        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
+          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0, 0 },
+        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0, 0 },
+        { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads, 0 },
+        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0, 0 },
+        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0, 0 },
+        { split % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", split, 0, 0 },
+        { split && l->key_tile == 96, "layer.key_tile = 96 does not divide layer.split_keys = %a", split, 0, 0 },
+        { valued && (skip == ATTN_SKIP_OFF || skip == ATTN_SKIP_LAMBDA),
+          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", skip, 0, 0 },
+        { skip && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK", skip, 0, 0 },
+        { skip && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a", skip, 0, 0 },
+        { skip && split % ATTN__GROUP_KEYS,
+          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", split, skip, 0 },
+        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0, 0 }
     };
-    size_t i;
-    for (i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        if (rules[i].broken) return attn__fail(error, ATTN_E_LAYER, rules[i].text, rules[i].a, rules[i].b);
-    }
-    return ATTN_OK;
+    return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Checks a layer and fills in every default but isa. */
@@ -919,7 +967,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     if (!out->kv_heads) out->kv_heads = out->heads;
     if (!out->v_dim) out->v_dim = out->head_dim;
     if (!out->row_tile) out->row_tile = 128;
-    if (!out->key_tile) out->key_tile = out->split_keys ? 64 : 96;
+    if (!out->key_tile) out->key_tile = out->split_keys || out->skip.mode ? 64 : 96;
     if (!out->workers) out->workers = 64;
     if (out->scale == 0) out->scale = attn__rsqrt(out->head_dim);
     return attn__check_combinations(out, layer, error);
@@ -953,18 +1001,15 @@ static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, in
     int64_t past = (int64_t)n->kv_len - n->q_len, own = attn__max64(0, past + row + 1);
     if (layer->mask == ATTN_FULL || layer->mask == ATTN_TREE) return n->kv_len;
     if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
-    if (layer->mask == ATTN_BLOCK) {
-        return (int32_t)attn__min64(n->kv_len, past + (row / layer->chunk + (int64_t)1) * layer->chunk);
-    }
+    if (layer->mask == ATTN_BLOCK) own = attn__min64(n->kv_len, past + row - row % layer->chunk + layer->chunk);
     return (int32_t)own;
 }
 
 static attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
-    attn__span s = { 0, 0, 0 };
     int64_t position = (int64_t)n->kv_len - n->q_len + (layer->mask == ATTN_TREE ? 0 : row);
     int right = layer->mask != ATTN_CAUSAL && layer->mask != ATTN_TREE && layer->window_right;
     int32_t horizon = attn__horizon(layer, n, row);
-    s.hi = horizon;
+    attn__span s = { 0, 0, horizon };
     if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + layer->window_right));
     if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
     if (layer->mask == ATTN_CAUSAL && layer->chunk) {
@@ -978,8 +1023,7 @@ static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n
     attn__span s = attn__key_span(layer, n, row);
     if (layer->mask == ATTN_TOPK) {
         s.hi = attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo);
-        s.lead = 0;
-        s.lo = 0;
+        s.lead = s.lo = 0;
     }
     return s;
 }
@@ -1009,8 +1053,7 @@ static attn__span attn__union_span(const attn_layer *layer, const attn__lengths 
     attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
     if (s.lead >= s.lo) {
         s.hi = attn__max(s.hi, s.lead);
-        s.lead = 0;
-        s.lo = 0;
+        s.lead = s.lo = 0;
     }
     return s;
 }
@@ -1108,10 +1151,8 @@ static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v,
     return attn__union_span(layer, &n, (s->row + row) / group, (s->row + row + rows - 1) / group);
 }
 
-/* Unit number of entry `index` of a strip's list. */
-ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t index) {
-    return index < s->lead ? index : s->unit + (index - s->lead);
-}
+/* Unit number of entry i of a strip's list. */
+ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t i) { return i < s->lead ? i : s->unit - s->lead + i; }
 
 /* Height of the tree node above two units. */
 ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) { return attn__bit_length((uint32_t)a ^ (uint32_t)b); }
@@ -1142,14 +1183,12 @@ static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, i
     f->depth = 0;
     for (i = begin; i < end; i++) {
         f->unit[f->depth++] = attn__unit_at(s, i);
-        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) {
-        }
+        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) continue;
     }
 }
 
 static int attn__phase_of(const attn_batch *batch, int32_t i) {
-    if (batch->phase) return batch->phase[i];
-    return batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
+    return batch->phase ? batch->phase[i] : batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
 }
 
 ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return batch->q_len ? batch->q_len[i] : 1; }
@@ -1187,7 +1226,7 @@ static int attn__check_request(const attn_batch *batch, const attn_layer *layer,
 }
 
 /* Every length, before anything is written. */
-static int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
+ATTN__COLD int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
     int64_t rows = 0, keys = 0;
     int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
@@ -1214,19 +1253,14 @@ static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, in
 
 static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
     int64_t units = attn__unit_bound(c, l, ATTN__UNIT), bound = 0;
-    if (c->families >> ATTN_DECODE & 1) {
-        bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
-    }
-    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) {
-        bound += c->strips * attn__unit_bound(c, l, l->split_keys);
-    }
+    if (c->families >> ATTN_DECODE & 1) bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
+    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) bound += c->strips * attn__unit_bound(c, l, l->split_keys);
     return bound;
 }
 
 /* Fills in every bound from n, max_q_len, max_kv_len, max_rows and families. */
 static void attn__bound(attn__capacity *c, const attn_layer *l) {
-    int64_t group = l->heads / l->kv_heads;
-    int64_t splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
+    int64_t group = l->heads / l->kv_heads, splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = attn__bit_length((uint32_t)attn__unit_bound(c, l, ATTN__UNIT)) + (l->window_left > 0);
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
@@ -1312,9 +1346,7 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
     for (head = 0; head < kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
             int32_t row = (prefill ? tiles - 1 - i : i) * tile;
-            attn__strip s = { request, head, 0, 0, 0, 0, 0, 0 };
-            s.heads = attn__min(heads, kv_heads - head);
-            s.row = first + row;
+            attn__strip s = { request, head, attn__min(heads, kv_heads - head), first + row, 0, 0, 0, 0 };
             s.rows = attn__min(tile, rows - row);
             attn__add_strip(p, s);
         }
@@ -1324,8 +1356,7 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
 static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
                            int32_t unit_keys, int32_t seen_keys) {
     attn__task t = { strip, begin, end, -1, 0 };
-    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys);
-    int64_t work = keys * s->rows * s->heads;
+    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys), work = keys * s->rows * s->heads;
     if (end - begin < s->units) {
         attn__fold f;
         attn__fold_run(&f, s, begin, end);
@@ -1343,14 +1374,19 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip
     memcpy(p->view.tasks + (int64_t)p->plan.tasks++ * ATTN__TASK, &t, sizeof t);
 }
 
-/* The unit that starts at cost c belongs to worker c / quota. */
+/* Does entry `index` of a strip's list start a group of 2,048 keys? Its number differs from bit 3 on. */
+ATTN__INLINE int attn__new_group(const attn__strip *s, int32_t index) {
+    return index > 0 && (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
+}
+
+/* The unit that starts at cost c belongs to worker c / quota; with skipping, runs start where groups do. */
 static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t seen_keys) {
     int64_t cost = attn__unit_cost(s);
     int32_t begin = 0;
     while (begin < s->units) {
         int64_t worker = (p->decode_cost + begin * cost) / p->quota;
-        int64_t end = attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost);
-        end = attn__min64(end, s->units);
+        int64_t end = attn__min64(s->units, attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost));
+        while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, (int32_t)end)) end++;
         attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
         begin = (int32_t)end;
     }
@@ -1380,8 +1416,7 @@ static void attn__add_tasks(attn__planner *p) {
 static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
     attn__view *v = &p->view;
     int32_t i;
-    v->q_start[0] = 0;
-    v->kv_start[0] = 0;
+    v->q_start[0] = v->kv_start[0] = 0;
     for (i = 0; i < batch->n; i++) {
         v->q_start[i + 1] = v->q_start[i] + attn__q_len(batch, i);
         v->kv_start[i + 1] = v->kv_start[i] + batch->kv_len[i];
@@ -1391,18 +1426,14 @@ static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
 }
 
 /* TOPK: every token has keys of its own, so its rows have strips of their own. */
-static void attn__add_request(attn__planner *p, int32_t request) {
-    const attn_layer *l = &p->plan.resolved;
-    int32_t group = l->heads / l->kv_heads, rows = attn__lengths_of(&p->view, request).q_len * group, first;
-    int32_t step = l->mask == ATTN_TOPK ? group : rows;
-    for (first = 0; first < rows; first += step) attn__add_rows(p, request, first, step);
-}
-
 static void attn__add_strips(attn__planner *p) {
-    int32_t phase, i;
+    const attn_layer *l = &p->plan.resolved;
+    int32_t group = l->heads / l->kv_heads, phase, i, first;
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < p->plan.n; i++) {
-            if (p->view.phase[i] == phase) attn__add_request(p, i);
+            int32_t rows = p->view.phase[i] == phase ? attn__lengths_of(&p->view, i).q_len * group : 0;
+            int32_t step = l->mask == ATTN_TOPK ? group : rows;
+            for (first = 0; first < rows; first += step) attn__add_rows(p, i, first, step);
         }
     }
 }
@@ -1440,7 +1471,7 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
     return attn__plan_check(batch, layer, &resolved, &c, NULL) ? 0 : attn__to_size(c.words * 4);
 }
 
-static int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
+ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
                               attn_error *error) {
     const char *rule = !mem ? " is NULL; it needs %b bytes"
                             : bytes < needed ? ": bytes = %a, but it needs %b" : " is not aligned to %c";
@@ -1497,8 +1528,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 /* ---- >>convert: small types, round to nearest even --------------------------------------------------------------- */
 
 static float attn__from_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    uint32_t exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
     float subnormal;
     if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
     if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
@@ -1520,8 +1550,7 @@ static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
 }
 
 static uint16_t attn__to_f16(float x) {
-    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u;
-    uint32_t a = attn__bits_of(x) & 0x7fffffffu, code;
+    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u, a = attn__bits_of(x) & 0x7fffffffu, code;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN, kept quiet */
     code = attn__round_bits(a, 10, 15);
     return (uint16_t)(sign | (code < 0x7c00u ? code : 0x7c00u));
@@ -1587,35 +1616,25 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
    term exactly 1, so exp(0) = 1. Relative error 1.6e-7, and |x| * 7.4e-8 from rounding x / ln 2: weights far below the
    largest one need no more. Below 2^-126 the result is 0. The same in every leaf. */
 #define ATTN__LOG2E 1.44269504f
-#define ATTN__EXP1 0.693147004f
-#define ATTN__EXP2 0.240222424f
-#define ATTN__EXP3 0.0555073358f
-#define ATTN__EXP4 0.00967151299f
-#define ATTN__EXP5 0.00132647273f
+static const float attn__exp_terms[] = {
+    0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f
+};
 
 /* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|), with
    the reciprocal of 0.5 .. 1 by Newton's iteration: under fast-math clang turns a vector division into an estimate. */
 #define ATTN__TANH_SMALL 0.6f
-#define ATTN__TANH1 (-0.333326216f)
-#define ATTN__TANH2 0.133135206f
-#define ATTN__TANH3 (-0.0522310982f)
-#define ATTN__TANH4 0.0156404656f
+static const float attn__tanh_terms[] = { 0.0156404656f, -0.0522310982f, 0.133135206f, -0.333326216f };
 #define ATTN__RECIPROCAL0 2.82352941f /* 48/17 - 32/17 y: within 1/17 of 1/y */
 #define ATTN__RECIPROCAL1 (-1.88235294f)
 
 /* For x <= 0; NaN stays NaN. */
 static float attn__exp(float x) {
-    float t = x * ATTN__LOG2E, f, p;
-    int32_t n;
+    float t = x * ATTN__LOG2E, f, p = attn__exp_terms[0];
+    int32_t n, i;
     if (!(t >= -126.0f)) return t < -126.0f ? 0.0f : t;
     n = (int32_t)(t - 0.5f);
     f = t - (float)n;
-    p = ATTN__EXP5;
-    p = p * f + ATTN__EXP4;
-    p = p * f + ATTN__EXP3;
-    p = p * f + ATTN__EXP2;
-    p = p * f + ATTN__EXP1;
-    p = p * f + 1.0f;
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = p * f + attn__exp_terms[i];
     return p * attn__float_of((uint32_t)(n + 127) << 23);
 }
 
@@ -1643,11 +1662,10 @@ static double attn__log_double(float x) {
 static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
-    float a = x < 0 ? -x : x, y = x * x, e, half, r;
+    float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0], e, half, r;
     int i;
-    if (a < ATTN__TANH_SMALL) {
-        return x + x * y * (ATTN__TANH1 + y * (ATTN__TANH2 + y * (ATTN__TANH3 + y * ATTN__TANH4)));
-    }
+    ATTN__UNROLL for (i = 1; i < 4; i++) p = p * y + attn__tanh_terms[i];
+    if (a < ATTN__TANH_SMALL) return x + x * y * p;
     e = attn__exp(-2.0f * a);
     half = 0.5f + 0.5f * e;
     r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
@@ -1697,14 +1715,17 @@ typedef struct attn__leaves {
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
     void (*lane_scores)(float *s, const float *q, const float *const *k, int32_t n, int32_t d, int32_t used);
-    /* s -> exp(s - max); updates m and l, alpha = exp(old max - new max). mask NULL: all visible */
-    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha, int32_t used);
+    /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
+    void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
+    /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums */
+    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
+                         float *sum, int32_t used);
     /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
     void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
                         const uint64_t *mask, int32_t used);
     void (*row_scores)(const attn__dots *a);
-    /* one row of n scores; returns alpha */
-    float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float *m, float *l);
+    float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
+    float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
 } attn__leaves;
 
@@ -1761,24 +1782,30 @@ static void attn__lane_scores_scalar(float *s, const float *q, const float *cons
     }
 }
 
-static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l, float *alpha,
-                                      int32_t used) {
+static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
     int32_t j, r;
     for (r = 0; r < used; r++) {
-        float top = m[r], sum;
+        top[r] = ATTN__LOWEST;
         for (j = 0; j < n; j++) {
             float x = s[j * ATTN__LANES_SCALAR + r];
-            if ((!mask || (mask[j] >> r & 1)) && x > top) top = x;
+            if ((!mask || (mask[j] >> r & 1)) && x > top[r]) top[r] = x;
         }
-        alpha[r] = attn__exp(m[r] - top);
-        sum = l[r] * alpha[r];
-        m[r] = top;
+    }
+}
+
+static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                      float *alpha, float *sum, int32_t used) {
+    int32_t j, r;
+    for (r = 0; r < used; r++) {
+        float old = m[r];
+        if (top[r] > old) m[r] = top[r];
+        alpha[r] = attn__exp(old - m[r]);
+        sum[r] = 0;
         for (j = 0; j < n; j++) {
             float *x = &s[j * ATTN__LANES_SCALAR + r];
-            *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - top) : 0.0f;
-            sum += *x;
+            *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - m[r]) : 0.0f;
+            sum[r] += *x;
         }
-        l[r] = sum;
     }
 }
 
@@ -1817,20 +1844,23 @@ static void attn__row_scores_scalar(const attn__dots *a) {
     }
 }
 
-static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    float top = *m, sum = 0, alpha;
+static float attn__row_max_scalar(const float *s, int32_t n, const uint64_t *mask) {
+    float top = ATTN__LOWEST;
     int32_t j;
     for (j = 0; j < n; j++) {
         if ((mask[j >> 6] >> (j & 63) & 1) && s[j] > top) top = s[j];
     }
+    return top;
+}
+
+static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float m) {
+    float sum = 0;
+    int32_t j;
     for (j = 0; j < n; j++) {
-        s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - top) : 0.0f;
+        s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - m) : 0.0f;
         sum += s[j];
     }
-    alpha = attn__exp(*m - top);
-    *m = top;
-    *l = *l * alpha + sum;
-    return alpha;
+    return sum;
 }
 
 static void attn__row_values_scalar(const attn__sums *a) {
@@ -1875,17 +1905,13 @@ ATTN__AVX2 ATTN__INLINE __m256i attn__first_avx2(int32_t n) {
 ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
     __m256 t = _mm256_mul_ps(x, _mm256_set1_ps(ATTN__LOG2E));
     __m256 keep = _mm256_cmp_ps(t, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
-    __m256 n, f, p;
+    __m256 n, f, p = _mm256_set1_ps(attn__exp_terms[0]);
     __m256i e;
+    int i;
     t = _mm256_max_ps(_mm256_set1_ps(-126.0f), t); /* NaN, the second operand, passes */
     n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     f = _mm256_sub_ps(t, n);
-    p = _mm256_set1_ps(ATTN__EXP5);
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP4));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP3));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP2));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(ATTN__EXP1));
-    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(attn__exp_terms[i]));
     e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
 }
@@ -1907,9 +1933,8 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_
     return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
 }
 
-ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const char *const *src,
-                                                   const char *const *scales, int32_t rows, int32_t d,
-                                                   attn_type type) {
+ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const char *const *src,
+                                               const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
@@ -1924,12 +1949,12 @@ ATTN__AVX2 ATTN__INLINE void attn__widen_type_avx2(float *dst, int32_t ld, const
 /* One loop per type: the type must be a constant inside. */
 ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                         int32_t rows, int32_t d, attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
-    if (type == ATTN_E4M3) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
-    if (type == ATTN_E5M2) attn__widen_type_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
-    if (type == ATTN_INT8) attn__widen_type_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
+    if (type == ATTN_F32) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__expand_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
@@ -1971,18 +1996,16 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__reciprocal_avx2(__m256 y) {
 ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
     const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), half = _mm256_set1_ps(0.5f);
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    int32_t i;
+    int32_t i, j;
     for (i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
-        __m256 a = _mm256_andnot_ps(sign, t);
-        __m256 y = _mm256_mul_ps(t, t);
-        __m256 small = _mm256_set1_ps(ATTN__TANH4);
+        __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t);
+        __m256 small = _mm256_set1_ps(attn__tanh_terms[0]);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
         __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH3));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH2));
-        small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(ATTN__TANH1));
+        ATTN__UNROLL
+        for (j = 1; j < 4; j++) small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(attn__tanh_terms[j]));
         small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
         big = _mm256_mul_ps(_mm256_fnmadd_ps(e, half, half), big);
         big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
@@ -2001,102 +2024,94 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-/* keys x 16 rows of scores, from key j on */
-ATTN__AVX2 ATTN__INLINE void attn__lane_scores_block_avx2(int keys, float *s, const float *q, const float *const *k,
-                                                          int32_t j, int32_t d) {
-    __m256 sum[6][2];
+/* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
+ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, float *s, const float *q, const float *const *k, int32_t j,
+                                                  int32_t d) {
+    __m256 sum[12];
     const float *row[6];
     int32_t x, i;
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = k[j + i];
-        sum[i][0] = _mm256_setzero_ps();
-        sum[i][1] = _mm256_setzero_ps();
-    }
-    for (x = 0; x < d; x++) {
-        __m256 q0 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2);
-        __m256 q1 = _mm256_loadu_ps(q + x * ATTN__LANES_AVX2 + 8);
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = k[j + i];
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
+    for (x = 0; x < d; x++, q += ATTN__LANES_AVX2) {
+        __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
         ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m256 key = _mm256_broadcast_ss(row[i] + x);
-            sum[i][0] = _mm256_fmadd_ps(key, q0, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(key, q1, sum[i][1]);
+            sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
+            sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
-        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2, sum[i][0]);
-        _mm256_storeu_ps(s + (j + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
-    }
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) _mm256_storeu_ps(s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
                                               int32_t used) {
     int32_t j = 0;
     (void)used;
-    for (; j + 6 <= n; j += 6) attn__lane_scores_block_avx2(6, s, q, k, j, d);
-    for (; j + 2 <= n; j += 2) attn__lane_scores_block_avx2(2, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_scores_block_avx2(1, s, q, k, j, d);
+    for (; j + 6 <= n; j += 6) attn__lane_dots_avx2(6, s, q, k, j, d);
+    for (; j + 2 <= n; j += 2) attn__lane_dots_avx2(2, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_dots_avx2(1, s, q, k, j, d);
 }
 
-ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
-                                               float *alpha, int32_t used) {
+ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
     int32_t c, j;
     for (c = 0; c < used; c += 8) {
-        __m256 old = _mm256_loadu_ps(m + c), top = old, sum;
+        __m256 most = _mm256_set1_ps(ATTN__LOWEST);
         for (j = 0; j < n; j++) {
-            __m256 x = _mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c);
-            __m256 y = _mm256_max_ps(x, top);
-            top = mask ? _mm256_blendv_ps(top, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
+            __m256 y = _mm256_max_ps(_mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c), most);
+            most = mask ? _mm256_blendv_ps(most, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
         }
-        old = attn__exp_avx2(_mm256_sub_ps(old, top));
-        sum = _mm256_mul_ps(_mm256_loadu_ps(l + c), old);
-        for (j = 0; j < n; j++) {
-            float *x = s + j * ATTN__LANES_AVX2 + c;
-            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), top));
-            if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
-            sum = _mm256_add_ps(sum, p);
-            _mm256_storeu_ps(x, p);
-        }
-        _mm256_storeu_ps(m + c, top);
-        _mm256_storeu_ps(l + c, sum);
-        _mm256_storeu_ps(alpha + c, old);
+        _mm256_storeu_ps(top + c, most);
     }
 }
 
-/* columns of o x 16 rows */
-ATTN__AVX2 ATTN__INLINE void attn__lane_values_block_avx2(int columns, float *o, const float *p, const float *alpha,
-                                                          const float *const *v, int32_t n, int32_t x,
-                                                          const uint64_t *mask) {
-    __m256 sum[6][2];
+ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                               float *alpha, float *sum, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 8) {
+        __m256 old = _mm256_loadu_ps(m + c), most = _mm256_max_ps(_mm256_loadu_ps(top + c), old);
+        __m256 total = _mm256_setzero_ps();
+        for (j = 0; j < n; j++) {
+            float *x = s + j * ATTN__LANES_AVX2 + c;
+            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), most));
+            if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
+            total = _mm256_add_ps(total, p);
+            _mm256_storeu_ps(x, p);
+        }
+        _mm256_storeu_ps(m + c, most);
+        _mm256_storeu_ps(alpha + c, attn__exp_avx2(_mm256_sub_ps(old, most)));
+        _mm256_storeu_ps(sum + c, total);
+    }
+}
+
+/* columns of o x 16 rows, from column x on */
+ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, float *o, const float *p, const float *alpha,
+                                                  const float *const *v, int32_t n, int32_t x, const uint64_t *mask) {
+    __m256 sum[12];
     int32_t j, i;
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
-        sum[i][0] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2), _mm256_loadu_ps(alpha));
-        sum[i][1] = _mm256_mul_ps(_mm256_loadu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8), _mm256_loadu_ps(alpha + 8));
+    o += x * ATTN__LANES_AVX2;
+    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+        sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(alpha + i % 2 * 8));
     }
     for (j = 0; j < n; j++) {
-        __m256 p0 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2);
-        __m256 p1 = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8);
         const float *row = v[j] + x;
-        ATTN__UNROLL for (i = 0; i < columns; i++) {
-            __m256 value = _mm256_broadcast_ss(row + i);
-            __m256 y0 = _mm256_fmadd_ps(value, p0, sum[i][0]);
-            __m256 y1 = _mm256_fmadd_ps(value, p1, sum[i][1]);
-            sum[i][0] = mask ? _mm256_blendv_ps(sum[i][0], y0, attn__mask_avx2((uint32_t)mask[j])) : y0;
-            sum[i][1] = mask ? _mm256_blendv_ps(sum[i][1], y1, attn__mask_avx2((uint32_t)(mask[j] >> 8))) : y1;
+        __m256 weight[2];
+        ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8 * i);
+        ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+            __m256 y = _mm256_fmadd_ps(_mm256_broadcast_ss(row + i / 2), weight[i % 2], sum[i]);
+            sum[i] = mask ? _mm256_blendv_ps(sum[i], y, attn__mask_avx2((uint32_t)(mask[j] >> i % 2 * 8))) : y;
         }
     }
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
-        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2, sum[i][0]);
-        _mm256_storeu_ps(o + (x + i) * ATTN__LANES_AVX2 + 8, sum[i][1]);
-    }
+    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_values_avx2(float *o, const float *p, const float *alpha, const float *const *v,
                                               int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
     int32_t x = 0;
     (void)used;
-    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx2(6, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx2(2, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_values_block_avx2(1, o, p, alpha, v, n, x, mask);
+    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_sums_avx2(6, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_sums_avx2(2, o, p, alpha, v, n, x, NULL);
+    for (; !mask && x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, mask);
 }
 
 /* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
@@ -2115,8 +2130,8 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
 }
 
 /* One step of eight elements of d; only the last one may be partial. */
-ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
-                                                        const float *const *k, int32_t x, int32_t left) {
+ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
+                                                  const float *const *k, int32_t x, int32_t left) {
     __m256 key[8];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
@@ -2129,8 +2144,7 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_step_avx2(int rows, int keys, __m2
 }
 
 /* rows x keys dot products, at most eight, from row r and key j on */
-ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, const attn__dots *a, int32_t r,
-                                                         int32_t j) {
+ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
     __m256 sum[8];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
     float *s = a->s + r * a->lds + j, out[8];
@@ -2138,8 +2152,8 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 8 <= a->d; x += 8) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
-    if (x < a->d) attn__row_scores_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
+    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
+    if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2147,52 +2161,46 @@ ATTN__AVX2 ATTN__INLINE void attn__row_scores_block_avx2(int rows, int keys, con
 ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 2) attn__row_scores_block_avx2(4, 2, a, r, j);
+        for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx2(2, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx2(1, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx2(1, 8, a, r, j);
     }
 }
 
-ATTN__AVX2 ATTN__INLINE float attn__sum_avx2(__m256 x) {
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
-}
-
-ATTN__AVX2 ATTN__INLINE __m256 attn__all_max_avx2(__m256 x) {
-    x = _mm256_max_ps(x, _mm256_permute2f128_ps(x, x, 1));
-    x = _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0x4E));
-    return _mm256_max_ps(x, _mm256_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    __m256 old = _mm256_set1_ps(*m), top = old, sum = _mm256_setzero_ps();
+ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
+    __m256 top = _mm256_set1_ps(ATTN__LOWEST);
     int32_t j;
     for (j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
         top = _mm256_blendv_ps(top, _mm256_max_ps(_mm256_loadu_ps(s + j), top), visible);
     }
-    top = attn__all_max_avx2(top);
-    old = attn__exp_avx2(_mm256_sub_ps(old, top));
+    top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 1));
+    top = _mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0x4E));
+    return _mm256_cvtss_f32(_mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0xB1)));
+}
+
+ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float m) {
+    __m256 sum = _mm256_setzero_ps();
+    __m128 y;
+    int32_t j;
     for (j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
-        __m256 p = _mm256_and_ps(visible, attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), top)));
+        __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m)));
+        p = _mm256_and_ps(visible, p);
         sum = _mm256_add_ps(sum, p);
         _mm256_storeu_ps(s + j, p);
     }
-    *m = _mm256_cvtss_f32(top);
-    sum = _mm256_fmadd_ps(_mm256_set1_ps(*l), old, _mm256_set1_ps(attn__sum_avx2(sum)));
-    *l = _mm256_cvtss_f32(sum);
-    return _mm256_cvtss_f32(old);
+    y = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 
 /* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, const attn__sums *a, int32_t r,
-                                                         int32_t x) {
+ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
     __m256 sum[4][4];
     __m256i last = attn__first_avx2(a->v_dim - x - 8 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2230,10 +2238,10 @@ ATTN__AVX2 ATTN__INLINE void attn__row_values_block_avx2(int rows, int vectors, 
 ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
     int32_t x, r;
     for (x = 0; x + 8 < a->v_dim; x += 16) {
-        for (r = 0; r + 4 <= a->rows; r += 4) attn__row_values_block_avx2(4, 2, a, r, x);
-        for (; r < a->rows; r++) attn__row_values_block_avx2(1, 2, a, r, x);
+        for (r = 0; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x);
+        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x);
     }
-    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__row_values_block_avx2(1, 1, a, r, x);
+    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x);
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2250,21 +2258,15 @@ ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
 enum { ATTN__LANES_AVX512 = 64 };
 
 /* The first n lanes; n >= 16 is all. */
-ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) {
-    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
-}
+ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
 
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
     __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
-    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t));
-    __m512 f = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(ATTN__EXP5);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP4));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP3));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP2));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(ATTN__EXP1));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t)), f = _mm512_sub_ps(t, n);
+    __m512 p = _mm512_set1_ps(attn__exp_terms[0]);
+    int i;
+    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(attn__exp_terms[i]));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -2288,9 +2290,8 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, _
     return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
 }
 
-ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, const char *const *src,
-                                                       const char *const *scales, int32_t rows, int32_t d,
-                                                       attn_type type) {
+ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *dst, int32_t ld, const char *const *src,
+                                                   const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         __m512 scale = _mm512_set1_ps(attn__row_scale(scales, i));
@@ -2304,17 +2305,17 @@ ATTN__AVX512 ATTN__INLINE void attn__widen_type_avx512(float *dst, int32_t ld, c
 
 ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                             int32_t rows, int32_t d, attn_type type) {
-    if (type == ATTN_F32) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_BF16);
-    if (type == ATTN_E4M3) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E4M3);
-    if (type == ATTN_E5M2) attn__widen_type_avx512(dst, ld, src, NULL, rows, d, ATTN_E5M2);
-    if (type == ATTN_INT8) attn__widen_type_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
+    if (type == ATTN_F32) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_F32);
+    if (type == ATTN_F16) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_F16);
+    if (type == ATTN_BF16) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_BF16);
+    if (type == ATTN_E4M3) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_E4M3);
+    if (type == ATTN_E5M2) attn__expand_avx512(dst, ld, src, NULL, rows, d, ATTN_E5M2);
+    if (type == ATTN_INT8) attn__expand_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
 /* keys x (16 * vectors) rows of scores, from key j on */
-ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vectors, float *s, const float *q,
-                                                              const float *const *k, int32_t j, int32_t d) {
+ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, float *s, const float *q,
+                                                      const float *const *k, int32_t j, int32_t d) {
     __m512 sum[8][4];
     const float *row[8];
     int32_t x, i, c;
@@ -2322,10 +2323,9 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
         row[i] = k[j + i];
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
-    for (x = 0; x < d; x++) {
+    for (x = 0; x < d; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c);
+        ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
         ATTN__UNROLL for (i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
@@ -2340,43 +2340,51 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_scores_block_avx512(int keys, int vect
 ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, const float *const *k, int32_t n,
                                                   int32_t d, int32_t used) {
     int32_t j = 0;
-    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_scores_block_avx512(6, 4, s, q, k, j, d);
-    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_scores_block_avx512(2, 4, s, q, k, j, d);
-    for (; used > 32 && j < n; j++) attn__lane_scores_block_avx512(1, 4, s, q, k, j, d);
-    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 2, s, q, k, j, d);
-    for (; used > 16 && j < n; j++) attn__lane_scores_block_avx512(1, 2, s, q, k, j, d);
-    for (; j + 8 <= n; j += 8) attn__lane_scores_block_avx512(8, 1, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_scores_block_avx512(1, 1, s, q, k, j, d);
+    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_dots_avx512(6, 4, s, q, k, j, d);
+    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_dots_avx512(2, 4, s, q, k, j, d);
+    for (; used > 32 && j < n; j++) attn__lane_dots_avx512(1, 4, s, q, k, j, d);
+    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 2, s, q, k, j, d);
+    for (; used > 16 && j < n; j++) attn__lane_dots_avx512(1, 2, s, q, k, j, d);
+    for (; j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 1, s, q, k, j, d);
+    for (; j < n; j++) attn__lane_dots_avx512(1, 1, s, q, k, j, d);
 }
 
-ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l,
-                                                   float *alpha, int32_t used) {
+ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
+                                               int32_t used) {
     int32_t c, j;
     for (c = 0; c < used; c += 16) {
-        __m512 old = _mm512_loadu_ps(m + c), top = old, sum;
+        __m512 most = _mm512_set1_ps(ATTN__LOWEST);
         for (j = 0; j < n; j++) {
             __mmask16 visible = (__mmask16)(mask ? mask[j] >> c : 0xffffu);
-            top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), top);
+            most = _mm512_mask_max_ps(most, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), most);
         }
-        old = attn__exp_avx512(_mm512_sub_ps(old, top));
-        sum = _mm512_mul_ps(_mm512_loadu_ps(l + c), old);
+        _mm512_storeu_ps(top + c, most);
+    }
+}
+
+ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
+                                                   float *m, float *alpha, float *sum, int32_t used) {
+    int32_t c, j;
+    for (c = 0; c < used; c += 16) {
+        __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
+        __m512 total = _mm512_setzero_ps();
         for (j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX512 + c;
-            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), top));
+            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
             if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
-            sum = _mm512_add_ps(sum, p);
+            total = _mm512_add_ps(total, p);
             _mm512_storeu_ps(x, p);
         }
-        _mm512_storeu_ps(m + c, top);
-        _mm512_storeu_ps(l + c, sum);
-        _mm512_storeu_ps(alpha + c, old);
+        _mm512_storeu_ps(m + c, most);
+        _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
+        _mm512_storeu_ps(sum + c, total);
     }
 }
 
 /* columns of o x (16 * vectors) rows */
-ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int vectors, float *o, const float *p,
-                                                              const float *alpha, const float *const *v, int32_t n,
-                                                              int32_t x, const uint64_t *mask) {
+ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, float *o, const float *p,
+                                                      const float *alpha, const float *const *v, int32_t n, int32_t x,
+                                                      const uint64_t *mask) {
     __m512 sum[8][4];
     int32_t j, i, c;
     o += (ptrdiff_t)x * ATTN__LANES_AVX512;
@@ -2406,14 +2414,14 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_values_block_avx512(int columns, int v
 ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, const float *alpha, const float *const *v,
                                                   int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
     int32_t x = 0;
-    for (; mask && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, mask);
-    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_values_block_avx512(6, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_values_block_avx512(2, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x < v_dim; x++) attn__lane_values_block_avx512(1, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 2, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x < v_dim; x++) attn__lane_values_block_avx512(1, 2, o, p, alpha, v, n, x, NULL);
-    for (; x + 8 <= v_dim; x += 8) attn__lane_values_block_avx512(8, 1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_values_block_avx512(1, 1, o, p, alpha, v, n, x, NULL);
+    for (; mask && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, mask);
+    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_sums_avx512(6, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_sums_avx512(2, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 32 && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 2, o, p, alpha, v, n, x, NULL);
+    for (; used > 16 && x < v_dim; x++) attn__lane_sums_avx512(1, 2, o, p, alpha, v, n, x, NULL);
+    for (; x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 1, o, p, alpha, v, n, x, NULL);
+    for (; x < v_dim; x++) attn__lane_sums_avx512(1, 1, o, p, alpha, v, n, x, NULL);
 }
 
 /* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
@@ -2437,9 +2445,8 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
 }
 
 /* One step of 16 elements of d; only the last one may be partial. */
-ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, __m512 *sum, const float *q,
-                                                            int32_t ldq, const float *const *row, int32_t x,
-                                                            __mmask16 first) {
+ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512 *sum, const float *q, int32_t ldq,
+                                                      const float *const *row, int32_t x, __mmask16 first) {
     __m512 key[16];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
@@ -2450,8 +2457,7 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_step_avx512(int rows, int keys, 
 }
 
 /* rows x keys dot products, at most sixteen, from row r and key j on */
-ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys, const attn__dots *a, int32_t r,
-                                                             int32_t j) {
+ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
     const __mmask16 all = (__mmask16)0xffff;
     __m512 sum[16];
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
@@ -2460,8 +2466,8 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 16 <= a->d; x += 16) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
-    if (x < a->d) attn__row_scores_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
+    for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
+    if (x < a->d) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2469,54 +2475,44 @@ ATTN__AVX512 ATTN__INLINE void attn__row_scores_block_avx512(int rows, int keys,
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 4) attn__row_scores_block_avx512(4, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 8) attn__row_scores_block_avx512(2, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 16) attn__row_scores_block_avx512(1, 16, a, r, j);
+        for (j = 0; j < a->n; j += 16) attn__dots_avx512(1, 16, a, r, j);
     }
 }
 
-ATTN__AVX512 ATTN__INLINE __m512 attn__all_sum_avx512(__m512 x) {
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
-    return _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX512 ATTN__INLINE __m512 attn__all_max_avx512(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-    x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-    x = _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0x4E));
-    return _mm512_max_ps(x, _mm512_shuffle_ps(x, x, 0xB1));
-}
-
-ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float *m, float *l) {
-    __m512 old = _mm512_set1_ps(*m), top = old, sum = _mm512_setzero_ps();
+ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
+    __m512 top = _mm512_set1_ps(ATTN__LOWEST);
     int32_t j;
     for (j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
         top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j), top);
     }
-    top = attn__all_max_avx512(top);
-    old = attn__exp_avx512(_mm512_sub_ps(old, top));
+    return _mm512_reduce_max_ps(top);
+}
+
+ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float m) {
+    __m512 sum = _mm512_setzero_ps();
+    int32_t j;
     for (j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
-        __m512 p = _mm512_maskz_mov_ps(visible, attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), top)));
+        __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m)));
+        p = _mm512_maskz_mov_ps(visible, p);
         sum = _mm512_add_ps(sum, p);
         _mm512_storeu_ps(s + j, p);
     }
-    sum = _mm512_fmadd_ps(_mm512_set1_ps(*l), old, attn__all_sum_avx512(sum));
-    *m = _mm512_cvtss_f32(top);
-    *l = _mm512_cvtss_f32(sum);
-    return _mm512_cvtss_f32(old);
+    sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0x4E));
+    sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0xB1));
+    sum = _mm512_add_ps(sum, _mm512_shuffle_ps(sum, sum, 0x4E));
+    return _mm512_cvtss_f32(_mm512_add_ps(sum, _mm512_shuffle_ps(sum, sum, 0xB1)));
 }
 
 /* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vectors, const attn__sums *a, int32_t r,
-                                                             int32_t x) {
+ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
     __m512 sum[4][8];
     __mmask16 last = attn__first_avx512(a->v_dim - x - 16 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2553,12 +2549,12 @@ ATTN__AVX512 ATTN__INLINE void attn__row_values_block_avx512(int rows, int vecto
 ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
     int32_t r = 0, x;
     for (; r + 4 <= a->rows; r += 4) {
-        for (x = 0; x + 48 < a->v_dim; x += 64) attn__row_values_block_avx512(4, 4, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(4, 1, a, r, x);
+        for (x = 0; x + 48 < a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x);
     }
     for (; r < a->rows; r++) {
-        for (x = 0; x + 112 < a->v_dim; x += 128) attn__row_values_block_avx512(1, 8, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__row_values_block_avx512(1, 1, a, r, x);
+        for (x = 0; x + 112 < a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x);
     }
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
@@ -2570,33 +2566,31 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__lane_scores_scalar, attn__lane_weights_scalar, attn__lane_values_scalar, attn__row_scores_scalar,
-    attn__row_weights_scalar, attn__row_values_scalar
+    attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
+    attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
     "avx2", ATTN__LANES_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx2, attn__lane_weights_avx2, attn__lane_values_avx2, attn__row_scores_avx2,
-    attn__row_weights_avx2, attn__row_values_avx2
+    attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
+    attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx512, attn__lane_weights_avx512, attn__lane_values_avx512, attn__row_scores_avx512,
-    attn__row_weights_avx512, attn__row_values_avx512
+    attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
+    attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
 };
 
-static void attn__cpuid(uint32_t leaf, uint32_t *registers) {
+static void attn__cpuid(uint32_t leaf, uint32_t *r) {
 #if defined(_MSC_VER)
-    int r[4];
-    __cpuidex(r, (int)leaf, 0);
-    memcpy(registers, r, sizeof r);
+    int registers[4];
+    __cpuidex(registers, (int)leaf, 0);
+    memcpy(r, registers, sizeof registers);
 #else
-    __asm__ volatile("cpuid"
-                     : "=a"(registers[0]), "=b"(registers[1]), "=c"(registers[2]), "=d"(registers[3])
-                     : "a"(leaf), "c"(0));
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(0));
 #endif
 }
 
@@ -2642,12 +2636,11 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
-static void attn__explain_layer(attn__text *t, const attn_layer *l) {
+ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
-    const char *const words[] = {
-        types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type], masks[l->mask]
-    };
+    const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type],
+                                  masks[l->mask] };
     int i;
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
@@ -2657,6 +2650,10 @@ static void attn__explain_layer(attn__text *t, const attn_layer *l) {
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
     if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_format(t, ", window_right %a", l->window_right, 0, 0, 0);
     if (l->sink_keys) attn__put_format(t, ", sink_keys %a", l->sink_keys, 0, 0, 0);
+    if (l->skip.mode) {
+        attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, attn__bits_of(l->skip.prefill),
+                         attn__bits_of(l->skip.decode), 0);
+    }
     attn__put_format(t, "; scale %A", attn__bits_of(l->scale), 0, 0, 0);
     if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
     if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
@@ -2749,24 +2746,18 @@ static int attn__check_plan(const attn_plan *plan, attn_error *error) {
 static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
     int i;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    for (i = 0; i < ATTN__LAYER_FIELDS; i++) {
+    for (i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
         int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
+        int real = i >= ATTN__LAYER_INTEGERS;
         if (value == planned) continue;
-        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name, " = %a, the plan has %b", value,
-                               planned, 0, 0);
-    }
-    if (layer->scale != plan->layer.scale) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.scale = %A, the plan has %B", attn__bits_of(layer->scale),
-                          attn__bits_of(plan->layer.scale));
-    }
-    if (layer->softcap != plan->layer.softcap) {
-        return attn__fail(error, ATTN_E_PLAN, "layer.softcap = %A, the plan has %B", attn__bits_of(layer->softcap),
-                          attn__bits_of(plan->layer.softcap));
+        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
+        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
+                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
     }
     return ATTN_OK;
 }
 
-static int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
+ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p ? (uintptr_t)p % (uintptr_t)alignment == 0 : !needed) return ATTN_OK;
     return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
@@ -2784,10 +2775,9 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     };
     size_t i;
     for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
-        if (strides[i].value < 0 || strides[i].value >> 40) { /* products with a page size or head count must fit */
-            return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
-                                   strides[i].value, 0, 0, 0);
-        }
+        if (strides[i].value >= 0 && !(strides[i].value >> 40)) continue; /* times page size or heads it must fit */
+        return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
+                               strides[i].value, 0, 0, 0);
     }
     return ATTN_OK;
 }
@@ -2816,24 +2806,12 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     for (key = first; key < last; key += size - key % size) {
         int32_t p = attn__slot_of(l, (int32_t)key) / size;
         int32_t page = io->page_table[request * table_row + p];
-        if (page < 0 || page >= io->pages) {
-            attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page,
-                          io->pages, p);
-            return attn__fail_slot(error, ATTN_E_PAGE, p);
-        }
+        if (page >= 0 && page < io->pages) continue;
+        attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page, io->pages,
+                      p);
+        return attn__fail_slot(error, ATTN_E_PAGE, p);
     }
     return ATTN_OK;
-}
-
-/* The pages that this call will touch: the new keys of append, the seen keys of forward. */
-static int attn__check_request_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
-                                     const attn__lengths *n, int use, attn_error *error) {
-    attn__span u = { 0, n->kv_len - n->q_len, n->kv_len };
-    int status;
-    if (!n->q_len || !n->kv_len) return ATTN_OK;
-    if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, n, 0, n->q_len - 1);
-    status = attn__check_pages(plan, io, table_row, request, 0, u.lead, error);
-    return status ? status : attn__check_pages(plan, io, table_row, request, u.lo, u.hi, error);
 }
 
 static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
@@ -2845,15 +2823,18 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     for (i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
-        if (n.q_len && columns > table_row) {
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i,
-                                 "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row,
-                                 columns, n.kv_len);
-        }
+        if (!n.q_len || columns <= table_row) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i,
+                             "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
+                             n.kv_len);
     }
     for (i = 0; i < plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        status = attn__check_request_pages(plan, io, table_row, i, &n, use, error);
+        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
+        if (!n.q_len || !n.kv_len) continue;
+        if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
+        status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
+        if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
     }
     return status;
 }
@@ -2896,12 +2877,30 @@ static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_erro
     return ATTN_OK;
 }
 
-static int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
+ATTN__COLD int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
     int status = attn__check_plan(plan, error);
     if (!status) status = attn__check_layer(plan, layer, error);
     if (status) return status;
     if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
     return attn__check_stride_signs(io, error);
+}
+
+static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
+    int by_request = plan->resolved.skip.mode == ATTN_SKIP_LAMBDA;
+    int32_t i;
+    int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
+    if (!status && !by_request && io->lambda) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a",
+                          plan->resolved.skip.mode, 0);
+    }
+    for (i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
+        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, "lambda[%d] = %A, but it must be 0 or more, and finite",
+                             attn__bits_of(io->lambda[i]), 0, 0);
+    }
+    return status;
 }
 
 static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
@@ -2916,6 +2915,7 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
     if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
     if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
     if (!status && l->mask == ATTN_TREE) status = attn__check_trees(plan, io, error);
+    if (!status) status = attn__check_skip(plan, io, error);
     if (status || !needed || attn__apart(plan->rows, l->heads, s.o_row, s.o_head, l->v_dim)) return status;
     return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s.o_row,
                       s.o_head);
@@ -2930,23 +2930,35 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
 }
 
 /* ---- >>state: partial results and memory ------------------------------------------------------------------------
-   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then m, the
-   largest logit; weights are exp(logit - m). l = 0 says that the row has seen no key. */
+   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
+   of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
-ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) {
-    return (int32_t)attn__round_up((int64_t)l->v_dim + 2, 16);
-}
+ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
 /* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. */
 enum { ATTN__WIDE = 32 };
 
+/* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
+typedef struct attn__account {
+    float m, kept, skipped;
+} attn__account;
+
+/* EPS: the keys of a row, as attn__span, and how much of its softmax it may lose for each. */
+typedef struct attn__budget {
+    int32_t lead, lo, hi;
+    float per_key;
+} attn__budget;
+
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
-    const char **k_rows[2], **v_rows; /* a pointer per key of a tile, padded by 16; K also of the tile that follows */
+    const char **k_rows[2], **v_rows[2]; /* a pointer per key of a tile, padded by 16; decode: of two steps */
     int64_t list;                   /* entries from there on: the addresses of the keys' scales */
     const float **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
-    float *q, *o, *m, *l, *alpha;   /* prefill: panels; decode: q and alpha only */
+    float *q, *o, *m, *l, *sigma;   /* prefill: panels; decode: q only */
+    float *top, *alpha, *sum;       /* one per row: of the tile at hand */
+    attn__account *seed, *ref;      /* skipping: one per row of the strip */
+    attn__budget *budget;
     float *scores, *row;
     uint64_t *mask;
     float *states;
@@ -2954,14 +2966,14 @@ typedef struct attn__scratch {
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
-static char *attn__take(char *base, int64_t *used, int64_t bytes) {
+static void *attn__take(char *base, int64_t *used, int64_t bytes) {
     char *p = base ? base + *used : NULL;
     *used += attn__round_up(bytes, 64);
     return p;
 }
 
 static float *attn__take_floats(char *base, int64_t *used, int64_t count) {
-    return (float *)(void *)attn__take(base, used, count * (int64_t)sizeof(float));
+    return (float *)attn__take(base, used, count * (int64_t)sizeof(float));
 }
 
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
@@ -2970,31 +2982,37 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
     int64_t panel_rows = c->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, c->max_q_len * group) : 0;
     int64_t decode_rows = c->families & 1 << ATTN_DECODE ? c->rows : 0;
-    int64_t copies = panel_rows ? l->key_tile : 0;
+    int64_t copies = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
     int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
-    int64_t depth = decode_rows ? c->depth : 1;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
+    int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
+    int i;
     panel_rows = attn__round_up(panel_rows, lanes);
     s->list = tile + 16;
-    s->k_rows[0] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->k_rows[1] = (const char **)(void *)attn__take(base, &used, addresses);
-    s->v_rows = (const char **)(void *)attn__take(base, &used, addresses);
-    s->wide_k_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_v_rows = (const float **)(void *)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    for (i = 0; i < 2; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
+    for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
+    s->wide_k_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_v_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
     s->wide_v = attn__take_floats(base, &used, copies * v_dim);
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
     s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
     s->m = attn__take_floats(base, &used, panel_rows);
     s->l = attn__take_floats(base, &used, panel_rows);
-    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
-    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, decode_rows * (tile + 16)));
+    s->sigma = attn__take_floats(base, &used, panel_rows);
+    s->top = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, 2 * decode_rows));
+    s->sum = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
+    s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
+    s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
+    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, 2 * decode_rows * (tile + 16)));
     s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
-    s->mask = (uint64_t *)(void *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
+    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
-    s->bits = (uint64_t *)(void *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
-    s->picked = (int32_t *)(void *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
+    s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
+    s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
     return used;
 }
 
@@ -3040,44 +3058,38 @@ typedef struct attn__run {
     float *slots;
     int32_t group, state_stride;
     int64_t slot_floats;            /* floats of one slot or state */
+    attn_counters *counters;        /* this lane's, or NULL */
+    int dense;                      /* skipping: lambda is 1 or more */
+    float gap;                      /* skipping: tiles fall whose logits lie further below the reference; 0: none */
+    float eps;                      /* skipping by budget: share of the softmax that a row may lose; 0: none */
 } attn__run;
 
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
                              int64_t page, int64_t row, int64_t head, float *scale) {
     int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
     int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head >= row ? head : page) / row;
-    c->base = (char *)base;
-    c->page = page * bytes;
-    c->row = row * bytes;
-    c->head = head * bytes;
-    c->dim = dim;
-    c->ragged = !page;
-    c->scale = NULL;
-    if (l->scale_kind != ATTN_SCALE_PER_KEY) return;
-    *scales = *c;
-    scales->base = (char *)scale;
-    scales->page = slots * width;
-    scales->row = width;
-    scales->head = (int64_t)sizeof(float);
-    c->scale = scales;
+    const attn__cache values = { (char *)base, page * bytes, row * bytes, head * bytes, dim, !page, NULL };
+    const attn__cache factors = { (char *)scale, slots * width, width, (int64_t)sizeof(float), dim, !page, NULL };
+    *c = values;
+    *scales = factors;
+    if (l->scale_kind == ATTN_SCALE_PER_KEY) c->scale = scales;
 }
 
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     attn__strides s = attn__strides_of(plan, io);
+    int latent = (l->flags & ATTN_V_IN_K) != 0;
     r->plan = plan;
     r->layer = l;
     r->io = io;
     r->leaves = attn__leaves_of(l->isa);
     r->strides = s;
-    r->v_scale = l->flags & ATTN_V_IN_K ? io->k_scale : io->v_scale;
+    r->v_scale = latent ? io->k_scale : io->v_scale;
     attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s.k_page, s.k_row, s.k_head, io->k_scale);
-    if (l->flags & ATTN_V_IN_K) {
-        r->v = r->k;
-        r->v.dim = l->v_dim;
-    } else {
-        attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
-    }
+    r->v = r->k;
+    r->v.dim = l->v_dim;
+    if (latent) return;
+    attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
 }
 
 /* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
@@ -3089,7 +3101,7 @@ static float attn__head_scale(const attn_layer *l, const float *scale, int32_t r
 
 static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
     attn__capacity c;
-    char *start = attn__exec_start(exec);
+    char *start = attn__exec_start(exec) + 64;
     int64_t slots, lane_bytes;
     attn__open_caches(r, plan, io);
     attn__capacity_of_plan(&c, plan);
@@ -3097,16 +3109,17 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     r->group = r->layer->heads / r->layer->kv_heads;
     r->state_stride = attn__state_stride(r->layer);
     r->slot_floats = c.rows * r->state_stride;
+    r->slots = (float *)(void *)start;
+    r->counters = io->counters ? io->counters + lane : NULL;
     slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
     lane_bytes = attn__carve(&r->scratch, NULL, r->layer, &c);
-    r->slots = (float *)(void *)(start + 64);
-    attn__carve(&r->scratch, start + 64 + slots + lane * lane_bytes, r->layer, &c);
+    attn__carve(&r->scratch, start + slots + lane * lane_bytes, r->layer, &c);
 }
 
 static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
     int32_t rows = s->heads * s->rows, i;
     memset(state, 0, (size_t)rows * (size_t)r->state_stride * sizeof(float));
-    for (i = 0; i < rows; i++) state[(int64_t)i * r->state_stride + r->layer->v_dim + 1] = ATTN__LOWEST;
+    for (i = 0; i < rows; i++) state[(int64_t)i * r->state_stride + r->layer->v_dim + 2] = ATTN__LOWEST;
 }
 
 /* a = a merged with b, row by row; a row that saw no key changes nothing. */
@@ -3114,29 +3127,32 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
     int32_t v_dim = r->layer->v_dim, i;
     for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
         float top;
-        if (b[v_dim] == 0) continue;
-        if (a[v_dim] == 0) {
-            memcpy(a, b, (size_t)(v_dim + 2) * sizeof(float));
+        if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
+        if (a[v_dim] == 0 && a[v_dim + 1] == 0) {
+            memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
             continue;
         }
-        top = a[v_dim + 1] > b[v_dim + 1] ? a[v_dim + 1] : b[v_dim + 1];
-        r->leaves->blend(a, b, attn__exp(a[v_dim + 1] - top), attn__exp(b[v_dim + 1] - top), v_dim + 1);
-        a[v_dim + 1] = top;
+        top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
+        r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
+        a[v_dim + 2] = top;
     }
 }
 
-/* Normalises one row: what its sums are multiplied by, and its lse. */
-static float attn__finish_row(float m, float l, const float *sink, float *lse) {
-    float top, weight, sum;
-    if (l == 0) {
+/* Normalises one row from its three last numbers: what its sums are multiplied by, its lse, and an upper bound of the
+   share of the softmax that was skipped: of the exact sum, widened by the roundings that may have made it too small. */
+static float attn__finish_row(const float *tail, const float *sink, float *lse, float *certificate) {
+    float m = tail[2], top, weight, sum;
+    *certificate = 0;
+    if (tail[0] == 0) {
         *lse = sink ? *sink : attn__float_of(0xff800000u);
         return 0.0f;
     }
     top = sink && *sink > m ? *sink : m;
     weight = attn__exp(m - top);
-    sum = l * weight;
+    sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
+    if (tail[1] != 0) *certificate = tail[1] * weight * 1.000004f / (sum + tail[1] * weight);
     return weight / sum;
 }
 
@@ -3151,11 +3167,12 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
             const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
-            float lse;
-            float factor = attn__finish_row(state[l->v_dim + 1], state[l->v_dim], sink, &lse);
+            float lse, certificate;
+            float factor = attn__finish_row(state + l->v_dim, sink, &lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
+            if (r->io->certificate) r->io->certificate[row * l->heads + head] = certificate;
         }
     }
 }
@@ -3187,12 +3204,8 @@ static void attn__address_rows(const attn__run *r, const attn__cache *c, const a
         if (key < seen.lead) run = attn__min(run, seen.lead - key);
         if (size) run = attn__min(run, size - key % size);
         if (r->layer->ring) run = attn__min(run, r->layer->ring - key % r->layer->ring);
-        rows[i] = attn__key_address(r, c, s->request, head, key);
-        while (--run) {
-            rows[i + 1] = rows[i] + c->row;
-            i++;
-        }
-        i++;
+        rows[i++] = attn__key_address(r, c, s->request, head, key);
+        for (; run > 1; run--, i++) rows[i] = rows[i - 1] + c->row;
     }
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
 }
@@ -3207,12 +3220,11 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
-    if (!wide) {
-        for (i = 0; i < n + 15; i++) list[i] = (const float *)(const void *)rows[i];
-        return list;
+    const char *const *scales = c->scale ? rows + r->scratch.list : NULL;
+    if (wide) r->leaves->widen(wide, ld, rows, scales, n, c->dim, r->layer->kv_type);
+    for (i = 0; i < n + 15; i++) {
+        list[i] = wide ? wide + (int64_t)attn__min(i, n - 1) * ld : (const float *)(const void *)rows[i];
     }
-    r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
-    for (i = 0; i < n + 15; i++) list[i] = wide + (int64_t)attn__min(i, n - 1) * ld;
     return list;
 }
 
@@ -3232,10 +3244,8 @@ static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
 
 /* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
 static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
-    attn__span listed = { 0, 0, 0 };
-    if (r->layer->mask != ATTN_TOPK) return attn__strip_span(r->layer, &r->view, s, row, rows);
-    listed.hi = r->scratch.picked[0];
-    return listed;
+    attn__span listed = { 0, 0, r->layer->mask == ATTN_TOPK ? r->scratch.picked[0] : 0 };
+    return r->layer->mask == ATTN_TOPK ? listed : attn__strip_span(r->layer, &r->view, s, row, rows);
 }
 
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
@@ -3288,13 +3298,10 @@ static int32_t attn__row_position(const attn__run *r, int32_t request, int32_t r
 }
 
 ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int32_t key) {
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    int32_t draft = key - (n.kv_len - n.q_len);
     if (r->layer->mask == ATTN_TOPK) return r->scratch.picked[1 + key];
-    if (r->layer->mask == ATTN_TREE) {
-        attn__lengths n = attn__lengths_of(&r->view, request);
-        int32_t draft = key - (n.kv_len - n.q_len);
-        return draft < 0 ? key : attn__row_position(r, request, draft);
-    }
-    return key;
+    return r->layer->mask == ATTN_TREE && draft >= 0 ? attn__row_position(r, request, draft) : key;
 }
 
 /* Which of the keys first .. first + 63 a packed row of a TREE sees. */
@@ -3370,6 +3377,80 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
     t->picked[0] = count;
 }
 
+/* ---- >>skip: which tiles weigh too little -------------------------------------------------------------------------
+   A run is what a decision may depend on: the keys of a PREFILL row, or of its unit with split_keys; a group of 2,048
+   keys of a DECODE row. A tile is skipped when all rows of the vote unit (a panel, or a kv head's rows) agree: FACTOR
+   and LAMBDA, if its largest logit lies more than -ln lambda below the reference, the largest logit of the run so far
+   and of key tile 0, which is always kept; EPS, if the mass skipped in the run stays within eps * the mass kept there
+   and in tile 0 * the share of the row's keys that the run has passed. The shares of all runs add up to 1, and no run
+   counts more mass than the row keeps, so a row loses at most eps / (1 + eps). Source: BLASST; paced budgets. */
+
+/* What the mode says about a request. */
+static void attn__open_skip(attn__run *r, int32_t request) {
+    const attn_skip *skip = &r->layer->skip;
+    float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
+    r->gap = 0;
+    r->eps = skip->mode == ATTN_SKIP_EPS ? value * 0.9999f : 0; /* the rest is for roundings */
+    if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
+    r->dense = 0;
+    if ((skip->mode != ATTN_SKIP_FACTOR && skip->mode != ATTN_SKIP_LAMBDA) || value == 0) return;
+    r->gap = -attn__log(value);
+    if (skip->mode == ATTN_SKIP_FACTOR) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
+    r->dense = r->gap <= 0;
+}
+
+/* How far the largest logit of each row, top, lies below the row's reference (m, where given, and ref), at least; -1 if
+   no row sees a key. */
+static float attn__vote(const attn__run *r, const float *m, const attn__account *ref, int32_t rows) {
+    const float *top = r->scratch.top;
+    float gap = -1.0f;
+    int32_t i;
+    for (i = 0; i < rows; i++) {
+        float below = (m && m[i] > ref[i].m ? m[i] : ref[i].m) - top[i];
+        if (top[i] == ATTN__LOWEST) continue;
+        if (!(below > 0)) below = 0; /* NaN too */
+        if (gap < 0 || below < gap) gap = below;
+        if (!r->counters && (gap <= r->gap || r->eps > 0)) return gap; /* decided: only the histogram wants the rest */
+    }
+    return gap;
+}
+
+static void attn__count(const attn__run *r, float gap, int skip, int no_weights) {
+    if (!r->counters || gap < 0) return;
+    r->counters->tiles++;
+    r->counters->dense_tiles += r->dense;
+    r->counters->v_skipped += skip;
+    r->counters->softmax_skipped += skip && no_weights;
+    r->counters->histogram[gap < 31.5f ? (int)(gap * 2) : 63]++;
+}
+
+static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
+    int32_t i;
+    for (i = 0; i < s->rows; i++) {
+        attn__span p = attn__packed_span(r, s, i);
+        int32_t lead = attn__min(p.lead, p.lo);
+        attn__budget b = { lead, p.lo, p.hi, r->eps / (float)attn__max(1, lead + p.hi - p.lo) };
+        r->scratch.budget[i] = b;
+    }
+}
+
+/* What the row may have lost when it has passed its keys in first .. last - 1. */
+static float attn__allowance(const attn__run *r, int32_t row, int64_t first, int64_t last) {
+    const attn__budget *b = &r->scratch.budget[row];
+    int64_t seen = attn__max64(0, attn__min64(b->lead, last) - first);
+    seen += attn__max64(0, attn__min64(b->hi, last) - attn__max64(b->lo, first));
+    return b->per_key * (float)seen;
+}
+
+/* EPS: does what `own` and `ref` skipped stay within that part of what they kept? */
+static int attn__affordable(const attn__account *own, const attn__account *ref, float allowance) {
+    float m = own->m > ref->m ? own->m : ref->m, a, b;
+    if (ref->m == ATTN__LOWEST) return own->skipped <= allowance * own->kept;
+    a = attn__exp(own->m - m);
+    b = attn__exp(ref->m - m);
+    return own->skipped * a + ref->skipped * b <= allowance * (own->kept * a + ref->kept * b);
+}
+
 /* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
 
 /* Rows become columns: panel p holds rows p * lanes ... of the strip as q[d][lanes]; unused lanes are 0. */
@@ -3380,11 +3461,8 @@ static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     for (i = 0; i < rows; i++) {
         float *lane = t->q + i / lanes * lanes * d + i % lanes;
         int32_t x;
-        if (i < s->rows) {
-            attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
-        } else if (i == s->rows) {
-            memset(t->row, 0, (size_t)d * sizeof(float));
-        }
+        if (i < s->rows) attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
+        if (i == s->rows) memset(t->row, 0, (size_t)d * sizeof(float));
         for (x = 0; x < d; x++) lane[(int64_t)x * lanes] = t->row[x];
     }
 }
@@ -3394,6 +3472,7 @@ static void attn__clear_panels(const attn__run *r, const attn__strip *s) {
     int64_t rows = attn__round_up(s->rows, r->leaves->lanes), i;
     memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
     memset(t->l, 0, (size_t)rows * sizeof(float));
+    memset(t->sigma, 0, (size_t)rows * sizeof(float));
     for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
 }
 
@@ -3404,102 +3483,162 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
         const float *lane = t->o + (int64_t)(i / lanes) * lanes * v_dim + i % lanes;
         for (x = 0; x < v_dim; x++) state[x] = lane[(int64_t)x * lanes];
         state[v_dim] = t->l[i];
-        state[v_dim + 1] = t->m[i];
+        state[v_dim + 1] = t->sigma[i];
+        state[v_dim + 2] = t->m[i];
     }
 }
 
-static void attn__mask_tree_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                                  int32_t n) {
-    int32_t i, j;
-    memset(r->scratch.mask, 0, (size_t)n * sizeof(uint64_t));
-    for (i = 0; i < used; i++) {
-        uint64_t bits = 0;
-        for (j = 0; j < n; j++) {
-            if (j % 64 == 0) bits = attn__tree_bits(r, s, row + i, first + j);
-            r->scratch.mask[j] |= (bits >> j % 64 & 1) << i;
+/* Rows row .. row + used - 1 of a strip over keys first .. last - 1. */
+typedef struct attn__panel {
+    int32_t row, used, first, last;
+    const uint64_t *mask;           /* NULL: every row sees every key */
+} attn__panel;
+
+/* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
+   and as a sink by all rows from some row on; the bits of a TREE take some away. */
+static void attn__mask_panel(const attn__run *r, const attn__strip *s, const attn__panel *p) {
+    attn__span spans[64];
+    uint64_t *mask = r->scratch.mask, bits = 0;
+    int32_t used = p->used, i, key, begin = 0, end = 0, sink = 0;
+    for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, p->row + i);
+    for (key = p->first; key < p->last; key++) {
+        while (begin < used && spans[begin].hi <= key) begin++;
+        while (end < used && spans[end].lo <= key) end++;
+        while (sink < used && spans[sink].lead <= key) sink++;
+        mask[key - p->first] = attn__range_bits(begin, end) | attn__range_bits(sink, used);
+    }
+    for (i = 0; i < used && r->layer->mask == ATTN_TREE; i++) {
+        for (key = 0; key < p->last - p->first; key++) {
+            bits = key % 64 ? bits >> 1 : attn__tree_bits(r, s, p->row + i, p->first + key);
+            mask[key] &= ~((~bits & 1) << i);
         }
     }
 }
 
-/* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
-   and as a sink by all rows from some row on. */
-static void attn__mask_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                             int32_t n) {
-    attn__span spans[64];
-    int32_t i, begin = 0, end = 0, sink = 0;
-    if (r->layer->mask == ATTN_TREE) {
-        attn__mask_tree_panel(r, s, row, used, first, n);
-        return;
-    }
-    for (i = 0; i < used; i++) spans[i] = attn__packed_span(r, s, row + i);
-    for (i = 0; i < n; i++) {
-        int32_t key = first + i;
-        while (begin < used && spans[begin].hi <= key) begin++;
-        while (end < used && spans[end].lo <= key) end++;
-        while (sink < used && spans[sink].lead <= key) sink++;
-        r->scratch.mask[i] = attn__range_bits(begin, end) | attn__range_bits(sink, used);
-    }
-}
-
 /* ALiBi for a panel's scores. */
-static void attn__bias_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used, int32_t first,
-                             int32_t n) {
-    float slope[64];
-    int32_t position[64], lanes = r->leaves->lanes, i, j;
-    for (i = 0; i < used; i++) {
-        slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + row + i) % r->group];
-        position[i] = attn__row_position(r, s->request, (s->row + row + i) / r->group);
+static void attn__bias_panel(const attn__run *r, const attn__strip *s, const attn__panel *p) {
+    float slope[64], *x = r->scratch.scores;
+    int32_t position[64], i, key;
+    for (i = 0; i < p->used; i++) {
+        slope[i] = r->io->alibi[(int64_t)s->head * r->group + (s->row + p->row + i) % r->group];
+        position[i] = attn__row_position(r, s->request, (s->row + p->row + i) / r->group);
     }
-    for (j = 0; j < n; j++) {
-        float *x = r->scratch.scores + (ptrdiff_t)j * lanes;
-        int32_t key = attn__key_position(r, s->request, first + j);
-        for (i = 0; i < used; i++) x[i] += slope[i] * (float)(key - position[i]);
+    for (key = p->first; key < p->last; key++, x += r->leaves->lanes) {
+        int32_t at = attn__key_position(r, s->request, key);
+        for (i = 0; i < p->used; i++) x[i] += slope[i] * (float)(at - position[i]);
     }
 }
 
-/* Keys first .. last - 1 for one panel: rows row .. row + used - 1 of the strip. */
-static void attn__prefill_panel(const attn__run *r, const attn__strip *s, int32_t row, int32_t used,
-                                const float *const *k, const float *const *v, int32_t first, int32_t last,
-                                int v_finite) {
+/* Logits of a panel, and the largest of each row. */
+static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    int32_t d = r->layer->head_dim, v_dim = r->layer->v_dim, n = last - first;
-    const uint64_t *mask = attn__all_seen(r, s, row, used, first, last) ? NULL : t->mask;
-    f->lane_scores(t->scores, t->q + (int64_t)row * d, k, n, d, used);
+    int32_t d = r->layer->head_dim, n = p->last - p->first;
+    p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
+    f->lane_scores(t->scores, t->q + (int64_t)p->row * d, k, n, d, p->used);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
-    if (r->io->alibi) attn__bias_panel(r, s, row, used, first, n);
-    if (mask) attn__mask_panel(r, s, row, used, first, n);
-    f->lane_weights(t->scores, n, mask, t->m + row, t->l + row, t->alpha, used);
-    f->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v, n, v_dim, v_finite ? NULL : mask, used);
+    if (r->io->alibi) attn__bias_panel(r, s, p);
+    if (p->mask) attn__mask_panel(r, s, p);
+    f->lane_max(t->scores, n, p->mask, t->top, p->used);
+}
+
+/* EPS: can every row afford to lose the tile? Its weights are known. */
+static int attn__panel_affordable(const attn__run *r, const attn__panel *p) {
+    const attn__scratch *t = &r->scratch;
+    int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL), start = p->first / unit_keys * unit_keys;
+    int32_t i, row = p->row;
+    for (i = 0; i < p->used; i++, row++) {
+        attn__account own = { t->m[row], t->l[row] * t->alpha[i], t->sigma[row] * t->alpha[i] + t->sum[i] };
+        if (t->top[i] == ATTN__LOWEST) continue;
+        if (!attn__affordable(&own, &t->seed[row], attn__allowance(r, row, start, p->last))) return 0;
+    }
+    return 1;
+}
+
+/* Logits to weights. Returns 0 if V and o are not needed, 1 if o only follows a larger m, 2 if the tile counts. */
+static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
+    const attn__scratch *t = &r->scratch;
+    float *m = t->m + p->row, *l = t->l + p->row, *sigma = t->sigma + p->row;
+    float gap = r->layer->skip.mode ? attn__vote(r, m, t->seed + p->row, p->used) : -1.0f;
+    int32_t n = p->last - p->first, i;
+    int skip = r->gap > 0 && gap > r->gap, moved = 0;
+    attn__count(r, gap, skip, 1);
+    if (skip) { /* the largest logit bounds the tile's mass */
+        for (i = 0; i < p->used; i++) {
+            float old = m[i];
+            if (t->top[i] > old) m[i] = t->top[i];
+            t->alpha[i] = attn__exp(old - m[i]);
+            t->sum[i] = t->top[i] == ATTN__LOWEST ? 0.0f : (float)n * attn__exp(t->top[i] - m[i]);
+        }
+    } else {
+        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used);
+        skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
+        if (skip && r->counters) r->counters->v_skipped++;
+    }
+    for (i = 0; i < p->used; i++) {
+        l[i] = l[i] * t->alpha[i] + (skip ? 0.0f : t->sum[i]);
+        sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        moved |= l[i] != 0 && t->alpha[i] != 1.0f;
+    }
+    return skip ? moved : 2;
+}
+
+/* Split rows that start behind key tile 0: its largest logits and mass, as a reference. */
+static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
+    const attn__scratch *t = &r->scratch;
+    int32_t lanes = r->leaves->lanes, row, i, first, last;
+    const float *const *k = NULL;
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_PREFILL), &first, &last);
+    for (row = 0; row < s->rows; row += lanes) {
+        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
+        for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
+        if (unit > 0 && first < last) {
+            attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+            if (!k) k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
+            attn__panel_logits(r, s, &p, k);
+            r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
+        }
+        for (i = 0; i < p.used; i++) {
+            attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
+            t->seed[row + i] = seed;
+            t->m[row + i] = ATTN__LOWEST;
+        }
+    }
 }
 
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
                                int32_t last) {
     const attn__scratch *t = &r->scratch;
-    const float *const *k, *const *v;
-    int32_t lanes = r->leaves->lanes, row;
-    int v_finite;
+    const float *const *k, *const *v = NULL;
+    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, row;
+    int v_finite = 1;
     attn__clip(seen, first, last, &first, &last);
     if (first == last) return;
     attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-    attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows);
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
-    v = attn__wide_rows(r, &r->v, t->v_rows, last - first, t->wide_v, t->wide_v_rows);
-    v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, r->layer->v_dim);
     for (row = 0; row < s->rows; row += lanes) {
-        int32_t used = attn__min(lanes, s->rows - row), begin, end;
-        attn__clip(attn__seen(r, s, row, used), first, last, &begin, &end);
-        if (begin < end) {
-            attn__prefill_panel(r, s, row, used, k + (begin - first), v + (begin - first), begin, end, v_finite);
+        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
+        int needs;
+        attn__clip(attn__seen(r, s, row, p.used), first, last, &p.first, &p.last);
+        if (p.first == p.last) continue;
+        attn__panel_logits(r, s, &p, k + (p.first - first));
+        needs = attn__panel_weights(r, &p);
+        if (needs == 2 && !v) {
+            attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows[0]);
+            v = attn__wide_rows(r, &r->v, t->v_rows[0], last - first, t->wide_v, t->wide_v_rows);
+            v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, v_dim);
+        }
+        if (needs) {
+            r->leaves->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL,
+                                   needs == 2 ? p.last - p.first : 0, v_dim, v_finite ? NULL : p.mask, p.used);
         }
     }
 }
 
 /* First tile at or after `tile` that holds a seen key. */
 static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
-    if (tile >= seen.lead && tile < seen.lo) return attn__max64(tile, seen.lo / keys * (int64_t)keys);
-    return tile;
+    return tile >= seen.lead && tile < seen.lo ? attn__max64(tile, seen.lo / keys * (int64_t)keys) : tile;
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
@@ -3508,6 +3647,7 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
     int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
     attn__clear_panels(r, s);
+    if (r->layer->skip.mode) attn__prefill_seed(r, s, seen, unit);
     for (tile = attn__next_tile(seen, unit * unit_keys, keys); tile < end;
          tile = attn__next_tile(seen, tile + keys, keys)) {
         attn__prefill_tile(r, s, seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end));
@@ -3534,8 +3674,18 @@ typedef struct attn__tile {
     int32_t first, begin, last;
 } attn__tile;
 
+/* One kv head over one tile. */
+typedef struct attn__step {
+    attn__tile tile;
+    int32_t h, n;                   /* kv head of the strip, keys */
+    const char **k_rows, **v_rows;
+    float *scores, *alpha, *state;
+    uint64_t *mask;
+    int all, needs;                 /* every row sees every key; what attn__panel_weights returns */
+} attn__step;
+
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
     int tree = r->layer->mask == ATTN_TREE && !attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last);
     int32_t i, w;
     int all = 1;
@@ -3546,7 +3696,7 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
             uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
             if (tree) seen &= attn__tree_bits(r, s, i, base);
-            r->scratch.mask[2 * i + w] = seen & wanted;
+            masks[2 * i + w] = seen & wanted;
             if ((seen & wanted) != wanted) all = 0;
         }
     }
@@ -3578,15 +3728,9 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
                                 float *scores, int32_t lds, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n, i;
-    attn__dots a;
-    memset(&a, 0, sizeof a);
-    a.ldq = (int32_t)attn__round_up(r->layer->head_dim, 16);
-    a.q = t->q + (int64_t)h * s->rows * a.ldq;
-    a.lds = lds;
-    a.rows = s->rows;
-    a.d = r->layer->head_dim;
-    a.ahead_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
+    int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, NULL };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
@@ -3596,35 +3740,28 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     }
 }
 
-/* all: every row sees every key; else V may hold a NaN that only some rows see. */
-static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__tile *tile, int all,
-                                const char *const *ahead, int32_t lds, float *state) {
+/* The step's keys (none if o only follows a larger m). V may hold a NaN that only some rows see. */
+static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__step *p,
+                                const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
-    int32_t n = tile->last - tile->begin, skipped = tile->begin - tile->first, i, row;
+    int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n;
-    attn__sums a;
-    memset(&a, 0, sizeof a);
-    a.o = state;
-    a.ldo = r->state_stride;
-    a.ldp = lds;
-    a.alpha = t->alpha;
-    a.rows = s->rows;
-    a.v_dim = r->layer->v_dim;
-    a.ahead_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    for (i = 0; i < n; i += block) {
-        a.p = t->scores + skipped + i;
+    int32_t block = wide ? ATTN__WIDE : n, clean;
+    int32_t ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, NULL };
+    if (!n) r->leaves->row_values(&a);
+    for (; i < n; i += block) {
+        a.p = p->scores + skipped + i;
         a.n = attn__min(block, n - i);
-        a.v = attn__wide_rows(r, &r->v, t->v_rows + i, a.n, wide, t->wide_k_rows);
+        a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
         a.ahead = ahead ? ahead + i : NULL;
-        if (all || attn__all_finite(a.v, a.n, a.v_dim)) {
-            r->leaves->row_values(&a);
-        } else {
-            for (row = 0; row < s->rows; row++) {
-                attn__decode_visible_values(r, &a, row, skipped + i, t->mask + 2 * row);
-            }
+        clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
+        if (clean) r->leaves->row_values(&a);
+        for (row = 0; row < s->rows && !clean; row++) {
+            attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
         }
-        for (row = 0; row < s->rows; row++) t->alpha[row] = 1.0f;
+        for (row = 0; row < s->rows; row++) p->alpha[row] = 1.0f;
     }
 }
 
@@ -3636,23 +3773,66 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, 
     for (j = 0; j < n; j++) x[j] += slope * (float)(attn__key_position(r, s->request, first + j) - position);
 }
 
-/* One kv head of a strip over one tile; `which` list holds the keys' addresses, `next` keys follow in the other. */
-static void attn__decode_head(const attn__run *r, const attn__strip *s, int32_t h, attn__span seen,
-                              const attn__tile *tile, int all, int which, int32_t next, float *state) {
+/* Logits of a step, to weights: each row's m, `apart` floats from the next, rises to its largest logit; top, alpha and
+   sum as in attn__leaves. */
+static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p,
+                                 const char *const *ahead, float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
-    int32_t v_dim = r->layer->v_dim, n = tile->last - tile->begin, i;
-    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = tile->begin - tile->first;
-    state += (int64_t)h * s->rows * r->state_stride;
-    attn__key_rows(r, &r->v, s, s->head + h, seen, tile->begin, n, t->v_rows);
-    attn__decode_scores(r, s, h, t->k_rows[which], n, t->scores + skipped, lds, t->v_rows);
-    for (i = 0; i < s->rows; i++) {
-        float *row = state + (int64_t)i * r->state_stride, *x = t->scores + (int64_t)i * lds;
-        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n, r->layer->softcap);
-        if (r->io->alibi) attn__bias_row(r, s, h, i, tile->begin, n, x + skipped);
-        t->alpha[i] = r->leaves->row_weights(x, tile->last - tile->first, t->mask + 2 * i, row + v_dim + 1,
-                                             row + v_dim);
+    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = p->tile.begin - p->tile.first, i;
+    attn__decode_scores(r, s, p->h, p->k_rows, p->n, p->scores + skipped, lds, ahead);
+    for (i = 0; i < s->rows; i++, m += apart) {
+        float *x = p->scores + (int64_t)i * lds, old = *m;
+        const uint64_t *mask = p->mask + 2 * i;
+        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, p->n, r->layer->softcap);
+        if (r->io->alibi) attn__bias_row(r, s, p->h, i, p->tile.begin, p->n, x + skipped);
+        t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
+        if (t->top[i] > old) *m = t->top[i];
+        p->alpha[i] = attn__exp(old - *m);
+        t->sum[i] = r->leaves->row_weights(x, skipped + p->n, mask, *m);
     }
-    attn__decode_values(r, s, tile, all, next >= n ? t->k_rows[!which] : NULL, lds, state);
+}
+
+/* Shall the tile be skipped? The weights are known in any case: only V and its sums are saved. */
+static int attn__decode_skips(const attn__run *r, const attn__strip *s, const attn__step *p) {
+    const attn__scratch *t = &r->scratch;
+    const float *m = p->state + r->layer->v_dim + 2;
+    attn__account *ref = t->ref + p->h * s->rows, own = { 0, 0, 0 };
+    float gap = attn__vote(r, NULL, ref, s->rows);
+    int64_t start = p->tile.first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
+    int skip = r->gap > 0 ? gap > r->gap : r->eps > 0 && gap >= 0;
+    int32_t i;
+    for (i = 0; i < s->rows && r->eps > 0 && skip; i++) {
+        own.m = m[(int64_t)i * r->state_stride];
+        own.skipped = t->sum[i];
+        skip = t->top[i] == ATTN__LOWEST ||
+               attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
+    }
+    attn__count(r, gap, skip, 0);
+    for (i = 0; i < s->rows; i++) {
+        float unit = m[(int64_t)i * r->state_stride], most = unit > ref[i].m ? unit : ref[i].m;
+        float a = attn__exp(ref[i].m - most), b = t->sum[i] * attn__exp(unit - most);
+        if (t->top[i] == ATTN__LOWEST) continue;
+        ref[i].m = most;
+        ref[i].kept = ref[i].kept * a + (skip ? 0.0f : b);
+        ref[i].skipped = ref[i].skipped * a + (skip ? b : 0.0f);
+    }
+    return skip;
+}
+
+/* Weights of a step, and what they leave to do. */
+static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *ahead) {
+    const attn__scratch *t = &r->scratch;
+    float *l = p->state + r->layer->v_dim;
+    int32_t i;
+    int skip, moved = 0;
+    attn__decode_weights(r, s, p, ahead, l + 2, r->state_stride);
+    skip = r->layer->skip.mode && attn__decode_skips(r, s, p);
+    for (i = 0; i < s->rows; i++, l += r->state_stride) {
+        l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
+        l[1] = l[1] * p->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        moved |= l[0] != 0 && p->alpha[i] != 1.0f;
+    }
+    p->needs = skip ? moved : 2;
 }
 
 /* The tiles of a unit that hold seen keys. */
@@ -3668,37 +3848,90 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
     return count;
 }
 
-/* Keys outside, heads inside: token-major K and V are read as one stream. */
+/* Prepares one of the two steps at hand. */
+static attn__step attn__decode_step(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
+                                    int which, uint64_t *mask, int all, float *state) {
+    const attn__scratch *t = &r->scratch;
+    int64_t row = which * (int64_t)s->rows, lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    float *rows = state + (int64_t)h * s->rows * r->state_stride;
+    attn__step p = { *tile, h, tile->last - tile->begin, t->k_rows[which], t->v_rows[which],
+                     t->scores + row * lds, t->alpha + row, rows, mask, all, 0 };
+    return p;
+}
+
+/* Keys outside, heads inside: token-major K and V are read as one stream. A step's values follow the next step's
+   weights, so that V, where it is needed at all, is fetched during these, and the next K during the values. */
 static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
     int32_t count = attn__unit_tiles(r, seen, unit, tiles), i, h;
+    attn__step now, before;
     int which = 0;
     attn__clear_state(r, s, state);
-    if (!count) return;
-    attn__key_rows(r, &r->k, s, s->head, seen, tiles[0].begin, tiles[0].last - tiles[0].begin, r->scratch.k_rows[0]);
+    memset(&before, 0, sizeof before);
+    if (count) attn__key_rows(r, &r->k, s, s->head, seen, tiles[0].begin, tiles[0].last - tiles[0].begin, t->k_rows[0]);
     for (i = 0; i < count; i++) {
-        int all = attn__mask_rows(r, s, &tiles[i]);
+        uint64_t *mask = t->mask + i % 2 * 2 * (int64_t)s->rows;
+        int all = attn__mask_rows(r, s, &tiles[i], mask);
         for (h = 0; h < s->heads; h++, which = !which) {
             int32_t head = h + 1 < s->heads ? h + 1 : 0, n = 0;
             const attn__tile *next = head ? &tiles[i] : &tiles[i + 1];
+            const char *const *ahead = NULL, *const *soon; /* what is read after the values, and before them */
             if (head || i + 1 < count) {
                 n = next->last - next->begin;
-                attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, r->scratch.k_rows[!which]);
+                attn__key_rows(r, &r->k, s, s->head + head, seen, next->begin, n, t->k_rows[!which]);
+                ahead = t->k_rows[!which];
             }
-            attn__decode_head(r, s, h, seen, &tiles[i], all, which, n, state);
+            now = attn__decode_step(r, s, &tiles[i], h, which, mask, all, state);
+            attn__key_rows(r, &r->v, s, s->head + h, seen, now.tile.begin, now.n, now.v_rows);
+            soon = before.needs == 2 ? before.v_rows : ahead;
+            attn__decode_begin(r, s, &now, (before.needs == 2 ? before.n : n) >= now.n ? soon : NULL);
+            if (before.needs) attn__decode_values(r, s, &before, n >= before.n ? ahead : NULL);
+            before = now;
         }
+    }
+    if (before.needs) attn__decode_values(r, s, &before, NULL);
+}
+
+/* What key tile 0 gives to the runs that start behind it: for every row its largest logit there and its mass. */
+static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
+    const attn__scratch *t = &r->scratch;
+    attn__span seen = attn__seen(r, s, 0, s->rows);
+    attn__tile tile = { 0, 0, 0 };
+    int32_t h, i;
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
+    if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
+    for (h = 0; h < s->heads; h++) {
+        attn__account *seed = t->seed + h * s->rows;
+        attn__step p = attn__decode_step(r, s, &tile, h, 0, t->mask, 0, t->states);
+        for (i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
+        if (p.n > 0) {
+            attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, t->k_rows[0]);
+            attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
+        }
+        for (i = 0; i < s->rows; i++) {
+            seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
+            seed[i].skipped = 0;
+        }
+    }
+}
+
+/* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
+static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
+    const attn__account none = { ATTN__LOWEST, 0, 0 };
+    int32_t i;
+    for (i = 0; i < s->heads * s->rows; i++) {
+        r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? none : r->scratch.seed[i];
     }
 }
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
 
-ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) {
-    return r->scratch.states + i * r->slot_floats;
-}
+ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) { return r->scratch.states + i * r->slot_floats; }
 
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
-static void attn__compute(const attn__run *r, int32_t index) {
+static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = attn__task_at(&r->view, index);
     attn__strip s = attn__strip_at(&r->view, t.strip);
     int prefill = r->view.phase[s.request] == ATTN_PREFILL;
@@ -3707,16 +3940,16 @@ static void attn__compute(const attn__run *r, int32_t index) {
     f.before = t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1;
     f.depth = 0;
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
-    if (prefill && s.units) attn__pack_panels(r, &s);
-    if (!prefill && s.units) attn__pack_rows(r, &s);
+    if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
+    attn__open_skip(r, s.request);
+    if (r->eps > 0) attn__open_budgets(r, &s);
+    if (!prefill && s.units && r->layer->skip.mode) attn__decode_seed(r, &s);
     for (i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
-        if (prefill) {
-            attn__prefill_unit(r, &s, unit, attn__state_at(r, f.depth));
-        } else {
-            attn__decode_unit(r, &s, unit, attn__state_at(r, f.depth));
-        }
+        int starts = i == t.begin || attn__new_group(&s, i);
+        if (r->layer->skip.mode && !prefill && starts) attn__decode_group(r, &s, unit);
+        (prefill ? attn__prefill_unit : attn__decode_unit)(r, &s, unit, attn__state_at(r, f.depth));
         f.unit[f.depth++] = unit;
         while (attn__fold_step(&f, next)) {
             attn__merge_states(r, &s, attn__state_at(r, f.depth - 1), attn__state_at(r, f.depth));
@@ -3767,11 +4000,8 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
                         int32_t index, int32_t lane) {
     attn__run r;
     attn__open(&r, plan, io, exec, lane);
-    if (stage == ATTN_COMPUTE) {
-        attn__compute(&r, index);
-    } else {
-        attn__merge(&r, index);
-    }
+    if (stage == ATTN_COMPUTE) attn__compute(&r, index);
+    if (stage != ATTN_COMPUTE) attn__merge(&r, index);
 }
 
 static int attn__check_lists(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_error *error) {
@@ -3814,25 +4044,18 @@ static void attn__lane(void *context, int lane) {
         attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
     }
 #else
-    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) {
-        attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
-    }
+    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
 #endif
 }
 
 static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
-    attn__stage_context c;
-    int32_t zero = 0;
-    c.plan = plan;
-    c.io = io;
-    c.exec = exec;
-    c.stage = stage;
+    attn__stage_context c = { plan, io, exec, stage };
+    int32_t zero = 0, i;
     if (!attn_task_count(plan, stage)) return;
     memcpy(attn__exec_start(exec), &zero, sizeof zero);
     if (exec->parallel_for && exec->lanes > 1) {
         exec->parallel_for(exec->user, exec->lanes, attn__lane, &c);
     } else {
-        int32_t i;
         for (i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
     }
 }
@@ -3896,14 +4119,13 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     if (!status && latent && new_v) {
         status = attn__fail(error, ATTN_E_ARGUMENT, "new_v is not NULL, but the layer has ATTN_V_IN_K", 0, 0);
     }
-    if (status) return status;
-    for (i = 0; i < plan->n; i++) {
+    for (i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (n.q_len <= n.kv_len) continue;
-        return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len, n.q_len,
-                             0);
+        const attn__rule rule = { n.kv_len < n.q_len, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len,
+                                  n.q_len, 0 };
+        status = attn__check_rules(error, ATTN_E_BATCH, i, &rule, 1);
     }
-    return ATTN_OK;
+    return status;
 }
 
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
@@ -3943,16 +4165,14 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_layer resolved;
     attn__capacity capacity;
     attn_plan plan;
-    attn_exec exec;
+    attn_exec exec = { NULL, 0, 0, NULL, NULL };
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (!status && layer->page_size) {
-        status = attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size,
-                            0);
+        return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
     }
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
     if (status) return status;
-    memset(&exec, 0, sizeof exec);
     exec.mem = (char *)mem + plan_bytes;
     exec.bytes = bytes - plan_bytes;
     return attn_forward(&plan, layer, io, &exec, error);
@@ -3965,16 +4185,13 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
     const uint32_t none = 0xff800000u;
     const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), x;
-    float top, wa, wb;
-    if (attn__bits_of(a_lse) == none || attn__bits_of(b_lse) == none) {
-        int take_b = attn__bits_of(a_lse) == none;
+    int take_b = attn__bits_of(a_lse) == none;
+    float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);
+    if (take_b || attn__bits_of(b_lse) == none) {
         memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
         if (lse) *lse = take_b ? b_lse : a_lse;
         return;
     }
-    top = a_lse > b_lse ? a_lse : b_lse;
-    wa = attn__exp(a_lse - top);
-    wb = attn__exp(b_lse - top);
     for (x = 0; x < l->v_dim; x += 256) {
         float wide_a[256], wide_b[256];
         int32_t n = attn__min(256, l->v_dim - x);
@@ -4052,9 +4269,7 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
     if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
-    if (layer->mask == ATTN_TREE) {
-        return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
-    }
+    if (layer->mask == ATTN_TREE) return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
     if (layer->mask == ATTN_TOPK && (!io || !io->topk || !attn__listed(batch, layer, io->topk, request, row, key))) {
         return 0;
     }
@@ -4069,7 +4284,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
                             uint32_t *bits, size_t count, attn_error *error) {
     attn_layer resolved;
     int32_t row, key, q_len, kv_len;
-    int64_t words;
+    int64_t words, all;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, &resolved, error);
     if (!status) status = attn__check_lengths(batch, &resolved, error);
@@ -4083,16 +4298,15 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if ((layer->mask == ATTN_TREE && !(io && io->tree)) || (layer->mask == ATTN_TOPK && !(io && io->topk))) {
         return attn__fail(error, ATTN_E_ARGUMENT, "io.tree or io.topk is NULL, but the mask needs it", 0, 0);
     }
-    if (!bits && q_len * words > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
-    if ((int64_t)count < q_len * words) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count,
-                          q_len * words);
+    all = q_len * words;
+    if (!bits && all > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
+    if ((int64_t)count < all) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count, all);
     }
-    for (row = 0; row < q_len; row++) {
-        uint32_t *line = bits + row * words;
-        if (words) memset(line, 0, (size_t)words * sizeof *line);
+    if (all) memset(bits, 0, (size_t)all * sizeof *bits);
+    for (row = 0; row < q_len; row++, bits += words) {
         for (key = 0; key < kv_len; key++) {
-            line[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
+            bits[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
         }
     }
     return attn__succeed(error);
@@ -4116,18 +4330,16 @@ typedef struct attn__index {
     int64_t score_row;
 } attn__index;
 
-/* Some heads of one row over one tile of keys: adds weight * relu(score). */
-static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t last,
+/* Some heads of one row over one tile of n keys: adds weight * relu(score). */
+static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const attn__scratch *t = &r->scratch;
+    const char **rows = r->scratch.k_rows[0];
+    const float *score = r->scratch.scores;
     int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, i, j;
-    attn__key_rows(r, &r->k, s, 0, seen, first, last - first, t->k_rows[0]);
-    attn__decode_scores(r, s, 0, t->k_rows[0], last - first, t->scores, lds, NULL);
-    for (i = 0; i < s->rows; i++) {
-        for (j = 0; j < last - first; j++) {
-            float score = t->scores[(int64_t)i * lds + j];
-            out[first + j] += weights[i] * (score < 0 ? 0.0f : score); /* a NaN stays one */
-        }
+    attn__key_rows(r, &r->k, s, 0, seen, first, n, rows);
+    attn__decode_scores(r, s, 0, rows, n, r->scratch.scores, lds, NULL);
+    for (i = 0; i < s->rows; i++, score += lds) { /* a NaN stays one */
+        for (j = 0; j < n; j++) out[first + j] += weights[i] * (score[j] < 0 ? 0.0f : score[j]);
     }
 }
 
@@ -4139,13 +4351,11 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
     int64_t tile;
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
-        attn__strip s = { request, 0, 1, 0, 0, 0, 0, 0 };
-        s.row = row * heads + head;
-        s.rows = attn__min(r->layer->row_tile, heads - head);
+        attn__strip s = { request, 0, 1, row * heads + head, attn__min(r->layer->row_tile, heads - head), 0, 0, 0 };
         attn__pack_rows(r, &s);
         for (tile = attn__next_tile(seen, 0, keys); tile < end; tile = attn__next_tile(seen, tile + keys, keys)) {
             attn__clip(seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end), &first, &last);
-            if (first < last) attn__index_tile(r, &s, seen, first, last, weights + head, out);
+            if (first < last) attn__index_tile(r, &s, seen, first, last - first, weights + head, out);
         }
     }
     for (key = seen.lead; key < horizon; key++) {
@@ -4173,28 +4383,26 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
     const attn_layer *l = &c->plan->resolved;
     attn__view v = attn__view_of_plan(c->plan);
     int32_t i, j;
-    if (l->kv_heads != 1) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0);
-    }
-    if (l->mask == ATTN_TREE || l->mask == ATTN_TOPK) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.mask = %a: indexer scores take no TREE and no TOPK", l->mask, 0);
-    }
-    for (i = 0; i < c->plan->n; i++) {
+    const attn__rule rules[] = {
+        { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0, 0 },
+        { l->mask == ATTN_TREE || l->mask == ATTN_TOPK, "layer.mask = %a: indexer scores take no TREE and no TOPK",
+          l->mask, 0, 0 }
+    };
+    int status = attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
+    for (i = 0; i < c->plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        if (n.q_len && v.phase[i] != ATTN_DECODE) {
-            return attn__fail_at(error, ATTN_E_PLAN, i, "phase[%d] = %a, but indexer scores need DECODE", v.phase[i],
-                                 0, 0);
-        }
-        for (j = 0; j < n.q_len; j++) {
+        int phase = n.q_len ? v.phase[i] : ATTN_DECODE;
+        const attn__rule rule = { phase != ATTN_DECODE, "phase[%d] = %a, but indexer scores need DECODE", phase, 0, 0 };
+        status = attn__check_rules(error, ATTN_E_PLAN, i, &rule, 1);
+        for (j = 0; j < n.q_len && !status; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
-            if (first < 0 || (int64_t)first + last > c->score_row) {
-                attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
-                              first, c->score_row);
-                return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
-            }
+            if (first >= 0 && (int64_t)first + last <= c->score_row) continue;
+            attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
+                          first, c->score_row);
+            return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
         }
     }
-    return ATTN_OK;
+    return status;
 }
 
 ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
@@ -4248,8 +4456,18 @@ static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_
     return bound;
 }
 
-static int attn__topk_check(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
-                            int32_t topk, const int32_t *indices, attn_error *error) {
+static void attn__topk_row(const float *x, int32_t n, int32_t topk, int32_t *indices) {
+    int32_t count = 0, ties, i;
+    uint32_t bound = attn__topk_bound(x, n, topk, &ties);
+    for (i = 0; i < n; i++) {
+        uint32_t rank = attn__rank_of(x[i]);
+        if (rank > bound || (rank == bound && ties-- > 0)) indices[count++] = i;
+    }
+    while (count < topk) indices[count++] = -1;
+}
+
+ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
+                       int32_t topk, int32_t *indices, attn_error *error) {
     int64_t r;
     int status;
     if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
@@ -4260,29 +4478,14 @@ static int attn__topk_check(const float *scores, int64_t score_row, int64_t rows
     if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
     for (r = 0; r < rows && !status; r++) {
         int32_t first = ks ? ks[r] : 0;
-        if (first < 0 || ke[r] < first || ke[r] > score_row) {
-            status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
-                                     ke[r], first, score_row);
-        }
+        if (first >= 0 && ke[r] >= first && ke[r] <= score_row) continue;
+        status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
+                                 ke[r], first, score_row);
     }
-    return status;
-}
-
-ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
-                       int32_t topk, int32_t *indices, attn_error *error) {
-    int64_t r;
-    int status = attn__topk_check(scores, score_row, rows, ks, ke, topk, indices, error);
     if (status) return status;
     for (r = 0; r < rows; r++) {
-        int32_t first = ks ? ks[r] : 0, n = ke[r] - first, count = 0, ties, i;
-        const float *x = scores + r * score_row + first;
-        int32_t *out = indices + r * topk;
-        uint32_t bound = attn__topk_bound(x, n, topk, &ties);
-        for (i = 0; i < n; i++) {
-            uint32_t rank = attn__rank_of(x[i]);
-            if (rank > bound || (rank == bound && ties-- > 0)) out[count++] = i;
-        }
-        while (count < topk) out[count++] = -1;
+        int32_t first = ks ? ks[r] : 0;
+        attn__topk_row(scores + r * score_row + first, ke[r] - first, topk, indices + r * topk);
     }
     return attn__succeed(error);
 }
@@ -4373,6 +4576,52 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
             }
         }
     }
+    return attn__succeed(error);
+}
+
+/* Decimal digits with an optional point and exponent to a float >= 0; -1 if it is anything else. */
+static float attn__parse(const char *text) {
+    double x = 0;
+    int32_t exponent = 0, power = 0, digits = 0;
+    for (; (*text >= '0' && *text <= '9') || (*text == '.' && !power); text++) {
+        if (*text == '.') {
+            power = 1;
+            continue;
+        }
+        x = x * 10 + (*text - '0');
+        digits++;
+        exponent -= power;
+    }
+    if (digits && (*text == 'e' || *text == 'E')) {
+        int32_t e = 0, sign = text[1] == '-' ? -1 : 1;
+        text += text[1] == '-' || text[1] == '+' ? 2 : 1;
+        if (!*text) return -1.0f;
+        for (; *text >= '0' && *text <= '9'; text++) e = attn__min(1000, e * 10 + (*text - '0'));
+        exponent += sign * e;
+    }
+    for (; exponent > 0 && x < 1e40; exponent--) x *= 10;
+    for (; exponent < 0 && x > 0; exponent++) x /= 10;
+    return digits && !*text && x < 3e38 ? (float)x : -1.0f;
+}
+
+ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error) {
+    static const char *const names[2] = { "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR",
+                                          "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR" };
+    float values[2] = { 0, 0 };
+    int i, set = 0;
+    if (!skip || !get) return attn__fail(error, ATTN_E_ARGUMENT, "skip or get is NULL", 0, 0);
+    for (i = 0; i < 2; i++) {
+        const char *text = get(names[i]);
+        if (!text) continue;
+        set = 1;
+        values[i] = attn__parse(text);
+        if (values[i] < 0) {
+            return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
+        }
+    }
+    skip->mode = set ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
+    skip->prefill = values[0];
+    skip->decode = values[1];
     return attn__succeed(error);
 }
 
@@ -4548,7 +4797,7 @@ static attn_layer attn__meta_layer(void) {
 }
 
 /* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. */
-static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
+ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
                             attn_error *error) {
     attn_layer layer = attn__meta_layer();
     attn__capacity c;
@@ -4562,9 +4811,7 @@ static int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_me
     m->max_q_len = c.max_q_len;
     m->max_kv_len = c.max_kv_len;
     m->max_rows = c.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
-        m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
-    }
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
     words = attn__meta_place(m, want, NULL);
     if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
         return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
@@ -4597,30 +4844,26 @@ static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, co
         }
         if (!(want & ATTN_META_SPARSE)) continue;
         sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
-        if (sparse > INT32_MAX) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0,
-                                 0);
-        }
+        if (sparse <= INT32_MAX) continue;
+        return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0, 0);
     }
     return ATTN_OK;
 }
 
 static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_input *in, attn_error *error) {
-    int32_t i;
-    for (i = 0; i < batch->n; i++) {
+    int32_t i, status = ATTN_OK;
+    for (i = 0; i < batch->n && !status; i++) {
         int32_t row = in->req_index ? in->req_index[i] : i, keys = batch->kv_len[i];
+        const attn__rule rules[] = {
+            { row < 0 || row >= in->requests, "req_index[%d] = %a, but input.requests = %b", row, in->requests, 0 },
+            { keys > in->req_to_token_row, "kv_len[%d] = %a is more than input.req_to_token_row = %b", keys,
+              in->req_to_token_row, 0 }
+        };
         if (!keys) continue;
         if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
-        if (row < 0 || row >= in->requests) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "req_index[%d] = %a, but input.requests = %b", row,
-                                 in->requests, 0);
-        }
-        if (keys > in->req_to_token_row) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is more than input.req_to_token_row = %b",
-                                 keys, in->req_to_token_row, 0);
-        }
+        status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
     }
-    return ATTN_OK;
+    return status;
 }
 
 /* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
@@ -4703,11 +4946,8 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     attn__meta_fill(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
     if (m.seqlens_expand) {
-        m.row_batch.n = m.rows;
-        m.row_batch.kv_len = m.seqlens_expand;
-        m.row_batch.max_q_len = m.max_rows > 0;
-        m.row_batch.max_kv_len = m.max_kv_len;
-        m.row_batch.max_rows = m.max_rows;
+        attn_batch rows = { m.rows, NULL, m.seqlens_expand, NULL, NULL, m.max_rows > 0, m.max_kv_len, m.max_rows };
+        m.row_batch = rows;
     }
     *meta = m;
     return attn__succeed(error);

@@ -1,4 +1,5 @@
-/* cpu.c - rates of the prefill and decode tiles on one thread, beside what the machine can do in the same run.
+/* cpu.c - rates of the prefill and decode tiles on one thread, beside what the machine can do in the same run, and
+   what skip-softmax saves or costs beside the same call without it.
    Build and run: make bench. Figures are medians of interleaved rounds; only visible query-key pairs count as work.
    Output: a table for people; with a file name as argument also lines `case,ours,ceiling,unit` for programs. */
 #ifndef _POSIX_C_SOURCE
@@ -11,7 +12,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { ROUNDS = 7 };
+enum { ROUNDS = 7, SKIP_ROUNDS = 11, TILE = 64 };
 
 typedef struct bench_case {
     const char *name;
@@ -56,17 +57,21 @@ static void *need(size_t bytes) {
     return p;
 }
 
-/* Values in -1 .. 1 of the given type. */
+/* Values in -1 .. 1 of the given type; they repeat after 4 million. */
 static void *random_array(size_t count, attn_type type) {
+    enum { PERIOD = 1 << 22 };
     uint32_t seed = 1;
     size_t i;
     size_t size = type == ATTN_F32 ? 4 : 2;
     char *data = (char *)need(count * size);
-    for (i = 0; i < count; i++) {
+    for (i = 0; i < count && i < PERIOD; i++) {
         float x;
         seed = seed * 1664525u + 1013904223u;
         x = (float)(seed >> 8) / 8388608.0f - 1.0f;
         attn__narrow_scalar(data + i * size, &x, 1, type, NULL);
+    }
+    for (i = PERIOD; i < count; i += PERIOD) {
+        memcpy(data + i * size, data, (count - i < PERIOD ? count - i : PERIOD) * size);
     }
     return data;
 }
@@ -106,9 +111,20 @@ static double read_time(const void *data, size_t bytes) {
     return now() - start;
 }
 
-static void setup(bench_data *d, const bench_case *c) {
+static void make_plan(bench_data *d) {
     attn_error error;
-    size_t bytes, keys = (size_t)c->kv_len * (size_t)c->kv_heads * (size_t)c->dim;
+    size_t bytes = attn_plan_bytes(&d->batch, &d->layer);
+    d->plan_mem = need(bytes);
+    if (attn_plan_make(&d->plan, &d->batch, &d->layer, d->plan_mem, bytes, &error)) {
+        fprintf(stderr, "%s\n", error.text);
+        exit(1);
+    }
+    d->exec.bytes = attn_exec_bytes(&d->plan, 1);
+    d->exec.mem = need(d->exec.bytes);
+}
+
+static void setup(bench_data *d, const bench_case *c) {
+    size_t keys = (size_t)c->kv_len * (size_t)c->kv_heads * (size_t)c->dim;
     size_t rows = (size_t)c->q_len * (size_t)c->heads * (size_t)c->dim;
     memset(d, 0, sizeof *d);
     d->q_len = c->q_len;
@@ -132,14 +148,7 @@ static void setup(bench_data *d, const bench_case *c) {
     d->io.k = d->k;
     d->io.v = d->v;
     d->io.o = d->o;
-    bytes = attn_plan_bytes(&d->batch, &d->layer);
-    d->plan_mem = need(bytes);
-    if (attn_plan_make(&d->plan, &d->batch, &d->layer, d->plan_mem, bytes, &error)) {
-        fprintf(stderr, "%s\n", error.text);
-        exit(1);
-    }
-    d->exec.bytes = attn_exec_bytes(&d->plan, 1);
-    d->exec.mem = need(d->exec.bytes);
+    make_plan(d);
 }
 
 static void run_once(bench_data *d) {
@@ -179,9 +188,10 @@ static void teardown(bench_data *d) {
     free(d->exec.mem);
 }
 
+static const char *const isas[] = { "auto", "scalar", "avx2", "avx512" };
+
 /* Prefill and verify are counted in GFLOP/s beside the multiply-add rate, decode in GB/s beside the plain read. */
 static void report(const bench_case *c, const bench_data *d, double ours, double plain, FILE *table) {
-    static const char *const isas[] = { "auto", "scalar", "avx2", "avx512" };
     double past = c->kv_len - c->q_len;
     double pairs = (double)c->q_len * past + 0.5 * c->q_len * (c->q_len + 1.0);
     double gflops = 4.0 * c->dim * c->heads * pairs / ours * 1e-9;
@@ -197,6 +207,121 @@ static void report(const bench_case *c, const bench_data *d, double ours, double
     } else {
         fprintf(table, "%s %s,%.2f,%.2f,GB/s\n", c->name, isa, rate, ceiling);
     }
+}
+
+/* ---- skip-softmax ----------------------------------------------------------------------------------------------- */
+
+/* Ways to run the same call. `off` comes first: the others are compared with it. 96 keys a tile, the default of prompts
+   without skipping, are refused with it; `off, 64 keys` tells what that alone costs. */
+typedef struct bench_way {
+    const char *name;
+    int32_t mode, key_tile;
+    float value;
+} bench_way;
+
+static const bench_way ways[] = {
+    { "off", ATTN_SKIP_OFF, 0, 0 },
+    { "off, 64 keys", ATTN_SKIP_OFF, TILE, 0 },
+    { "lambda 1e-30", ATTN_SKIP_LAMBDA, 0, 1e-30f },
+    { "lambda 1e-3", ATTN_SKIP_LAMBDA, 0, 1e-3f },
+    { "eps 0.01", ATTN_SKIP_EPS, 0, 0.01f }
+};
+enum { WAYS = sizeof ways / sizeof ways[0] };
+
+/* A token-major cache is the hard case for decoding: what a head leaves out are short holes between rows of others, and
+   the hardware reads many of them ahead all the same. */
+typedef struct skip_case {
+    bench_case c;
+    int head_major;
+} skip_case;
+
+/* Six of ten tiles, drawn for each kv head apart, get logits 12 below those of the others. The first stays. */
+static void plant_quiet_tiles(bench_data *d) {
+    int64_t k_row = d->io.k_row ? d->io.k_row : (int64_t)d->layer.kv_heads * d->layer.head_dim;
+    int64_t k_head = d->io.k_head ? d->io.k_head : d->layer.head_dim;
+    int32_t key, h, i;
+    char *k = (char *)d->k;
+    size_t size = d->layer.kv_type == ATTN_F32 ? 4 : 2;
+    for (i = 0; i < d->q_len * d->layer.heads; i++) ((float *)d->q)[(size_t)i * (size_t)d->layer.head_dim] = 4;
+    for (key = 0; key < d->kv_len; key++) {
+        for (h = 0; h < d->layer.kv_heads; h++) {
+            uint32_t draw = (uint32_t)(key / TILE * d->layer.kv_heads + h) * 2654435761u;
+            size_t at = (size_t)(key * k_row + h * k_head);
+            float x = key >= TILE && (draw >> 16) % 10 < 6 ? -3 * (float)sqrt(d->layer.head_dim) : 0;
+            attn__narrow_scalar(k + at * size, &x, 1, d->layer.kv_type, NULL);
+        }
+    }
+}
+
+/* Share of the tiles whose values were not needed. */
+static double skipped_share(bench_data *d) {
+    attn_counters counters;
+    memset(&counters, 0, sizeof counters);
+    d->io.counters = d->layer.skip.mode ? &counters : NULL;
+    run_once(d);
+    d->io.counters = NULL;
+    return counters.tiles ? (double)counters.v_skipped / (double)counters.tiles : 0;
+}
+
+/* Every round runs all ways; times are medians, and so are the ratios off / way of each round. */
+static void measure_ways(bench_data *d, double *ours, double *ratio) {
+    double times[WAYS][SKIP_ROUNDS], ratios[WAYS][SKIP_ROUNDS], start;
+    int round, w, i, repeats;
+    start = now();
+    run_once(&d[0]);
+    repeats = 1 + (int)(0.05 / (now() - start));
+    for (round = 0; round < SKIP_ROUNDS; round++) {
+        for (w = 0; w < (int)WAYS; w++) {
+            start = now();
+            for (i = 0; i < repeats; i++) run_once(&d[w]);
+            times[w][round] = (now() - start) / repeats;
+            ratios[w][round] = times[0][round] / times[w][round];
+        }
+    }
+    for (w = 0; w < (int)WAYS; w++) {
+        ours[w] = median(times[w], SKIP_ROUNDS);
+        ratio[w] = median(ratios[w], SKIP_ROUNDS);
+    }
+}
+
+static void run_skip_case(const skip_case *skip, FILE *table) {
+    const bench_case *c = &skip->c;
+    bench_data d, way[WAYS];
+    float lambda[WAYS];
+    double ours[WAYS], ratio[WAYS], share[WAYS];
+    int w;
+    setup(&d, c);
+    if (skip->head_major) {
+        d.io.k_row = d.io.v_row = c->dim;
+        d.io.k_head = d.io.v_head = (int64_t)c->kv_len * c->dim;
+    }
+    plant_quiet_tiles(&d);
+    for (w = 0; w < (int)WAYS; w++) {
+        way[w] = d;
+        way[w].batch.q_len = &way[w].q_len;
+        way[w].batch.kv_len = &way[w].kv_len;
+        way[w].batch.phase = &way[w].phase;
+        way[w].layer.key_tile = ways[w].key_tile;
+        way[w].layer.skip.mode = ways[w].mode;
+        lambda[w] = ways[w].value;
+        if (ways[w].mode == ATTN_SKIP_LAMBDA) way[w].io.lambda = &lambda[w];
+        if (ways[w].mode == ATTN_SKIP_EPS) {
+            way[w].layer.skip.prefill = ways[w].value;
+            way[w].layer.skip.decode = ways[w].value;
+        }
+        make_plan(&way[w]);
+        share[w] = skipped_share(&way[w]);
+    }
+    measure_ways(way, ours, ratio);
+    for (w = 0; w < (int)WAYS; w++) {
+        const char *isa = isas[way[w].plan.resolved.isa];
+        printf("%-34s %-7s %-13s %3.0f %% skipped %9.3f ms  %.3f x off\n", c->name, isa, ways[w].name, 100 * share[w],
+               ours[w] * 1e3, ratio[w]);
+        if (table) fprintf(table, "skip %s %s %s,%.3f,1.000,x off\n", c->name, isa, ways[w].name, ratio[w]);
+        free(way[w].plan_mem);
+        free(way[w].exec.mem);
+    }
+    teardown(&d);
 }
 
 int main(int argc, char **argv) {
@@ -222,6 +347,18 @@ int main(int argc, char **argv) {
         { "prefill causal d128 n512 f32", ATTN_PREFILL, ATTN_F32, 8, 8, 128, 512, 512, ATTN_ISA_SCALAR },
         { "decode 32/8 d128 kv4096 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 4096, ATTN_ISA_SCALAR }
     };
+    static const skip_case skip_cases[] = {
+        { { "prefill causal d128 n2048 f32", ATTN_PREFILL, ATTN_F32, 8, 8, 128, 2048, 2048, 0 }, 0 },
+        { { "prefill causal d128 n8192 2/1 f16", ATTN_PREFILL, ATTN_F16, 2, 1, 128, 8192, 8192, 0 }, 0 },
+        { { "chunk 512 at 4096 32/8 d128 f16", ATTN_PREFILL, ATTN_F16, 32, 8, 128, 512, 4096, 0 }, 0 },
+        { { "decode 32/8 d128 kv4096 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 4096, 0 }, 0 },
+        { { "decode 32/8 d128 kv65536 f32", ATTN_DECODE, ATTN_F32, 32, 8, 128, 1, 65536, 0 }, 0 },
+        { { "decode 32/8 d128 kv131072 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 131072, 0 }, 0 },
+        { { "decode head-major kv131072 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 131072, 0 }, 1 },
+        { { "verify 4 at 32768 32/8 d128 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 4, 32768, 0 }, 0 },
+        { { "prefill causal d128 n2048 f32", ATTN_PREFILL, ATTN_F32, 8, 8, 128, 2048, 2048, ATTN_ISA_AVX2 }, 0 },
+        { { "decode 32/8 d128 kv131072 f16", ATTN_DECODE, ATTN_F16, 32, 8, 128, 1, 131072, ATTN_ISA_AVX2 }, 0 }
+    };
     FILE *table = argc > 1 ? fopen(argv[1], "w") : NULL;
     size_t i;
     for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -232,6 +369,9 @@ int main(int argc, char **argv) {
         measure(&d, &ours, &plain);
         report(&cases[i], &d, ours, plain, table);
         teardown(&d);
+    }
+    for (i = 0; i < sizeof skip_cases / sizeof skip_cases[0]; i++) {
+        if (skip_cases[i].c.isa <= (int32_t)attn_isa_detect()) run_skip_case(&skip_cases[i], table);
     }
     if (table) fclose(table);
     return 0;

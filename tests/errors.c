@@ -52,6 +52,8 @@ typedef struct world {
     float k_scale[PAGES * PAGE * KV_HEADS], v_scale[PAGES * PAGE * KV_HEADS];
     int32_t tree[MAX_ROWS];         /* MAX_Q bits fit one word */
     int32_t topk[MAX_ROWS * TOPK];
+    float lambda[N], certificate[MAX_ROWS * HEADS];
+    attn_counters counters;
     uint32_t bit_memory[BITS];
     double plan_memory[PLAN_WORDS], call_memory[PLAN_WORDS + EXEC_WORDS], exec_memory[EXEC_WORDS];
 } world;
@@ -186,11 +188,31 @@ enum {
     LISTS = 16384,                  /* mask TOPK */
     INT8 = 32768,                   /* an int8 cache with a scale per tensor */
     PER_KEY = 65536,                /* ... or per key */
-    LATENT = 131072                 /* V in K, int8 with a scale per key */
+    LATENT = 131072,                /* V in K, int8 with a scale per key */
+    FACTORS = 262144,               /* skip-softmax: mode FACTOR, certificate and counters wanted */
+    LAMBDAS = 524288,               /* ... mode LAMBDA */
+    BUDGETS = 1048576               /* ... mode EPS */
 };
+
+static void set_skipping(world *w, int mode) {
+    int i;
+    w->layer.skip.mode = mode;
+    w->io.certificate = w->certificate;
+    w->io.counters = &w->counters;
+    if (mode == ATTN_SKIP_LAMBDA) {
+        w->io.lambda = w->lambda;
+        for (i = 0; i < N; i++) w->lambda[i] = 0.001f * (float)i;
+    } else {
+        w->layer.skip.prefill = 0.25f;
+        w->layer.skip.decode = 0.125f;
+    }
+}
 
 static void make_variant(world *w, unsigned calls) {
     make_world(w, !(calls & CONTIGUOUS));
+    if (calls & FACTORS) set_skipping(w, ATTN_SKIP_FACTOR);
+    if (calls & LAMBDAS) set_skipping(w, ATTN_SKIP_LAMBDA);
+    if (calls & BUDGETS) set_skipping(w, ATTN_SKIP_EPS);
     if (calls & FULL) w->layer.mask = ATTN_FULL;
     if (calls & SHORT) w->kv_len[2] = 1;
     if (calls & TREES) w->layer.mask = ATTN_TREE;
@@ -489,6 +511,43 @@ static const error_case layers[] = {
     { PLANS, { I32(layer.flags, INT32_MIN) }, ATTN_E_LAYER, ANY, ANY, { "layer.flags = -2147483648" } },
     { PLANS, { I32(layer.heads, INT32_MAX), I32(layer.kv_heads, 0), I32(layer.head_dim, INT32_MAX) },
       ATTN_E_LAYER, ANY, ANY, { "layer." } },
+    { PLANS, { I32(layer.skip.mode, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = 4" } },
+    { PLANS, { I32(layer.skip.mode, -1) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = -1" } },
+    { PLANS | FACTORS, { F32(layer.skip.prefill, -0.5f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.prefill = -0.5", "decode = 0.125" } },
+    { PLANS | FACTORS, { F32(layer.skip.decode, -0.5f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.prefill = 0.25", "decode = -0.5" } },
+    { PLANS | FACTORS, { F32(layer.skip.prefill, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.prefill" } },
+    { PLANS | FACTORS, { F32(layer.skip.decode, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "decode" } },
+    { PLANS | FACTORS, { F32(layer.skip.prefill, (float)INFINITY) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.prefill" } },
+    { PLANS | FACTORS, { F32(layer.skip.decode, (float)INFINITY) }, ATTN_E_LAYER, ANY, ANY, { "decode" } },
+    { PLANS | BUDGETS, { F32(layer.skip.prefill, 1.0f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.prefill = 1", "below 1" } },
+    { PLANS | BUDGETS, { F32(layer.skip.decode, 1.0f) }, ATTN_E_LAYER, ANY, ANY, { "decode = 1 ", "below 1" } },
+    { PLANS | BUDGETS, { F32(layer.skip.decode, 1.5f) }, ATTN_E_LAYER, ANY, ANY, { "decode = 1.5", "below 1" } },
+    { PLANS | BUDGETS, { F32(layer.skip.prefill, -0.25f) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.prefill = -0.25" } },
+    { PLANS | BUDGETS, { F32(layer.skip.prefill, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.prefill" } },
+    { PLANS, { F32(layer.skip.prefill, 0.5f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.mode = 0", "layer.skip.prefill", "layer.skip.decode" } },
+    { PLANS, { F32(layer.skip.decode, 0.5f) }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = 0", "layer.skip.decode" } },
+    { PLANS, { F32(layer.skip.decode, (float)NAN) }, ATTN_E_LAYER, ANY, ANY, { "decode" } },
+    { PLANS | LAMBDAS, { F32(layer.skip.prefill, 0.5f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.mode = 2", "layer.skip.prefill" } },
+    { PLANS | LAMBDAS, { F32(layer.skip.decode, 1e-30f) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.skip.mode = 2", "layer.skip.decode" } },
+    { PLANS | FACTORS, { I32(layer.key_tile, 96) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.key_tile = 96", "layer.skip.mode = 1" } },
+    { PLANS | LAMBDAS, { I32(layer.key_tile, 96) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.key_tile = 96", "layer.skip.mode = 2" } },
+    { PLANS | BUDGETS, { I32(layer.key_tile, 96) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.key_tile = 96", "layer.skip.mode = 3" } },
+    { PLANS | FACTORS, { I32(layer.split_keys, 256) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.split_keys = 256", "2048", "layer.skip.mode = 1" } },
+    { PLANS | BUDGETS, { I32(layer.split_keys, 2304) }, ATTN_E_LAYER, ANY, ANY,
+      { "layer.split_keys = 2304", "2048", "layer.skip.mode = 3" } },
+    { PLANS | LISTS | FACTORS, { { NONE, 0, 0, 0 } }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = 1", "TOPK" } },
+    { PLANS | LISTS | LAMBDAS, { { NONE, 0, 0, 0 } }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = 2", "TOPK" } },
+    { PLANS | LISTS | BUDGETS, { { NONE, 0, 0, 0 } }, ATTN_E_LAYER, ANY, ANY, { "layer.skip.mode = 3", "TOPK" } },
     { MASK_BITS, { I32(layer.mask, 6) }, ATTN_E_LAYER, ANY, ANY, { "layer.mask = 6" } },
     { MASK_BITS, { I32(layer.topk, 4) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 4" } },
     { MASK_BITS, { I32(layer.mask, ATTN_TOPK) }, ATTN_E_LAYER, ANY, ANY, { "layer.topk = 0" } },
@@ -528,6 +587,21 @@ static const error_case differences[] = {
     OTHER(workers, 3, "2"),
     OTHER(isa, 0, "1"),
     OTHER(flags, 1, "0"),
+    OTHER(skip.mode, 1, "0"),
+    { RUNS | APPEND | FACTORS, { I32(layer.skip.mode, ATTN_SKIP_EPS) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.mode = 3,", "plan has 1" } },
+    { RUNS | APPEND | FACTORS, { I32(layer.skip.mode, ATTN_SKIP_OFF) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.mode = 0,", "plan has 1" } },
+    { RUNS | APPEND, { F32(layer.skip.prefill, 0.5f) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.prefill = 0.5,", "plan has 0" } },
+    { RUNS | APPEND, { F32(layer.skip.decode, 0.5f) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.decode = 0.5,", "plan has 0" } },
+    { RUNS | APPEND | FACTORS, { F32(layer.skip.prefill, 0.125f) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.prefill = 0.125,", "plan has 0.25" } },
+    { RUNS | APPEND | BUDGETS, { F32(layer.skip.decode, 0.25f) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.decode = 0.25,", "plan has 0.125" } },
+    { RUNS | APPEND | BUDGETS, { F32(layer.skip.decode, (float)NAN) }, ATTN_E_PLAN, ANY, ANY,
+      { "layer.skip.decode", "plan has 0.125" } },
     { RUNS | APPEND, { F32(layer.scale, 0.5f) }, ATTN_E_PLAN, ANY, ANY, { "layer.scale = 0.5", "plan has 0" } },
     { RUNS | APPEND, { F32(layer.softcap, 30.0f) }, ATTN_E_PLAN, ANY, ANY, { "layer.softcap = 30", "plan has 0" } },
     { RUNS | APPEND, { F32(layer.scale, (float)NAN) }, ATTN_E_PLAN, ANY, ANY, { "layer.scale", "plan has 0" } },
@@ -612,6 +686,28 @@ static const error_case scales[] = {
       { "io.k_scale ", "aligned" } },
     { RUNS | APPEND, { POINT(io.v_scale, v_scale), SHIFT(io.v_scale, 2) }, ATTN_E_ARGUMENT, ANY, ANY,
       { "io.v_scale ", "aligned" } },
+};
+
+#define DENSE_RUN (DENSE | CONTIGUOUS)
+
+static const error_case skips[] = {
+    { RUNS | LAMBDAS, { NIL(io.lambda) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "NULL" } },
+    { DENSE_RUN | LAMBDAS, { NIL(io.lambda) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "NULL" } },
+    { RUNS | LAMBDAS, { SHIFT(io.lambda, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "aligned" } },
+    { RUNS | LAMBDAS, { F32(lambda[17], -0.5f) }, ATTN_E_ARGUMENT, 17, ANY, { "lambda[17] = -0.5" } },
+    { RUNS | LAMBDAS, { F32(lambda[19], (float)NAN) }, ATTN_E_ARGUMENT, 19, ANY, { "lambda[19]" } },
+    { RUNS | LAMBDAS, { F32(lambda[0], (float)INFINITY) }, ATTN_E_ARGUMENT, 0, ANY, { "lambda[0]" } },
+    { DENSE_RUN | LAMBDAS, { F32(lambda[0], -1e-30f) }, ATTN_E_ARGUMENT, 0, ANY, { "lambda[0] = -1e-30" } },
+    { RUNS, { POINT(io.lambda, lambda) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "layer.skip.mode = 0" } },
+    { RUNS | FACTORS, { POINT(io.lambda, lambda) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "skip.mode = 1" } },
+    { RUNS | BUDGETS, { POINT(io.lambda, lambda) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.lambda ", "skip.mode = 3" } },
+    { RUNS | DENSE_RUN, { POINT(io.counters, counters), SHIFT(io.counters, 2) }, ATTN_E_ARGUMENT, ANY, ANY,
+      { "io.counters ", "aligned" } },
+    { RUNS | FACTORS, { SHIFT(io.counters, 4) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.counters ", "aligned" } },
+    { DENSE_RUN | BUDGETS, { SHIFT(io.counters, 1) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.counters ", "aligned" } },
+    { RUNS | FACTORS, { SHIFT(io.certificate, 2) }, ATTN_E_ARGUMENT, ANY, ANY, { "io.certificate ", "aligned" } },
+    { RUNS, { POINT(io.certificate, certificate), SHIFT(io.certificate, 1) }, ATTN_E_ARGUMENT, ANY, ANY,
+      { "io.certificate ", "aligned" } },
 };
 
 static const error_case appends[] = {
@@ -754,7 +850,8 @@ static void check_cases(const error_case *c, int count) {
 static void test_valid(void) {
     static const unsigned variants[] = {
         CONTIGUOUS, 0, FULL, TREES, TREES | CONTIGUOUS, LISTS, LISTS | CONTIGUOUS, INT8, PER_KEY, PER_KEY | CONTIGUOUS,
-        LATENT, LATENT | CONTIGUOUS
+        LATENT, LATENT | CONTIGUOUS, FACTORS, FACTORS | CONTIGUOUS, LAMBDAS, LAMBDAS | CONTIGUOUS, BUDGETS,
+        BUDGETS | TREES, BUDGETS | LATENT
     };
     size_t v;
     int j;
@@ -815,6 +912,106 @@ static void test_scales(void) {
 
 static void test_appends(void) {
     CASES(appends);
+}
+
+static void test_skips(void) {
+    CASES(skips);
+}
+
+/* An environment of two variables; any other name is an error of the caller. */
+static const char *env_prefill, *env_decode;
+static int env_strange;
+
+static char *env_get(const char *name) {
+    static char copy[64];
+    const char *value = NULL;
+    if (!strcmp(name, "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR")) {
+        value = env_prefill;
+    } else if (!strcmp(name, "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR")) {
+        value = env_decode;
+    } else {
+        env_strange++;
+    }
+    if (!value) return NULL;
+    memset(copy, 0, sizeof copy);   /* as getenv may: the next call overwrites what this one gave */
+    memcpy(copy, value, strlen(value));
+    return copy;
+}
+
+static int from_env(attn_skip *skip, const char *prefill, const char *decode, attn_error *error) {
+    env_prefill = prefill;
+    env_decode = decode;
+    return attn_skip_from_env(skip, env_get, error);
+}
+
+static void test_env(void) {
+    static const struct {
+        const char *text;
+        float value;
+    } good[] = {
+        { "0", 0.0f }, { "0.0", 0.0f }, { ".5", 0.5f }, { "7.", 7.0f }, { "10000", 10000.0f }, { "500.25", 500.25f },
+        { "1e3", 1000.0f }, { "1E3", 1000.0f }, { "2.5e+2", 250.0f }, { "125e-3", 0.125f }, { "1e-30", 1e-30f },
+        { "0.000000000000000000000000000001", 1e-30f }, { "1e30", 1e30f }, { "2.5e38", 2.5e38f }, { "007", 7.0f },
+        { "16777216", 16777216.0f }, { "1000000000000000000000000000000", 1e30f }, { "0e99999", 0.0f }
+    };
+    attn_skip skip = { ATTN_SKIP_EPS, 0.25f, 0.5f };
+    attn_error error;
+    size_t i;
+    env_strange = 0;
+    CHECK(!from_env(&skip, NULL, NULL, &error), "nothing set");
+    CHECK(skip.mode == ATTN_SKIP_OFF && skip.prefill == 0 && skip.decode == 0, "nothing set: mode %d", skip.mode);
+    CHECK(!from_env(&skip, "10000", NULL, &error), "prefill only");
+    CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 10000.0f && skip.decode == 0, "prefill only");
+    CHECK(!from_env(&skip, NULL, "500", &error), "decode only");
+    CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 0 && skip.decode == 500.0f, "decode only");
+    CHECK(!from_env(&skip, "18", "0.5", NULL), "both, without an attn_error");
+    CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 18.0f && skip.decode == 0.5f, "both");
+    for (i = 0; i < sizeof good / sizeof good[0]; i++) {
+        float value = good[i].value;
+        int status = from_env(&skip, good[i].text, "3", &error);
+        CHECK(!status, "%s: %s", good[i].text, status ? error.text : "");
+        CHECK(fabs((double)skip.prefill - (double)value) <= (double)value * 6e-8, "%s became %.9g", good[i].text,
+              (double)skip.prefill);
+        CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.decode == 3.0f, "%s: the other one", good[i].text);
+        CHECK(!from_env(&skip, NULL, good[i].text, &error) && skip.prefill == 0, "%s as decode", good[i].text);
+        CHECK(fabs((double)skip.decode - (double)value) <= (double)value * 6e-8, "%s became %.9g as decode",
+              good[i].text, (double)skip.decode);
+    }
+    CHECK(!env_strange, "asked for %d other names", env_strange);
+}
+
+/* An error names the variable and leaves the caller's settings alone. */
+static void test_env_errors(void) {
+    static const char *const bad[] = {
+        "", " ", "-1", "-0.5", "-0", "+5", "abc", "5x", "5 ", " 5", "1e", "1e+", "1e-", "e5", ".", ".e3", "1.2.3",
+        "1e5.0", "1e5e", "0x10", "nan", "inf", "infinity", "1,5", "1e39", "3.5e38", "1e99999", "5e4000000000", "1_000",
+        "10000000000000000000000000000000000000000"
+    };
+    const attn_skip was = { ATTN_SKIP_EPS, 0.25f, 0.5f };
+    attn_skip skip;
+    attn_error error;
+    size_t i;
+    int which;
+    for (i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        for (which = 0; which < 2; which++) {
+            const char *name = which ? "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR"
+                                     : "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR";
+            int status;
+            memset(&error, 0x7f, sizeof error);
+            skip = was;
+            status = from_env(&skip, which ? "3" : bad[i], which ? bad[i] : "3", &error);
+            CHECK(status == ATTN_E_ARGUMENT, "\"%s\": status %d", bad[i], status);
+            CHECK(!memcmp(&skip, &was, sizeof skip), "\"%s\" changed the settings", bad[i]);
+            if (status) {
+                CHECK(memchr(error.text, 0, sizeof error.text), "\"%s\": the text is not terminated", bad[i]);
+                CHECK(strstr(error.text, name), "\"%s\": %s", bad[i], error.text);
+                CHECK(error.request == ANY && error.slot == ANY, "\"%s\": request %d", bad[i], error.request);
+            }
+            CHECK(from_env(&skip, which ? "3" : bad[i], which ? bad[i] : "3", NULL) == status, "no attn_error");
+        }
+    }
+    CHECK(attn_skip_from_env(NULL, env_get, &error) == ATTN_E_ARGUMENT && strstr(error.text, "skip"), "skip NULL");
+    CHECK(attn_skip_from_env(&skip, NULL, &error) == ATTN_E_ARGUMENT && strstr(error.text, "get"), "get NULL");
 }
 
 static void clear_capacities(void) {
@@ -944,7 +1141,7 @@ static void test_empty(void) {
 /* Optional inputs: none of these is an error. */
 static void test_optional(void) {
     attn_error error;
-    int status;
+    int status, i;
     make_world(&now, 1);
     make_plan(&now);
     now.io.lse = NULL;
@@ -966,19 +1163,43 @@ static void test_optional(void) {
     now.io.topk = NULL;
     status = call(&now, FORWARD, &error);
     CHECK(status == ATTN_OK, "no tree and no lists with mask CAUSAL: %s", status ? error.text : "");
+    make_variant(&now, LAMBDAS);
+    make_plan(&now);
+    now.io.certificate = NULL;
+    now.io.counters = NULL;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "no certificate and no counters: %s", status ? error.text : "");
+    make_world(&now, 1);
+    make_plan(&now);
+    now.io.certificate = now.certificate;
+    now.io.counters = &now.counters;
+    now.certificate[0] = 7;
+    memset(&now.counters, 0x5a, sizeof now.counters);
+    memcpy(&before, &now, sizeof now);
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "certificate and counters with skipping off: %s", status ? error.text : "");
+    CHECK(now.certificate[0] == 0, "the certificate says %g", (double)now.certificate[0]);
+    CHECK(!memcmp(&now.counters, &before.counters, sizeof now.counters), "with skipping off something was counted");
+    make_variant(&now, LAMBDAS);
+    for (i = 0; i < N; i++) now.q_len[i] = 0;
+    make_plan(&now);
+    now.io.lambda = NULL;
+    status = call(&now, FORWARD, &error);
+    CHECK(status == ATTN_OK, "no thresholds for no rows: %s", status ? error.text : "");
 }
 
-/* attn_append stores rows, whatever sees them: it needs no tree and no lists. */
+/* attn_append stores rows, whatever sees them: it needs no tree, no lists and no thresholds. */
 static void test_append_alone(void) {
-    static const unsigned variants[] = { TREES, LISTS };
+    static const unsigned variants[] = { TREES, LISTS, LAMBDAS };
     int i;
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < 3; i++) {
         attn_error error;
         int status;
         make_variant(&now, variants[i]);
         make_plan(&now);
         now.io.tree = NULL;
         now.io.topk = NULL;
+        now.io.lambda = NULL;
         status = call(&now, APPEND, &error);
         CHECK(status == ATTN_OK, "attn_append: %s", status ? error.text : "");
     }
@@ -1097,6 +1318,9 @@ int main(int argc, char **argv) {
     test_run("errors: top-k lists", test_lists);
     test_run("errors: scales", test_scales);
     test_run("errors: appending more rows than keys", test_appends);
+    test_run("errors: skip-softmax", test_skips);
+    test_run("attn_skip_from_env: unset, set, numbers", test_env);
+    test_run("errors: attn_skip_from_env", test_env_errors);
     test_run("errors: a plan that was never made", test_foreign_plan);
     test_run("no error: n = 0 and zero lengths", test_empty);
     test_run("no error: what is optional", test_optional);

@@ -20,8 +20,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WITH_REF = {"attention", "engine", "properties", "sliding_window"}
-ORDER = ["errors", "api", "maths", "plan", "modes", "meta", "ring", "latent", "rope", "quant", "sparse", "engine",
-         "sliding_window", "attention", "properties"]
+ORDER = ["errors", "api", "maths", "plan", "modes", "meta", "ring", "latent", "rope", "quant", "sparse", "skip",
+         "engine", "sliding_window", "attention", "properties"]
 BUILD_SECONDS = 300
 
 # pattern, replacement: the match is the site
