@@ -1644,6 +1644,41 @@ static void test_all_skipped(void) {
     }
 }
 
+/* Two rows vote. Tile 32 lies 200 below row 0's reference and is kept for row 1's sake; tile 33, 197 above it, is
+   skipped for both: row 0's sums must follow its larger m, or tile 32's values stay in o as if they weighed e^-3. */
+static void one_leap(form f, int isa) {
+    int key, row;
+    world w;
+    plain_world(&w, f, 2, 1, 1, 2 * RUN);
+    w.layer.isa = isa;
+    set_skip(&w, ATTN_SKIP_LAMBDA, 0.1f);
+    open_world(&w);
+    w.exact = 1;
+    for (row = 0; row < 2; row++) query(&w, 0, 0, row)[row] = 1;
+    for (key = 0; key < w.kv_len[0]; key++) {
+        int tile = key / TILE;
+        key_row(&w, 0, key, 0)[0] = tile == 0 ? 0.0f : tile == 32 ? -200.0f : tile == 33 ? -3.0f : -150.0f;
+        key_row(&w, 0, key, 0)[1] = tile == 0 || tile == 32 ? 0.0f : -150.0f;
+        value_row(&w, 0, key, 0)[0] = tile == 32 ? 1000.0f : 1.0f;
+    }
+    forward(&w);
+    CHECK(w.count.tiles == 64 && w.count.v_skipped == 62, "%s: %ld of %ld tiles skipped", form_names[f],
+          (long)w.count.v_skipped, (long)w.count.tiles);
+    CHECK(!differs((double)w.o[0], 1, 1e-5), "%s: row 0: o %g, not 1", form_names[f], (double)w.o[0]);
+    CHECK(!differs((double)w.o[w.v_dim], 500.5, 1e-3), "%s: row 1: o %g, not 500.5", form_names[f],
+          (double)w.o[w.v_dim]);
+    close_world(&w);
+}
+
+static void test_leap(void) {
+    attn_isa set[4];
+    int n = isas(set), i;
+    for (i = 0; i < n; i++) {
+        one_leap(SPLIT, (int)set[i]);
+        one_leap(DECODING, (int)set[i]);
+    }
+}
+
 /* A NaN among what one row sees (its query; the value of a key that only it sees) leaves the rows that vote with it
    finite, and within their guarantees. */
 static void one_nan(form f, int isa, int mode, int in_query) {
@@ -2012,6 +2047,7 @@ int main(int argc, char **argv) {
     test_run("masks, windows, sinks, types, head dims", test_shapes);
     test_run("lengths around a tile", test_lengths);
     test_run("runs in which everything is skipped", test_all_skipped);
+    test_run("a skipped tile far above what its run kept", test_leap);
     test_run("a NaN spoils its row only", test_nan);
     test_run("decisions and bits do not depend on the batch", test_batches);
     test_run("each phase has its own factor", test_phases);
