@@ -1885,8 +1885,8 @@ static void attn__row_values_scalar(const attn__sums *a) {
 ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes, int32_t d) {
     int32_t i, x;
     for (i = 0; i < n; i++) {
-        for (x = 0; x < bytes && bytes < 4 * d; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
-        for (x = 0; x < bytes && bytes >= 4 * d; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
+        for (x = bytes < 4 * d ? 0 : bytes; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
+        for (x = bytes < 4 * d ? bytes : 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
     }
 }
 
@@ -3140,9 +3140,16 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
     }
 }
 
+/* How much too small, relatively, a sum of weights may have come out: every tile of a unit adds a few roundings. */
+static float attn__drift(const attn__run *r, int32_t request) {
+    int phase = r->view.phase[request];
+    int32_t keys = attn__min(attn__lengths_of(&r->view, request).kv_len, attn__unit_keys(r->layer, phase));
+    return 4e-6f + 2.5e-7f * (float)(keys / attn__key_tile(r->layer, phase));
+}
+
 /* Normalises one row from its three last numbers: what its sums are multiplied by, its lse, and an upper bound of the
-   share of the softmax that was skipped: of the exact sum, widened by the roundings that may have made it too small. */
-static float attn__finish_row(const float *tail, const float *sink, float *lse, float *certificate) {
+   share of the softmax that was skipped: of the exact sum, widened by `drift`. */
+static float attn__finish_row(const float *tail, const float *sink, float drift, float *lse, float *certificate) {
     float m = tail[2], top, weight, sum;
     *certificate = 0;
     if (tail[0] == 0) {
@@ -3154,7 +3161,8 @@ static float attn__finish_row(const float *tail, const float *sink, float *lse, 
     sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
-    if (tail[1] != 0) *certificate = tail[1] * weight * 1.000004f / (sum + tail[1] * weight);
+    if (tail[1] != 0) *certificate = (1 + drift) * tail[1] * weight / (sum + tail[1] * weight);
+    if (*certificate > 1) *certificate = 1;
     return weight / sum;
 }
 
@@ -3162,6 +3170,7 @@ static float attn__finish_row(const float *tail, const float *sink, float *lse, 
 static void attn__emit(const attn__run *r, const attn__strip *s, const float *state) {
     const attn_layer *l = r->layer;
     int32_t bytes = attn__type_bytes(l->o_type), h, i;
+    float drift = attn__drift(r, s->request);
     for (h = 0; h < s->heads; h++) {
         float scale = attn__head_scale(l, r->v_scale, s->request, s->head + h);
         for (i = 0; i < s->rows; i++, state += r->state_stride) {
@@ -3170,7 +3179,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
             float lse, certificate;
-            float factor = attn__finish_row(state + l->v_dim, sink, &lse, &certificate);
+            float factor = attn__finish_row(state + l->v_dim, sink, drift, &lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
@@ -3392,7 +3401,7 @@ static void attn__open_skip(attn__run *r, int32_t request) {
     const attn_skip *skip = &r->layer->skip;
     float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
     r->gap = 0;
-    r->eps = skip->mode == ATTN_SKIP_EPS ? value * 0.9999f : 0; /* the rest is for roundings */
+    r->eps = skip->mode == ATTN_SKIP_EPS ? value * (0.9999f - attn__drift(r, request)) : 0; /* the rest: roundings */
     if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
     r->dense = 0;
     if ((skip->mode != ATTN_SKIP_FACTOR && skip->mode != ATTN_SKIP_LAMBDA) || value == 0) return;
@@ -3440,8 +3449,7 @@ static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
 static float attn__allowance(const attn__run *r, int32_t row, int64_t first, int64_t last) {
     const attn__budget *b = &r->scratch.budget[row];
     int64_t seen = attn__max64(0, attn__min64(b->lead, last) - first);
-    seen += attn__max64(0, attn__min64(b->hi, last) - attn__max64(b->lo, first));
-    return b->per_key * (float)seen;
+    return b->per_key * (float)(seen + attn__max64(0, attn__min64(b->hi, last) - attn__max64(b->lo, first)));
 }
 
 /* EPS: does what `own` and `ref` skipped stay within that part of what they kept? */
@@ -3748,8 +3756,7 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     const attn__scratch *t = &r->scratch;
     int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n, clean;
-    int32_t ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16;
+    int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
     int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
     attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, NULL };
     if (!n) r->leaves->row_values(&a);
@@ -3857,10 +3864,9 @@ static attn__step attn__decode_step(const attn__run *r, const attn__strip *s, co
                                     float *state) {
     const attn__scratch *t = &r->scratch;
     int64_t row = i % 2 * (int64_t)s->rows, lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
-    int32_t h = i % s->heads;
-    float *rows = state + (int64_t)h * s->rows * r->state_stride;
+    float *rows = state + (int64_t)(i % s->heads) * s->rows * r->state_stride;
     uint64_t *mask = t->mask + i / s->heads % 2 * 2 * (int64_t)s->rows;
-    attn__step p = { *tile, h, tile->last - tile->begin, t->k_rows[i % 3], t->v_rows[i % 2],
+    attn__step p = { *tile, i % s->heads, tile->last - tile->begin, t->k_rows[i % 3], t->v_rows[i % 2],
                      t->scores + row * lds, t->alpha + row, rows, mask, 0, 0 };
     return p;
 }
@@ -3949,7 +3955,8 @@ static void attn__compute(attn__run *r, int32_t index) {
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
     attn__open_skip(r, s.request);
     if (r->eps > 0) attn__open_budgets(r, &s);
-    if (!prefill && s.units && r->layer->skip.mode) attn__decode_seed(r, &s);
+    i = s.units ? attn__unit_at(&s, t.end - 1) : 0;
+    if (!prefill && r->layer->skip.mode && i >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
     for (i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
         int starts = i == t.begin || attn__new_group(&s, i);

@@ -1644,6 +1644,44 @@ static void test_all_skipped(void) {
     }
 }
 
+/* Long rows of equal tiles: f32 sums of equal addends all round the same way, and the certificate must allow for it. */
+static void one_long_row(form f, int isa, int kv, double gap, float lambda) {
+    double each = 64 * exp((double)(float)-gap), kept, skipped, share;
+    int key;
+    world w;
+    plain_world(&w, f, 1, 1, 1, kv);
+    w.layer.isa = isa;
+    w.layer.head_dim = 1;
+    w.layer.v_dim = 1;
+    set_skip(&w, ATTN_SKIP_LAMBDA, lambda);
+    open_world(&w);
+    w.exact = 1;
+    query(&w, 0, 0, 0)[0] = 1;
+    for (key = TILE; key < kv; key++) key_row(&w, 0, key, 0)[0] = (float)-gap;
+    forward(&w);
+    kept = 64 + each * (double)(kv / TILE - 1 - w.count.v_skipped);
+    skipped = each * (double)w.count.v_skipped;
+    share = skipped / (kept + skipped);
+    CHECK(w.count.v_skipped == kv / TILE - 1, "%s: %ld tiles skipped", form_names[f], (long)w.count.v_skipped);
+    CHECK((double)w.certificate[0] >= share && w.certificate[0] <= 1, "%s, %d keys: certificate %.9g, share %.9g",
+          form_names[f], kv, (double)w.certificate[0], share);
+    CHECK((double)w.certificate[0] <= share * (f == DECODING ? 1.00001 : 1.01), "%s, %d keys: certificate %.9g, share %.9g",
+          form_names[f], kv, (double)w.certificate[0], share);
+    close_world(&w);
+}
+
+static void test_long_rows(void) {
+    attn_isa set[4];
+    int n = isas(set), i, f;
+    for (i = 0; i < n; i++) {
+        for (f = 0; f < FORMS; f++) {
+            one_long_row((form)f, (int)set[i], 65536, 7.5, 0.1f);
+            one_long_row((form)f, (int)set[i], 262144, 8.9, 0.1f);
+            one_long_row((form)f, (int)set[i], 1048576, 0.01, 0.995f);
+        }
+    }
+}
+
 /* Two rows vote. Tile 32 lies 200 below row 0's reference and is kept for row 1's sake; tile 33, 197 above it, is
    skipped for both: row 0's sums must follow its larger m, or tile 32's values stay in o as if they weighed e^-3. */
 static void one_leap(form f, int isa) {
@@ -2047,6 +2085,7 @@ int main(int argc, char **argv) {
     test_run("masks, windows, sinks, types, head dims", test_shapes);
     test_run("lengths around a tile", test_lengths);
     test_run("runs in which everything is skipped", test_all_skipped);
+    test_run("certificates of long rows", test_long_rows);
     test_run("a skipped tile far above what its run kept", test_leap);
     test_run("a NaN spoils its row only", test_nan);
     test_run("decisions and bits do not depend on the batch", test_batches);
