@@ -185,10 +185,10 @@
       are calibrated for a tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or as many rows as the
       vector lanes take (PREFILL, 16 or 64). lambda >= 1 would drop nearly everything: such requests run dense and
       count as dense_tiles. io.certificate is an upper bound of what each row lost, relative to the logits of this
-      call: |o - dense o| <= certificate * (largest - smallest v), and the dense lse is at most -ln(1 - certificate)
-      larger. The counters' histogram, collected at lambda = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip:
-      its entries from i on. With skipping, bits may depend on E, chunks and row_tile, since the rows of a tile decide
-      together; not on lanes, neighbours, pages or workers. Not for TOPK.
+      call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0 among them if it has a sink), and
+      the dense lse is at most -ln(1 - certificate) larger. The histogram, collected at lambda = 1e-30, tells what
+      lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. With skipping, bits may depend on E,
+      chunks and row_tile, since rows decide together; not on lanes, neighbours, pages or workers. Not for TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -1689,7 +1689,7 @@ typedef struct attn__dots {
     float *s;                       /* [row][key] */
     const float *q;                 /* [row][d] */
     const float *const *k;
-    int32_t lds, ldq, rows, n, d, ahead_bytes;
+    int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
     const char *const *ahead;
 } attn__dots;
 
@@ -1698,7 +1698,7 @@ typedef struct attn__sums {
     const float *p;                 /* [row][key] */
     const float *alpha;
     const float *const *v;
-    int32_t ldo, ldp, rows, n, v_dim, ahead_bytes;
+    int32_t ldo, ldp, rows, n, v_dim, ahead_bytes, narrow;
     const char *const *ahead;
 } attn__sums;
 
@@ -1880,13 +1880,13 @@ static void attn__row_values_scalar(const attn__sums *a) {
 
 #define ATTN__AVX2 ATTN__TARGET("avx2,fma,f16c")
 
-/* Asks for n rows of `bytes` bytes and d elements. f32 is computed with where it lies, so it goes to the first-level
-   cache; the second is as good for what is widened, and leaves room: f16 gains 4 %, f32 would lose 15 %. */
-ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes, int32_t d) {
+/* Asks for n rows of `bytes` bytes. f32 is computed with where it lies, so it goes to the first-level cache; the second
+   is as good for what is narrow and will be widened, and leaves room: f16 gains 4 %, f32 would lose 15 %. */
+ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes, int narrow) {
     int32_t i, x;
     for (i = 0; i < n; i++) {
-        for (x = bytes < 4 * d ? 0 : bytes; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
-        for (x = bytes < 4 * d ? bytes : 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
+        for (x = narrow ? 0 : bytes; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
+        for (x = narrow ? bytes : 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
     }
 }
 
@@ -2151,7 +2151,7 @@ ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dot
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
     float *s = a->s + r * a->lds + j, out[8];
     int32_t x, i;
-    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->d);
+    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
@@ -2219,7 +2219,7 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
     for (j = 0; j < a->n; j++) {
         const float *row = a->v[j] + x;
         __m256 value[4];
-        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->v_dim);
+        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
         }
@@ -2465,7 +2465,7 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
     const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
     float *s = a->s + r * a->lds + j, out[16];
     int32_t x, i;
-    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->d);
+    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
@@ -2531,7 +2531,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     for (j = 0; j < a->n; j++) {
         const float *row = a->v[j] + x;
         __m512 value[8];
-        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->v_dim);
+        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
         }
@@ -3740,7 +3740,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, NULL };
+    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, !!wide, NULL };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
@@ -3758,7 +3758,7 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
     int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, NULL };
+    attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, !!wide, NULL };
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
