@@ -183,21 +183,25 @@ part_manual() {
 
 # ---- gcc, clang -----------------------------------------------------------------------------------------------------
 
-# matrix CC CXX: every combination must be silent
+# silent CC OPT STD: this compiler, without a word
+silent() {
+    if have "${1%% *}"; then
+        try "compile: $1 -std=$3 $2" $1 -std=$3 $2 $WARN -c -o "$out/object.o" $dir/impl.c
+    else
+        skip "compile: $1 -std=$3 $2" "no ${1%% *}"
+    fi
+}
+
+# matrix CC CXX: every level and every standard, each at least once
 matrix() {
-    for opt in -O0 -O2 -O3 -Ofast; do
-        for std in c99 gnu11 c++11; do
-            case $std in
-                c++*) driver="$2 -x c++" ;;
-                *) driver=$1 ;;
-            esac
-            if have "${driver%% *}"; then
-                try "compile: $driver -std=$std $opt" $driver -std=$std $opt $WARN -c -o "$out/$1.o" $dir/impl.c
-            else
-                skip "compile: $driver -std=$std $opt" "no ${driver%% *}"
-            fi
-        done
-    done
+    silent $1 -O0 c99
+    silent $1 -O2 c99
+    silent $1 -O2 gnu11
+    silent $1 -O3 c99
+    silent $1 -Ofast c99
+    silent "$2 -x c++" -O0 c++11
+    silent "$2 -x c++" -O2 c++11
+    silent "$2 -x c++" -O3 c++11
     try "compile: $1 ATTN_NO_SIMD" $1 -std=c99 -O2 $WARN -DATTN_NO_SIMD -c -o "$out/$1.o" $dir/impl.c
     try "compile: $1 ATTN_STATIC" $1 -std=c99 -O1 $WARN -DATTN_STATIC -c -o "$out/$1.o" $dir/impl.c
     try "compile: $1 -fPIC" $1 -std=c99 -O1 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
@@ -241,9 +245,10 @@ target() {
     fi
     for std in c99 c++11; do
         language=c
-        [ $std = c99 ] || language=c++
+        how=-O1
+        [ $std = c99 ] || { language=c++; how=-fsyntax-only; }
         try "compile: $triple -std=$std" clang --target="$triple" "$@" -ffreestanding -nostdlibinc \
-            -I$dir/freestanding -x $language -std=$std -O1 $WARN -c -o "$out/t.o" $dir/impl.c
+            -I$dir/freestanding -x $language -std=$std $how $WARN -c -o "$out/t.o" $dir/impl.c
     done
 }
 
