@@ -470,7 +470,7 @@ typedef struct attn_rope_input {
 ATTN_API int attn_rope(const attn_rope_input *input, attn_error *error);
 
 /* Fills in *skip from the environment: mode FACTOR with ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR and
-   ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR; an unset one is 0, both unset: OFF. get: the C library's getenv or a
+   ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR; an unset one is 0, both 0: OFF. get: the C library's getenv or a
    function like it. A malformed or negative number is an error that names the variable, and *skip stays as it was. */
 ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error);
 
@@ -1538,8 +1538,7 @@ static float attn__from_f16(uint16_t h) {
 
 /* Rounds the bits of an f32 |x| to so many mantissa bits; what is too large gets a code above the format's largest. */
 static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
-    int32_t exponent = (int32_t)(x >> 23) - 127 + bias;
-    int32_t shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
+    int32_t exponent = (int32_t)(x >> 23) - 127 + bias, shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
     uint32_t all = (x & 0x7fffffu) | 0x800000u, half, rest, code;
     if (shift > 24) return 0;
     half = 1u << (shift - 1);
@@ -1961,8 +1960,7 @@ ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *cons
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
 ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
-    __m256i u = _mm256_castps_si256(x);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
@@ -2002,8 +2000,7 @@ ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
     for (i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
-        __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t);
-        __m256 small = _mm256_set1_ps(attn__tanh_terms[0]);
+        __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t), small = _mm256_set1_ps(attn__tanh_terms[0]);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
         __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
         ATTN__UNROLL
@@ -2806,8 +2803,7 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     int32_t size = l->page_size;
     int64_t key;
     for (key = first; key < last; key += size - key % size) {
-        int32_t p = attn__slot_of(l, (int32_t)key) / size;
-        int32_t page = io->page_table[request * table_row + p];
+        int32_t p = attn__slot_of(l, (int32_t)key) / size, page = io->page_table[request * table_row + p];
         if (page >= 0 && page < io->pages) continue;
         attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page, io->pages,
                       p);
@@ -3178,8 +3174,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
             const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
-            float lse, certificate;
-            float factor = attn__finish_row(state + l->v_dim, sink, drift, &lse, &certificate);
+            float lse, certificate, factor = attn__finish_row(state + l->v_dim, sink, drift, &lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
             if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
@@ -3435,10 +3430,15 @@ static void attn__count(const attn__run *r, float gap, int skip, int no_weights)
     r->counters->histogram[gap < 31.5f ? (int)(gap * 2) : 63]++;
 }
 
+/* TREE: as if causal, so that a chain gives the bits of CAUSAL. */
 static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
-    int32_t i;
+    attn__lengths n = attn__lengths_of(&r->view, s->request);
+    attn_layer layer = *r->layer;
+    int32_t past = n.kv_len - n.q_len, i;
+    if (layer.mask == ATTN_TREE) layer.mask = ATTN_CAUSAL;
     for (i = 0; i < s->rows; i++) {
-        attn__span p = attn__packed_span(r, s, i);
+        int32_t position = attn__row_position(r, s->request, (s->row + i) / r->group);
+        attn__span p = attn__key_span(&layer, &n, position - past);
         int32_t lead = attn__min(p.lead, p.lo);
         attn__budget b = { lead, p.lo, p.hi, r->eps / (float)attn__max(1, lead + p.hi - p.lo) };
         r->scratch.budget[i] = b;
@@ -4397,6 +4397,7 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
     int32_t i, j;
     const attn__rule rules[] = {
         { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0, 0 },
+        { l->skip.mode, "layer.skip.mode = %a, but indexer scores skip nothing", l->skip.mode, 0, 0 },
         { l->mask == ATTN_TREE || l->mask == ATTN_TOPK, "layer.mask = %a: indexer scores take no TREE and no TOPK",
           l->mask, 0, 0 }
     };
@@ -4517,8 +4518,7 @@ static double attn__exp_double(double x) {
 static void attn__turn(double angle, double *cosine, double *sine) {
     double turns = angle * 0.636619772367581343;
     int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
-    double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11;
-    double c = 1.0, s = 1.0, t;
+    double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11, c = 1.0, s = 1.0, t;
     int i;
     for (i = 14; i > 0; i -= 2) {
         c = 1.0 - c * x * x / (i * (i - 1));
@@ -4620,18 +4620,17 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
     static const char *const names[2] = { "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR",
                                           "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR" };
     float values[2] = { 0, 0 };
-    int i, set = 0;
+    int i;
     if (!skip || !get) return attn__fail(error, ATTN_E_ARGUMENT, "skip or get is NULL", 0, 0);
     for (i = 0; i < 2; i++) {
         const char *text = get(names[i]);
         if (!text) continue;
-        set = 1;
         values[i] = attn__parse(text);
         if (values[i] < 0) {
             return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
         }
     }
-    skip->mode = set ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
+    skip->mode = values[0] > 0 || values[1] > 0 ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
     skip->prefill = values[0];
     skip->decode = values[1];
     return attn__succeed(error);
