@@ -3896,9 +3896,9 @@ static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t 
         now = attn__decode_step(r, s, &tiles[i / s->heads], i, state);
         if (i % s->heads == 0) all = attn__mask_rows(r, s, &now.tile, now.mask);
         now.all = all;
-        attn__key_rows(r, &r->v, s, s->head + now.h, seen, now.tile.begin, now.n, now.v_rows);
         soon = before.needs == 2 ? before.v_rows : ahead;
         attn__decode_begin(r, s, &now, (before.needs == 2 ? before.n : n) >= now.n ? soon : NULL);
+        if (now.needs == 2) attn__key_rows(r, &r->v, s, s->head + now.h, seen, now.tile.begin, now.n, now.v_rows);
         if (before.needs) attn__decode_values(r, s, &before, n >= before.n ? ahead : NULL);
         before = now;
     }
