@@ -2607,16 +2607,16 @@ static uint32_t attn__xcr0(void) {
 
 ATTN_API attn_isa attn_isa_detect(void) {
 #if ATTN__X86
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29, AVX2 = 1 << 5 };
+    const uint32_t base = 1u << 12 | 1u << 27 | 1u << 29, avx2 = 1u << 5; /* FMA, OSXSAVE, F16C; AVX2 */
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     uint32_t one[4], seven[4], state;
     attn__cpuid(0, one);
     if (one[0] < 7) return ATTN_ISA_SCALAR;
     attn__cpuid(1, one);
-    if (!(one[2] & FMA) || !(one[2] & OSXSAVE) || !(one[2] & F16C)) return ATTN_ISA_SCALAR;
+    if ((one[2] & base) != base) return ATTN_ISA_SCALAR;
     attn__cpuid(7, seven);
     state = attn__xcr0();
-    if (!(seven[1] & AVX2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
+    if (!(seven[1] & avx2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
     if ((seven[1] & avx512) == avx512 && (state & 0xe6u) == 0xe6u) return ATTN_ISA_AVX512;
     return ATTN_ISA_AVX2;
 #else
