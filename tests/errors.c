@@ -964,6 +964,9 @@ static void test_env(void) {
     CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 10000.0f && skip.decode == 0, "prefill only");
     CHECK(!from_env(&skip, NULL, "500", &error), "decode only");
     CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 0 && skip.decode == 500.0f, "decode only");
+    CHECK(!from_env(&skip, "0", "0", &error), "both 0");
+    CHECK(skip.mode == ATTN_SKIP_OFF && skip.prefill == 0 && skip.decode == 0, "both 0: mode %d", skip.mode);
+    CHECK(!from_env(&skip, NULL, "0.0", &error) && skip.mode == ATTN_SKIP_OFF, "0 and unset: mode %d", skip.mode);
     CHECK(!from_env(&skip, "18", "0.5", NULL), "both, without an attn_error");
     CHECK(skip.mode == ATTN_SKIP_FACTOR && skip.prefill == 18.0f && skip.decode == 0.5f, "both");
     for (i = 0; i < sizeof good / sizeof good[0]; i++) {

@@ -895,6 +895,14 @@ static void test_layer_errors(void) {
     if (!plan_index(&c)) REFUSE((void)0, ATTN_E_LAYER, -1, -1, "layer.kv_heads = 2", "");
     close_index(&c);
     s.layer.kv_heads = 1;
+    for (s.layer.skip.mode = ATTN_SKIP_FACTOR; s.layer.skip.mode <= ATTN_SKIP_EPS; s.layer.skip.mode++) {
+        char text[] = "layer.skip.mode = 0, but indexer scores skip nothing";
+        text[18] = (char)('0' + s.layer.skip.mode);
+        open_index(&c, &s);
+        if (!plan_index(&c)) REFUSE((void)0, ATTN_E_LAYER, -1, -1, text, "");
+        close_index(&c);
+    }
+    s.layer.skip.mode = ATTN_SKIP_OFF;
     s.layer.mask = ATTN_TREE;
     open_index(&c, &s);
     if (!plan_index(&c)) REFUSE((void)0, ATTN_E_LAYER, -1, -1, "layer.mask = 4", "");
