@@ -1,9 +1,10 @@
 # Two commands: `make demo` and `make test`. Both need a C compiler, make and a POSIX shell, nothing else.
 #
-#   make demo        builds and runs three examples
+#   make demo        builds examples/llm.c and lets it write text with a small model
 #   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
-#   make bench       builds and runs bench/*.c
+#   make bench       builds and runs bench/cpu.c
+#   make curve       accuracy, loss, skipped share and time over the settings of skip-softmax, to bench/curve.csv and .svg
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
 #   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
@@ -26,26 +27,22 @@ export CC
 
 SUPPORT  := tests/ref.c tests/cases.c
 WITH_REF := attention engine properties sliding_window
-NAMES    := $(filter-out ref cases,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
-SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples
+NAMES    := $(filter-out ref cases llm_ref,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
+SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples models
 HEADERS  := attn.h $(wildcard tests/*.h)
 
 # What `make test` runs, one log each. The long ones come first, so that they do not trail.
 PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES))
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan size bench mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan size bench curve mutants clean
 
 all: demo
 
 demo:
 	@mkdir -p build
-	$(CC) -O2 -I. -o build/hello examples/hello.c -lm
-	./build/hello
-	$(CC) -O2 -I. -o build/paged_decode examples/paged_decode.c -lm
-	./build/paged_decode
-	$(CC) -O2 -I. -o build/mask_picture examples/mask_picture.c -lm
-	./build/mask_picture build/mask.svg
+	$(CC) -O2 -I. -o build/llm_demo examples/llm.c $(LIBS)
+	./build/llm_demo
 
 test:
 	@rm -rf $(B)/log
@@ -72,9 +69,10 @@ size:
 PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
 .SECONDARY: $(PROGRAMS)
 
+$(B)/llm: examples/llm.c tests/llm_ref.c
 $(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
 	@mkdir -p $(B)
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(LIBS)
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -I. -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(if $(filter llm,$*),tests/llm_ref.c tests/ref.c) $(LIBS)
 
 $(patsubst %,$(B)/log/%.log,$(filter-out ofast,$(NAMES))): $(B)/log/%.log: $(B)/%
 	@sh tests/run.sh $* $@ $(B)/$*
@@ -91,14 +89,18 @@ $(B)/log/fast-math.log:
 $(B)/log/examples.log:
 	@sh tests/run.sh examples $@ sh tests/examples.sh
 
+$(B)/log/models.log:
+	@sh tests/run.sh models $@ sh tests/models.sh
+
 bench:
 	@mkdir -p build
-	@for f in bench/*.c; do \
-	    p=build/bench_$$(basename $$f .c); \
-	    echo "$(CC) -O2 -o $$p $$f $(LIBS)"; \
-	    $(CC) -O2 -o $$p $$f $(LIBS) || exit 1; \
-	    $$p || exit 1; \
-	done
+	$(CC) -O2 -o build/bench_cpu bench/cpu.c $(LIBS)
+	./build/bench_cpu
+
+curve:
+	@mkdir -p build
+	$(CC) -O2 -I. -o build/curve bench/curve.c $(LIBS)
+	./build/curve
 
 mutants:
 	@python3 tools/mutate.py --count $(N) --seed $(SEED)

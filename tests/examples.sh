@@ -7,6 +7,7 @@ passed=0
 failed=0
 
 mkdir -p build
+ln -s "$PWD/models" "$out/models" || exit 1
 for file in examples/*.c; do
     name=$(basename "$file" .c)
     line=$(sed -n 's|.*\(cc .*examples/'"$name"'\.c.*\)|\1|p' "$file" | sed 's|  .*||; s|[ ;.]*\*/$||' | head -n 1)
