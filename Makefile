@@ -6,6 +6,7 @@
 #   make bench       builds and runs bench/*.c
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
+#   make sim         the CUDA driver without a GPU, build/sim/libcuda.so.1: LD_LIBRARY_PATH=build/sim ./program
 #   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
 #
 # CC, OPT (optimisation and sanitizer flags), WERROR=-Werror and JOBS may be set. ATTN_REQUIRE lists the names of the
@@ -30,11 +31,20 @@ NAMES    := $(filter-out ref cases,$(patsubst tests/%.c,%,$(sort $(wildcard test
 SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples
 HEADERS  := attn.h $(wildcard tests/*.h)
 
+# The simulated CUDA driver. Its loops over lanes want vector instructions; its registers have no one type; and its
+# arithmetic is that of the instructions, so nothing may be contracted.
+SIM_TEST := $(patsubst tests/sim/test_%.c,%,$(sort $(wildcard tests/sim/test_*.c)))
+SIM_CODE := $(filter-out tests/sim/test_%,$(sort $(wildcard tests/sim/*.c)))
+SIM_OBJ  := $(SIM_CODE:tests/sim/%.c=$(B)/sim/%.o)
+SIM_LIB  := $(B)/sim/libcuda.so.1
+NATIVE   := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
+SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasing -fno-math-errno -fno-trapping-math
+
 # What `make test` runs, one log each. The long ones come first, so that they do not trail.
-PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES))
+PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_TEST:%=sim_%)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan size bench mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan size sim bench mutants clean
 
 all: demo
 
@@ -56,7 +66,7 @@ test:
 logs: $(LOGS)
 
 test-programs:
-	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES))"
+	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES)) $(SIM_TEST:%=sim_%)"
 
 test-O0:
 	@$(MAKE) -s test-programs OPT=-O0 B=$(B)/O0
@@ -70,7 +80,7 @@ size:
 
 # The headers decide when a program is built again; tests/run.sh turns a crash or a hang into a counted failure.
 PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
-.SECONDARY: $(PROGRAMS)
+.SECONDARY: $(PROGRAMS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%)
 
 $(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
 	@mkdir -p $(B)
@@ -78,6 +88,22 @@ $(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
 
 $(patsubst %,$(B)/log/%.log,$(filter-out ofast,$(NAMES))): $(B)/log/%.log: $(B)/%
 	@sh tests/run.sh $* $@ $(B)/$*
+
+sim: $(SIM_LIB)
+
+$(B)/sim/%.o: tests/sim/%.c $(wildcard tests/sim/*.h)
+	@mkdir -p $(B)/sim
+	$(CC) $(CFLAGS) $(SIM_OPT) $(WARN) -c -o $@ $<
+
+$(SIM_LIB): $(SIM_OBJ) tests/sim/exports.map
+	$(CC) $(OPT) -shared -Wl,-soname,libcuda.so.1 -Wl,--version-script=tests/sim/exports.map -o $@ $(SIM_OBJ) $(LIBS)
+
+# The library lies beside the programs. They may also look for NVRTC, which looks for a driver.
+$(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $< $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
+
+$(SIM_TEST:%=$(B)/log/sim_%.log): $(B)/log/sim_%.log: $(B)/sim/%
+	@sh tests/run.sh sim_$* $@ $(B)/sim/$*
 
 $(B)/log/compile-%.log:
 	@sh tests/run.sh compile $@ sh tests/compile.sh $*
