@@ -157,7 +157,7 @@ UNARY(f64_u32, double, uint32_t, a)
 UNARY(f64_s64, double, int64_t, a)
 UNARY(f64_u64, double, uint64_t, a)
 UNARY(f64_f32, double, float, a)
-UNARY(f32_f64, float, double, a)
+UNARY(f32_f64, float, double, a == a ? (float)a : sim_as_float(0x7FFFFFFFu))
 
 /* rni: nearest even, rzi: towards zero, rmi: down, rpi: up */
 #define ROUND_TO(suffix, round)                                                                                       \

@@ -47,6 +47,21 @@ static inline CUfunction load_kernel(const char *text) {
     return f;
 }
 
+/* A kernel k(a, b, n) around some instructions. They find: d0 = a, d1 = b, r0 = thread, r1 = block, r2 = n,
+   d3 = a + 4 * thread, d4 = b + 4 * thread; free are p, h, r8.., f, d8... */
+static inline CUfunction kernel_around(const char *variables, const char *code) {
+    static char text[8000];
+    snprintf(text, sizeof text,
+             ".version 8.0\n.target sm_80\n.address_size 64\n%s\n"
+             ".visible .entry k(.param .u64 a, .param .u64 b, .param .u32 n)\n{\n"
+             ".reg .pred p<8>;\n.reg .b16 h<8>;\n.reg .b32 r<32>;\n.reg .f32 f<8>;\n.reg .b64 d<32>;\n"
+             "ld.param.u64 d0, [a];\nld.param.u64 d1, [b];\nld.param.u32 r2, [n];\n"
+             "mov.u32 r0, %%tid.x;\nmov.u32 r1, %%ctaid.x;\nmul.wide.u32 d2, r0, 4;\n"
+             "add.u64 d3, d0, d2;\nadd.u64 d4, d1, d2;\n%s\nret;\n}\n",
+             variables, code);
+    return load_kernel(text);
+}
+
 static inline CUdeviceptr upload(const void *data, size_t bytes) {
     CUdeviceptr p = 0;
     CHECK(!cuMemAlloc_v2(&p, bytes), "%lu bytes", (unsigned long)bytes);
