@@ -206,11 +206,11 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CU
     return sim_leave(r);
 }
 
-/* The synchronous ones: the legacy stream, and a wait for it. */
+/* The synchronous ones: the legacy stream, and a wait for it, which is none for non-blocking streams. */
 static CUresult finish(CUresult r) {
     if (r) return r;
     sim_driver.counters.synchronisations++;
-    sim_run_all(sim_current());
+    sim_run_until(&sim_current()->null_stream, UINT64_MAX);
     return sim_current()->sticky;
 }
 

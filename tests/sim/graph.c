@@ -93,7 +93,7 @@ CUresult sim_capture_event(sim_stream *s, sim_event *e, int wait) {
     }
     if (e->captured->invalid) return CU_CAPTURE_INVALIDATED;
     if (!s->capture) {
-        if (s == &s->context->null_stream || s->first) return CU_CAPTURE_ISOLATION;
+        if (s == &s->context->null_stream) return CU_CAPTURE_ISOLATION;
         s->capture = e->captured;
         s->joined = 1;
         s->unjoined = ++sim_driver.numbers;
