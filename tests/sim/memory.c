@@ -50,9 +50,21 @@ void sim_memory_open(sim_memory *s, int device, size_t limit) {
     s->limit = limit;
 }
 
-static void drop_contents(sim_buffer *b) {
+static void forget_cells(sim_buffer *b) {
     size_t i;
-    for (i = 0; b->cells && i <= b->bytes / 4 / CELL_PAGE; i++) free(b->cells[i]);
+    for (i = 0; b->cells && i <= b->bytes / 4 / CELL_PAGE; i++) {
+        free(b->cells[i]);
+        b->cells[i] = NULL;
+    }
+}
+
+void sim_memory_forget_cells(sim_memory *s) {
+    int i;
+    for (i = 0; i < s->count; i++) forget_cells(s->buffer[i]);
+}
+
+static void drop_contents(sim_buffer *b) {
+    forget_cells(b);
     free(b->cells);
     free(b->data);
     free(b->written);

@@ -29,11 +29,21 @@ struct release_log {
     int count, capacity;
 };
 
+/* The epochs of this launch; those with lower numbers are of earlier ones. */
+struct epoch_table {
+    struct epoch {
+        uint32_t block, clock, warp;
+    } *item;
+    int count, capacity;
+    uint32_t first;
+};
+
 /* ---- clocks ---------------------------------------------------------------------------------------------------- */
 
 void sim_tick(sim_warp *w) {
     w->clock++;
     w->seen[w->index] = w->clock;
+    w->epoch = 0;
 }
 
 void sim_join_clocks(uint32_t *into, const uint32_t *from) {
@@ -187,97 +197,124 @@ static int is_released(const release_object *o, uint32_t count, uint32_t block, 
     return 0;
 }
 
-/* An earlier access of this launch, by a warp of a block, at its clock then. */
-static int is_ordered(const sim_machine *m, uint32_t block, uint32_t warp, uint32_t clock) {
+/* Whether an earlier access of this launch lies behind this warp. */
+static int is_ordered(const sim_machine *m, const struct epoch *e) {
     const sim_warp *w = m->warp;
     int i;
-    if (block == m->linear_block) return warp == (uint32_t)w->index || clock <= w->seen[warp];
+    if (e->block == m->linear_block) return e->warp == (uint32_t)w->index || e->clock <= w->seen[e->warp];
     for (i = 0; i < w->known.count; i++) {
         const struct known_releases *k = &w->known.item[i];
-        if (is_released(&m->releases->object[k->object], k->count, block, warp, clock)) return 1;
+        if (is_released(&m->releases->object[k->object], k->count, e->block, e->warp, e->clock)) return 1;
     }
     return 0;
 }
 
-static global_cell *cells_of(sim_buffer *b, size_t cell) {
+static uint32_t new_epoch(sim_machine *m) {
+    struct epoch_table *t = m->epochs;
+    struct epoch *e;
+    t->item = (struct epoch *)sim_grow(t->item, &t->capacity, t->count + 1, sizeof *t->item);
+    e = &t->item[t->count++];
+    e->block = m->linear_block;
+    e->clock = m->warp->clock;
+    e->warp = (uint32_t)m->warp->index;
+    m->warp->epoch = m->memory->epochs++;
+    return m->warp->epoch;
+}
+
+/* The epoch of a record, NULL: of an earlier launch, or of these bytes there is none. */
+static const struct epoch *epoch_of(const sim_machine *m, uint32_t record, uint32_t bytes) {
+    uint32_t number = record >> EPOCH_SHIFT;
+    return number >= m->epochs->first && (record & bytes) ? &m->epochs->item[number - m->epochs->first] : NULL;
+}
+
+/* The record of an access of these bytes; what the same warp left there in this epoch stays. */
+static uint32_t new_record(sim_machine *m, uint32_t old, uint32_t bytes, int mark) {
+    uint32_t number = m->warp->epoch ? m->warp->epoch : new_epoch(m);
+    uint32_t record = number << EPOCH_SHIFT | bytes | (mark ? CELL_MARK : 0);
+    return old >> EPOCH_SHIFT == number ? record | old : record;
+}
+
+static global_cell *cell_at(sim_buffer *b, size_t cell) {
     global_cell **page = &b->cells[cell / CELL_PAGE];
     if (!*page) *page = (global_cell *)sim_allocate(CELL_PAGE * sizeof **page);
     return *page + cell % CELL_PAGE;
 }
 
 static void report_global(sim_machine *m, const sim_instruction *in, int lane, size_t at, const char *what,
-                          const char *whose, uint32_t warp, uint32_t block) {
+                          const char *whose, const struct epoch *e) {
     sim_report(m, in, lane, PTXSIM_GLOBAL_RACE, 0,
                "global %s (offset %lu of the buffer) %s warp %u of block %u: no barrier, or no fence, atomic and fence "
                "between",
-               what, (unsigned long)at, whose, warp, block);
+               what, (unsigned long)at, whose, (unsigned)e->warp, (unsigned)e->block);
 }
 
+static void read_cell(sim_machine *m, const sim_instruction *in, int lane, global_cell *g, size_t at, uint32_t bytes) {
+    const struct epoch *writer = epoch_of(m, g->write, bytes);
+    if (writer && in->read_only) {
+        sim_report(m, in, lane, PTXSIM_READ_ONLY, 0,
+                   "ld.global.nc of data that this launch wrote (offset %lu of the buffer)", (unsigned long)at);
+    } else if (writer && !(in->strong && (g->write & CELL_MARK)) && !is_ordered(m, writer)) {
+        report_global(m, in, lane, at, "read", "of a value of", writer);
+    }
+    if (in->strong) return;
+    if (epoch_of(m, g->read, CELL_MARK)) g->read = new_record(m, g->read, bytes, 1);
+    else g->read = new_record(m, g->read, bytes, in->read_only);
+}
+
+/* The mark of a writer: it was strong. Of a reader: somebody used .nc. */
 void sim_global_read(sim_machine *m, const sim_instruction *in, int lane, sim_buffer *b, size_t at, uint32_t bytes) {
     size_t c;
     if (!m->config->check || b->constant) return;
     for (c = at / 4; c <= (at + bytes - 1) / 4; c++) {
-        global_cell *g = cells_of(b, c);
         uint32_t mask = bytes_in_cell((uint32_t)(c - at / 4), (uint32_t)(at % 4), bytes);
-        int written = g->write_launch == m->launch && (g->write_bytes & mask);
-        int again = g->read_launch == m->launch && g->read_block == m->linear_block &&
-                    g->read_warp == m->warp->index && g->read_clock == m->warp->clock;
-        if (written && in->read_only) {
-            sim_report(m, in, lane, PTXSIM_READ_ONLY, 0,
-                       "ld.global.nc of data that this launch wrote (offset %lu of the buffer)", (unsigned long)at);
-        } else if (written && !(in->strong && g->write_strong) &&
-                   !is_ordered(m, g->write_block, g->write_warp, g->write_clock)) {
-            report_global(m, in, lane, at, "read", "of a value of", g->write_warp, g->write_block);
-        }
-        if (in->read_only) g->nc_launch = m->launch;
-        if (in->strong) continue;
-        g->read_bytes = (uint8_t)(again ? g->read_bytes | mask : mask);
-        g->read_launch = m->launch;
-        g->read_block = m->linear_block;
-        g->read_warp = (uint8_t)m->warp->index;
-        g->read_clock = m->warp->clock;
+        read_cell(m, in, lane, cell_at(b, c), at, mask);
     }
 }
 
 /* Of the readers of a cell only the last is remembered. */
+static void write_cell(sim_machine *m, const sim_instruction *in, int lane, global_cell *g, size_t at, uint32_t bytes) {
+    const struct epoch *writer = epoch_of(m, g->write, bytes), *reader = epoch_of(m, g->read, bytes);
+    if (reader && (g->read & CELL_MARK)) {
+        sim_report(m, in, lane, PTXSIM_READ_ONLY, 0,
+                   "a write to data that ld.global.nc read in this launch (offset %lu of the buffer)",
+                   (unsigned long)at);
+    }
+    if (writer && !(in->strong && (g->write & CELL_MARK)) && !is_ordered(m, writer)) {
+        report_global(m, in, lane, at, "write", "over a value of", writer);
+    } else if (reader && !is_ordered(m, reader)) {
+        report_global(m, in, lane, at, "write", "over what is read by", reader);
+    }
+    g->write = new_record(m, g->write, bytes, 0);
+    if (in->strong) g->write |= CELL_MARK;
+    else g->write &= ~(uint32_t)CELL_MARK;
+}
+
 void sim_global_write(sim_machine *m, const sim_instruction *in, int lane, sim_buffer *b, size_t at, uint32_t bytes) {
     size_t c;
     if (!m->config->check) return;
     for (c = at / 4; c <= (at + bytes - 1) / 4; c++) {
-        global_cell *g = cells_of(b, c);
         uint32_t mask = bytes_in_cell((uint32_t)(c - at / 4), (uint32_t)(at % 4), bytes);
-        int written = g->write_launch == m->launch && (g->write_bytes & mask);
-        int again = g->write_launch == m->launch && g->write_block == m->linear_block &&
-                    g->write_warp == m->warp->index && g->write_clock == m->warp->clock;
-        if (g->nc_launch == m->launch) {
-            sim_report(m, in, lane, PTXSIM_READ_ONLY, 0,
-                       "a write to data that ld.global.nc read in this launch (offset %lu of the buffer)",
-                       (unsigned long)at);
-        }
-        if (written && !(in->strong && g->write_strong) &&
-            !is_ordered(m, g->write_block, g->write_warp, g->write_clock)) {
-            report_global(m, in, lane, at, "write", "over a value of", g->write_warp, g->write_block);
-        } else if (g->read_launch == m->launch && (g->read_bytes & mask) &&
-                   !is_ordered(m, g->read_block, g->read_warp, g->read_clock)) {
-            report_global(m, in, lane, at, "write", "over what is read by", g->read_warp, g->read_block);
-        }
-        g->write_bytes = (uint8_t)(again ? g->write_bytes | mask : mask);
-        g->write_launch = m->launch;
-        g->write_block = m->linear_block;
-        g->write_warp = (uint8_t)m->warp->index;
-        g->write_clock = m->warp->clock;
-        g->write_strong = in->strong;
+        write_cell(m, in, lane, cell_at(b, c), at, mask);
     }
 }
 
 /* ---- releases -------------------------------------------------------------------------------------------------- */
 
-void sim_releases_open(sim_machine *m) {
+void sim_order_open(sim_machine *m) {
     m->releases = (struct release_log *)sim_allocate(sizeof *m->releases);
+    m->epochs = (struct epoch_table *)sim_allocate(sizeof *m->epochs);
+    if (m->memory->epochs > MAX_EPOCHS) {
+        sim_memory_forget_cells(m->memory);
+        m->memory->epochs = 0;
+    }
+    if (!m->memory->epochs) m->memory->epochs = 1;
+    m->epochs->first = m->memory->epochs;
 }
 
-void sim_releases_close(sim_machine *m) {
+void sim_order_close(sim_machine *m) {
     int i;
+    free(m->epochs->item);
+    free(m->epochs);
     for (i = 0; i < m->releases->count; i++) {
         free(m->releases->object[i].item);
         free(m->releases->object[i].known.item);

@@ -413,7 +413,7 @@ static void open_machine(sim_machine *m, size_t dynamic_shared) {
     m->read_bytes = (uint8_t *)sim_allocate((size_t)m->cells * (size_t)m->warp_count);
     m->warps = (sim_warp *)sim_allocate((size_t)m->warp_count * sizeof *m->warps);
     for (i = 0; i < m->warp_count; i++) open_warp(m, &m->warps[i], i);
-    sim_releases_open(m);
+    sim_order_open(m);
 }
 
 static void close_machine(sim_machine *m) {
@@ -424,7 +424,7 @@ static void close_machine(sim_machine *m) {
         free(m->barrier[i].observed.item);
         free(m->barrier[i].published.item);
     }
-    sim_releases_close(m);
+    sim_order_close(m);
     free(m->warps);
     free(m->shared);
     free(m->shared_written);
@@ -466,7 +466,6 @@ static void run_blocks(sim_machine *m) {
 /* 0, or a code of cuda.h. The caller has checked the sizes. */
 int sim_launch(sim_memory *memory, const sim_config *config, const sim_kernel *kernel, const uint32_t *grid,
                const uint32_t *block, size_t dynamic_shared, const void *params, ptxsim_counters *counters) {
-    static uint32_t launches;
     sim_machine *m = (sim_machine *)sim_allocate(sizeof *m);
     int error;
     m->config = config;
@@ -476,7 +475,6 @@ int sim_launch(sim_memory *memory, const sim_config *config, const sim_kernel *k
     m->params = (const uint8_t *)params;
     memcpy(m->grid, grid, sizeof m->grid);
     memcpy(m->block, block, sizeof m->block);
-    m->launch = ++launches;
     m->random = config->seed * 2654435761u | 1u;
     open_machine(m, dynamic_shared);
     run_blocks(m);

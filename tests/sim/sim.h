@@ -73,11 +73,13 @@ typedef enum sim_space { GENERIC, GLOBAL, SHARED, LOCAL, PARAM, CONSTANT } sim_s
 
 /* ---- memory of a device ---------------------------------------------------------------------------------------- */
 
-/* What the accesses of one launch left at 4 bytes of global memory. */
+/* What accesses left at 4 bytes of global memory: an epoch, and in the low bits a mask of bytes and a mark. An epoch is
+   a warp between two ticks of its clock; its number tells the launch, too. */
 typedef struct global_cell {
-    uint32_t write_launch, write_block, write_clock, read_launch, read_block, read_clock, nc_launch;
-    uint8_t write_warp, write_bytes, write_strong, read_warp, read_bytes;
+    uint32_t write, read;
 } global_cell;
+
+enum { EPOCH_SHIFT = 5, CELL_MARK = 16, CELL_BYTES = 15, MAX_EPOCHS = 1 << 26 };
 
 enum { CELL_PAGE = 1024 };      /* cells are made for 4 KiB at a time, when somebody writes there */
 
@@ -95,6 +97,7 @@ typedef struct sim_memory {
     int count, capacity;
     uint64_t next, end;
     size_t used, limit;
+    uint32_t epochs;            /* numbers given so far */
 } sim_memory;
 
 /* ---- programs -------------------------------------------------------------------------------------------------- */
@@ -232,6 +235,7 @@ typedef struct sim_warp {
     uint32_t live;
     warp_state state;
     uint32_t clock, lane_clock;         /* lane_clock counts what orders the lanes of a warp */
+    uint32_t epoch;                     /* at this clock; 0: it has no number yet */
     uint32_t seen[MAX_WARPS];           /* the clock of every warp of the block that this one is behind */
     uint32_t fenced[MAX_WARPS];         /* seen, at its last fence */
     knowledge known, observed, published;
@@ -266,7 +270,7 @@ struct sim_machine {
     sim_warp *warp;                     /* the one that runs */
     uint8_t *registers;
 
-    uint32_t grid[3], block[3], block_index[3], linear_block, launch;
+    uint32_t grid[3], block[3], block_index[3], linear_block;
     sim_warp *warps;
     int warp_count;
     uint32_t threads;
@@ -281,6 +285,7 @@ struct sim_machine {
 
     sim_buffer *last_buffer;
     struct release_log *releases;
+    struct epoch_table *epochs;
     uint64_t steps, by_class[CLASSES];
     int error;                          /* what the launch returns */
 };
@@ -297,6 +302,7 @@ void sim_memory_open(sim_memory *s, int device, size_t limit);
 void sim_memory_close(sim_memory *s);
 sim_buffer *sim_buffer_make(sim_memory *s, size_t bytes);
 void sim_buffer_free(sim_memory *s, sim_buffer *b);
+void sim_memory_forget_cells(sim_memory *s);
 sim_buffer *sim_buffer_find(const sim_memory *s, uint64_t address, size_t bytes);      /* NULL: not inside one */
 sim_buffer *sim_buffer_below(const sim_memory *s, uint64_t address);
 void *sim_allocate(size_t bytes);                                                       /* zeroed, or the end */
@@ -353,8 +359,8 @@ void sim_fence_block(sim_machine *m, const sim_instruction *in);
 void sim_tick(sim_warp *w);
 void sim_join_clocks(uint32_t *into, const uint32_t *from);
 void sim_join_knowledge(knowledge *into, const knowledge *from);
-void sim_releases_open(sim_machine *m);
-void sim_releases_close(sim_machine *m);
+void sim_order_open(sim_machine *m);
+void sim_order_close(sim_machine *m);
 
 /* ---- run.c ----------------------------------------------------------------------------------------------------- */
 int sim_launch(sim_memory *memory, const sim_config *config, const sim_kernel *kernel, const uint32_t *grid,
