@@ -35,10 +35,12 @@ static void report_bounds(sim_machine *m, const sim_instruction *in, int lane, u
     const sim_buffer *b = sim_buffer_below(m->memory, address);
     const char *what = write ? "write" : "read";
     if (!b || address - b->base > ((uint64_t)1 << 24) + b->bytes) {
-        sim_report(m, in, lane, PTXSIM_BOUNDS, CU_ILLEGAL_ADDRESS, "global %s of %u bytes at 0x%llx, far from any buffer",
+        sim_report(m, in, lane, PTXSIM_BOUNDS, CU_ILLEGAL_ADDRESS,
+                   "global %s of %u bytes at 0x%llx, far from any buffer",
                    what, bytes, (unsigned long long)address);
     } else {
-        sim_report(m, in, lane, PTXSIM_BOUNDS, CU_ILLEGAL_ADDRESS, "global %s of %u bytes at offset %llu of a buffer of %llu%s",
+        sim_report(m, in, lane, PTXSIM_BOUNDS, CU_ILLEGAL_ADDRESS,
+                   "global %s of %u bytes at offset %llu of a buffer of %llu%s",
                    what, bytes, (unsigned long long)(address - b->base), (unsigned long long)b->bytes,
                    b->freed ? ", which was freed" : "");
     }

@@ -33,9 +33,9 @@ static inline void form_kernel(char *text, size_t bytes, const char *name, const
         else n += (size_t)snprintf(text + n, bytes - n, ", %c%d", operands[i], i);
     }
     n += (size_t)snprintf(text + n, bytes - n, ";\n");
-    if (operands[0] == 'p') n += (size_t)snprintf(text + n, bytes - n, "selp.u32 w0, 1, 0, p0;\nst.global.b32 [o], w0;\n");
-    else n += (size_t)snprintf(text + n, bytes - n, "st.global.b%d [o], %c0;\n", 8 * form_width(operands[0]), operands[0]);
-    snprintf(text + n, bytes - n, "ret;\n}\n");
+    if (operands[0] == 'p') n += (size_t)snprintf(text + n, bytes - n, "selp.u32 w0, 1, 0, p0;\n");
+    snprintf(text + n, bytes - n, "st.global.b%d [o], %c0;\nret;\n}\n", 8 * form_width(operands[0]),
+             operands[0] == 'p' ? 'w' : operands[0]);
 }
 
 #endif

@@ -10,6 +10,12 @@
 #include <string.h>
 
 __extension__ typedef __int128 wide;
+__extension__ typedef unsigned __int128 unsigned_wide;
+
+/* Products of 64-bit numbers fill all of it. */
+static inline wide product(wide a, wide b) {
+    return (wide)((unsigned_wide)a * (unsigned_wide)b);
+}
 
 typedef struct form_name {
     char part[8][16];
@@ -192,9 +198,9 @@ static inline int expect_integer(const form_name *f, const uint64_t *a, uint32_t
     }
     if (!strcmp(op, "add")) v = x + y;
     else if (!strcmp(op, "sub")) v = x - y;
-    else if (!strcmp(op, "mul")) v = high ? (x * y) >> bits : x * y;
-    else if (!strcmp(op, "mad") && is_wide) v = x * y + (wide)a[2];
-    else if (!strcmp(op, "mad")) v = (high ? (x * y) >> bits : x * y) + z;
+    else if (!strcmp(op, "mul")) v = high ? product(x, y) >> bits : product(x, y);
+    else if (!strcmp(op, "mad") && is_wide) v = product(x, y) + (wide)a[2];
+    else if (!strcmp(op, "mad")) v = low_bits(high ? product(x, y) >> bits : product(x, y), bits) + z;
     else if (!strcmp(op, "div")) v = y ? x / y : -1;
     else if (!strcmp(op, "rem")) v = y ? x % y : x;
     else if (!strcmp(op, "min")) v = x < y ? x : y;

@@ -234,7 +234,8 @@ static int add_address(parser *p, sim_instruction *in, const operand *o, int64_t
 /* Registers may be wider than what is loaded or stored, not narrower; a byte lives in 16 bits or more. */
 static int fits_data(const sim_instruction *in, int width) {
     int least = in->bytes < 2 ? 2 : in->bytes;
-    return width >= least && (!in->is_float || width == in->bytes) && (!in->register_bytes || width == in->register_bytes);
+    return width >= least && (!in->is_float || width == in->bytes) &&
+           (!in->register_bytes || width == in->register_bytes);
 }
 
 static int add_data(parser *p, sim_instruction *in, const operand *o, int is_load) {

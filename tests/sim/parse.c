@@ -295,7 +295,9 @@ static int parse_vector(parser *p, operand *o) {
     while (!parse_eat(p, "}")) {
         memset(&e, 0, sizeof e);
         if (o->elements == MAX_ELEMENTS || parse_simple(p, &e)) return parse_fail(p, "a vector that is too long");
-        if (e.kind == LABEL_NAME || (e.kind == REGISTER && e.has_sum)) return parse_fail(p, "a bad element of a vector");
+        if (e.kind == LABEL_NAME || (e.kind == REGISTER && e.has_sum)) {
+            return parse_fail(p, "a bad element of a vector");
+        }
         o->element[o->elements].kind = e.kind;
         o->element[o->elements].width = e.width;
         o->element[o->elements].reg = e.reg;

@@ -10,8 +10,24 @@ enum { SLICE = 1 << 16, SEEDED_SLICE = 200 };
 
 /* ---- special registers ----------------------------------------------------------------------------------------- */
 
-enum { TID, NTID = 3, CTAID = 6, NCTAID = 9, LANE_ID = 12, WARP_ID, N_WARP_ID, SM_ID, N_SM_ID, MASK_EQ, MASK_LE, MASK_LT,
-       MASK_GE, MASK_GT, DYNAMIC_SIZE, TOTAL_SIZE };
+enum {
+    TID,
+    NTID = 3,
+    CTAID = 6,
+    NCTAID = 9,
+    LANE_ID = 12,
+    WARP_ID,
+    N_WARP_ID,
+    SM_ID,
+    N_SM_ID,
+    MASK_EQ,
+    MASK_LE,
+    MASK_LT,
+    MASK_GE,
+    MASK_GT,
+    DYNAMIC_SIZE,
+    TOTAL_SIZE
+};
 
 const char *sim_special_name(int which) {
     static const char *const name[] = {

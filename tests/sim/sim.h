@@ -132,8 +132,18 @@ typedef enum sim_flow {
 enum { NO_OPERAND = INT32_MIN };
 
 /* What sim_instruction.option says of some instructions. */
-enum { ATOMIC_ADD, ATOMIC_EXCH, ATOMIC_CAS, ATOMIC_MIN, ATOMIC_MAX, ATOMIC_AND, ATOMIC_OR, ATOMIC_XOR, ATOMIC_INC,
-       ATOMIC_DEC };
+enum {
+    ATOMIC_ADD,
+    ATOMIC_EXCH,
+    ATOMIC_CAS,
+    ATOMIC_MIN,
+    ATOMIC_MAX,
+    ATOMIC_AND,
+    ATOMIC_OR,
+    ATOMIC_XOR,
+    ATOMIC_INC,
+    ATOMIC_DEC
+};
 enum { BARRIER_SYNC, BARRIER_ARRIVE, BARRIER_POPC, BARRIER_AND, BARRIER_OR };
 enum { NO_MASK = 255 };         /* a form of warp.c that does not name lanes */
 

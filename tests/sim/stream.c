@@ -1,5 +1,5 @@
-/* stream.c - streams and events. Streams are lazy: work runs when somebody waits for it, and only the work that he waits
-   for, so that a missing synchronisation gives wrong results here, every time. */
+/* stream.c - streams and events. Streams are lazy: work runs when somebody waits for it, and only the work that is
+   waited for, so that a missing synchronisation gives wrong results here, every time. */
 #define _POSIX_C_SOURCE 200809L
 #include "driver.h"
 

@@ -171,7 +171,8 @@ static void shared_races(void) {
           "ld.shared.u32 r8, [s];" },
         { "the barrier of another group", PTXSIM_SHARED_RACE, 1, 128, SHARED_WORDS,
           SHARED_OWN "xor.b32 r10, r0, 64;\nshl.b32 r10, r10, 2;\nadd.u32 r10, r8, r10;\nshr.u32 r12, r0, 6;\n"
-          "add.u32 r12, r12, 1;\nst.shared.u32 [r9], 1;\nbar.sync 0;\nst.shared.u32 [r9], r0;\nbar.sync r12, 64;\nld.shared.u32 r11, [r10];" },
+          "add.u32 r12, r12, 1;\nst.shared.u32 [r9], 1;\nbar.sync 0;\nst.shared.u32 [r9], r0;\nbar.sync r12, 64;\n"
+          "ld.shared.u32 r11, [r10];" },
         { "the barrier of the group", NOTHING, 1, 128, SHARED_WORDS,
           SHARED_OWN NEIGHBOUR "shr.u32 r12, r0, 6;\nadd.u32 r12, r12, 1;\nst.shared.u32 [r9], r0;\n"
           "bar.sync r12, 64;\nld.shared.u32 r11, [r10];" },
@@ -300,7 +301,8 @@ static void convergence(void) {
         { "lanes come later", NOTHING, 1, 32, "",
           "setp.lt.u32 p0, r0, 16;\n@p0 bra LOW;\nadd.u32 r8, r0, 1;\nLOW:\nvote.sync.any.pred p1, p0, -1;" },
         { "barrier in divergent code", PTXSIM_CONVERGENCE, 1, 32, "",
-          "setp.lt.u32 p0, r0, 16;\n@p0 bra LOW;\nbar.sync 0;\nbra OUT;\nLOW:\nadd.u32 r8, r0, 1;\nOUT:\nbar.warp.sync -1;" },
+          "setp.lt.u32 p0, r0, 16;\n@p0 bra LOW;\nbar.sync 0;\nbra OUT;\nLOW:\nadd.u32 r8, r0, 1;\nOUT:\n"
+          "bar.warp.sync -1;" },
         { "barrier under a predicate of a warp", PTXSIM_CONVERGENCE, 1, 32, "",
           "setp.lt.u32 p0, r0, 16;\n@p0 bar.sync 0;" },
         { "barrier after half of the warp left", NOTHING, 1, 64, "", "setp.lt.u32 p0, r0, 16;\n@p0 ret;\nbar.sync 0;" },

@@ -80,7 +80,8 @@ static void attributes(void) {
     CHECK(cuDeviceGetAttribute(&v, 0, 0) == 1 && cuDeviceGetAttribute(&v, 16, 1) == 101, "bad arguments");
     CHECK(cuFuncGetAttribute(&v, CU_FUNC_MAX_THREADS_PER_BLOCK, r.f) == 0 && v == 1024, "%d threads", v);
     CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 256, 0) == 0 && blocks == 8, "%d blocks", blocks);
-    CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 64, 100000) == 0 && blocks == 2, "%d blocks", blocks);
+    CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 64, 100000) == 0 && blocks == 2, "%d blocks",
+          blocks);
     CHECK(cuMemGetInfo_v2(&available, &total) == 0 && total == 1073741824 && available == total - 512, "%lu",
           (unsigned long)available);
 }
@@ -224,7 +225,8 @@ static void events(void) {
     CHECK(!cuEventRecord(e, NULL) && !add(&r, 1, r.a, r.b, NULL) && !cuEventRecord(f, NULL), "record");
     CHECK(cuEventElapsedTime(&ms, e, f) == 600, "not reached");
     CHECK(!cuEventSynchronize(f) && !cuEventElapsedTime(&ms, e, f) && ms >= 0, "%g ms", (double)ms);
-    CHECK(!cuEventRecord(untimed, NULL) && !cuCtxSynchronize() && cuEventElapsedTime(&ms, e, untimed) == 400, "no timing");
+    CHECK(!cuEventRecord(untimed, NULL) && !cuCtxSynchronize() && cuEventElapsedTime(&ms, e, untimed) == 400,
+          "no timing");
     CHECK(cuEventCreate(&e, 64) == 1 && !cuStreamWaitEvent(NULL, f, 0), "flags");
 }
 
@@ -250,8 +252,10 @@ static void graphs(void) {
     ptxsim_reset_counters();
     for (i = 0; i < 3; i++) {
         r.host[5] = 1000 * (uint32_t)i;
-        CHECK(!cuGraphLaunch(x, s) && !cuMemcpyDtoHAsync_v2(out, r.b, sizeof out, s) && !cuStreamSynchronize(s), "launch");
-        CHECK(out[5] == 1000 * (uint32_t)i + 2, "a copy in a graph reads its source at each replay: %u", (unsigned)out[5]);
+        CHECK(!cuGraphLaunch(x, s) && !cuMemcpyDtoHAsync_v2(out, r.b, sizeof out, s) && !cuStreamSynchronize(s),
+              "launch");
+        CHECK(out[5] == 1000 * (uint32_t)i + 2, "a copy in a graph reads its source at each replay: %u",
+              (unsigned)out[5]);
     }
     ptxsim_get_counters(&c);
     CHECK(ptxsim_launches("k") == 6 && c.launches == 6 && c.copies_to_device == 3, "%llu launches, %llu copies",
@@ -260,7 +264,8 @@ static void graphs(void) {
     /* destroyed while a launch is pending: it still runs */
     r.host[5] = 50;
     CHECK(!cuGraphLaunch(x, s) && !cuGraphExecDestroy(x) && cuGraphLaunch(x, s) == 400, "destroy");
-    CHECK(!cuMemcpyDtoHAsync_v2(out, r.b, sizeof out, s) && !cuStreamSynchronize(s) && out[5] == 52, "%u", (unsigned)out[5]);
+    CHECK(!cuMemcpyDtoHAsync_v2(out, r.b, sizeof out, s) && !cuStreamSynchronize(s) && out[5] == 52, "%u",
+          (unsigned)out[5]);
     CHECK(cuGraphExecDestroy(x) == 400 && cuGraphDestroy(g) == 400, "gone");
     /* replayed into memory that is gone */
     CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_RELAXED) && !cuMemsetD32Async(r.b, 1, 4, s), "capture");
@@ -356,7 +361,8 @@ static void faults(void) {
     int k;
     open_rig(&r);
     ptxsim_set("PTXSIM_FAIL", "cuMemAlloc_v2:2");
-    CHECK(cuMemAlloc_v2(&p[0], 16) == 0 && cuMemAlloc_v2(&p[1], 16) == 2 && cuMemAlloc_v2(&p[2], 16) == 0, "the second");
+    CHECK(cuMemAlloc_v2(&p[0], 16) == 0 && cuMemAlloc_v2(&p[1], 16) == 2 && cuMemAlloc_v2(&p[2], 16) == 0,
+          "the second");
     ptxsim_set("PTXSIM_FAIL", "cuLaunchKernel:1:701");
     CHECK(add(&r, 1, r.a, r.b, NULL) == 701 && add(&r, 1, r.a, r.b, NULL) == 0, "with a code");
     for (k = 1; k <= 4; k++) {
@@ -426,7 +432,8 @@ static void leaks(void) {
 /* Seeds change the order of blocks and warps: a ticket shows it. The same seed gives the same order. */
 static void seeds(void) {
     static const char *const ticket =
-        "setp.ne.u32 p0, r0, 0;\n@p0 ret;\natom.global.add.u32 r8, [d0], 1;\nmul.wide.u32 d8, r1, 4;\nadd.u64 d8, d1, d8;\n"
+        "setp.ne.u32 p0, r0, 0;\n@p0 ret;\natom.global.add.u32 r8, [d0], 1;\nmul.wide.u32 d8, r1, 4;\n"
+        "add.u64 d8, d1, d8;\n"
         "st.global.u32 [d8], r8;";
     uint32_t out[4][64], zero = 0, n = 0;
     static const char *const values[4] = { "0", "1", "1", "2" };
@@ -463,7 +470,8 @@ static void counting(void) {
     CHECK(c.global_loads == 2 && c.global_load_bytes == 256 && c.global_load_sectors == 8, "%llu bytes in %llu sectors",
           (unsigned long long)c.global_load_bytes, (unsigned long long)c.global_load_sectors);
     CHECK(c.global_stores == 2 && c.global_store_bytes == 256 && c.global_store_sectors == 8, "stores");
-    CHECK(c.instructions == 24 && c.lanes == 24 * 32 && c.memory == 10 && c.api_calls == 2, "%llu instructions, %llu memory",
+    CHECK(c.instructions == 24 && c.lanes == 24 * 32 && c.memory == 10 && c.api_calls == 2,
+          "%llu instructions, %llu memory",
           (unsigned long long)c.instructions, (unsigned long long)c.memory);
     CHECK(c.integer + c.move + c.control + c.memory == c.instructions, "classes");
     f = kernel_around(".shared .align 16 .b8 s[4096];\n",
@@ -479,8 +487,10 @@ static void counting(void) {
 static void exported_names(void) {
     static const char *const there[] = { "cuInit", "cuMemAlloc_v2", "cuStreamBeginCapture_v2", "cuGetExportTable",
                                          "cuGraphInstantiateWithFlags", "ptxsim_reports", "ptxsim_form" };
-    static const char *const absent[] = { "cuMemAlloc", "cuMemFree", "cuMemcpyHtoD", "cuCtxPushCurrent", "cuStreamBeginCapture",
-                                          "cuDevicePrimaryCtxRelease", "cuGraphInstantiate", "sim_launch", "parse_operand" };
+    static const char *const absent[] = { "cuMemAlloc", "cuMemFree", "cuMemcpyHtoD", "cuCtxPushCurrent",
+                                          "cuStreamBeginCapture",
+                                          "cuDevicePrimaryCtxRelease", "cuGraphInstantiate", "sim_launch",
+                                              "parse_operand" };
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
     size_t i;
     CHECK(library, "%s", dlerror());

@@ -52,7 +52,9 @@ static int agrees(const char *name, char letter, uint64_t got, uint64_t wanted) 
     split_form(name, &f);
     got = low_bits((wide)got, bits);
     if (got == wanted) return 1;
-    if (!strcmp(form_type(&f, 0), "f64")) return double_of(got) != double_of(got) && double_of(wanted) != double_of(wanted);
+    if (!strcmp(form_type(&f, 0), "f64")) {
+        return double_of(got) != double_of(got) && double_of(wanted) != double_of(wanted);
+    }
     if (letter != 'w') return 0;
     if (!strcmp(f.part[0], "neg") || !strcmp(f.part[0], "abs") || !strcmp(f.part[0], "copysign")) {
         return float_of(got) != float_of(got) && float_of(wanted) != float_of(wanted);

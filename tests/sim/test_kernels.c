@@ -1,5 +1,5 @@
-/* test_kernels.c - whole kernels from CUDA C++: right results and no reports for every back end of the compiler, and the
-   bugs that are planted in them are seen. Skipped by name without NVRTC. */
+/* test_kernels.c - whole kernels from CUDA C++: right results and no reports for every back end of the compiler, and
+   the bugs that are planted in them are seen. Skipped by name without NVRTC. */
 #include "nvrtc.h"
 #include "sim_test.h"
 
@@ -89,7 +89,8 @@ static CUresult run_expand(CUfunction f) {
 /* ---- decode ---------------------------------------------------------------------------------------------------- */
 
 enum { F32, F16, BF16, E4M3, E5M2, INT8, TYPES };
-enum { DIM = 64, REQUESTS = 3, HEADS = 4, KV_HEADS = 2, PAGE = 16, COLUMNS = 6, PAGES = REQUESTS * COLUMNS, SPLITS = 3 };
+enum { DIM = 64, REQUESTS = 3, HEADS = 4, KV_HEADS = 2, PAGE = 16, COLUMNS = 6, PAGES = REQUESTS * COLUMNS,
+       SPLITS = 3 };
 enum { CACHE = PAGES * PAGE * KV_HEADS * DIM };
 
 typedef struct decode_params {
@@ -131,7 +132,8 @@ static void draw_cache(test_rng *rng, int type, void *raw, float *value, const f
             field = (code & 127) >> mantissa;
             fraction = code & ((1 << mantissa) - 1);
             ((uint8_t *)raw)[i] = (uint8_t)code;
-            value[i] = (float)ldexp(field ? fraction + (1 << mantissa) : fraction, (field ? field : 1) - bias - mantissa);
+            value[i] = (float)ldexp(field ? fraction + (1 << mantissa) : fraction,
+                                    (field ? field : 1) - bias - mantissa);
             if (code & 128) value[i] = -value[i];
         }
     }
@@ -207,7 +209,8 @@ static CUresult run_decode(CUfunction f, int type) {
     if (!r) r = cuMemcpyDtoH_v2(lse, p.lse, sizeof lse);
     for (i = 0; i < REQUESTS * HEADS && !r; i++) {
         double wanted[DIM], wanted_lse;
-        reference_row(q + i * DIM, k, v, table + i / HEADS * COLUMNS, lengths[i / HEADS], i % HEADS / (HEADS / KV_HEADS),
+        reference_row(q + i * DIM, k, v, table + i / HEADS * COLUMNS, lengths[i / HEADS],
+                      i % HEADS / (HEADS / KV_HEADS),
                       0.125, type == F16 ? 0.5 : 0, wanted, &wanted_lse);
         for (d = 0; d < DIM; d++) compare(o[i * DIM + d], wanted[d]);
         if (lengths[i / HEADS]) compare(lse[i], wanted_lse);
@@ -352,9 +355,10 @@ static const bug bugs[] = {
     { 1, "the part of lane 0 is lost", "sm_l[warp] = l;", "", 0, RESULT },
     { 1, "a chunk that is not clamped", "min(keys, low + chunk)", "(low + chunk)", 0, RESULT },
     { 1, "the page of another key", "key / p.page]", "key % p.page]", 0, PTXSIM_BOUNDS },
-    { 1, "a barrier in divergent code", "if (t == 0) {\n        is_last", "if (lane < 16) __syncthreads();\n    if (t == 0) {\n        is_last",
-      0, PTXSIM_CONVERGENCE },
-    { 1, "a warp leaves in front of a barrier", "if (!is_last) return;", "if (!is_last) return; if (warp != 3) asm volatile(\"bar.sync 1, 128;\");",
+    { 1, "a barrier in divergent code", "if (t == 0) {\n        is_last",
+      "if (lane < 16) __syncthreads();\n    if (t == 0) {\n        is_last", 0, PTXSIM_CONVERGENCE },
+    { 1, "a warp leaves in front of a barrier", "if (!is_last) return;",
+      "if (!is_last) return; if (warp != 3) asm volatile(\"bar.sync 1, 128;\");",
       0, PTXSIM_DEADLOCK },
     { 1, "the last split is left out", "i < p.splits && mx", "i < p.splits - 1 && mx", 0, RESULT },
     { 2, "the wait is one group short", "wait<1>", "wait<2>", 0, PTXSIM_SHARED_RACE },

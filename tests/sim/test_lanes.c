@@ -64,7 +64,8 @@ static void shuffles(void) {
                 run_one(code, in, out);
                 for (lane = 0; lane < 32; lane++) {
                     int j = source_of(names[mode][0], lane, b, width, &inside);
-                    CHECK(out[lane] == in[j] && out[32 + lane] == (uint32_t)inside, "%s, lane %d: %x, inside %u, not %x, %d",
+                    CHECK(out[lane] == in[j] && out[32 + lane] == (uint32_t)inside,
+                          "%s, lane %d: %x, inside %u, not %x, %d",
                           code, lane, (unsigned)out[lane], (unsigned)out[32 + lane], (unsigned)in[j], inside);
                 }
             }
@@ -138,7 +139,8 @@ static void votes(void) {
 
 /* Every form of warp.c stands in one of the tests above. */
 static void lane_forms(void) {
-    static const char *const known[] = { "shfl.sync.", "vote.sync.", "match.", "redux.sync.", "activemask.", "bar.warp.sync" };
+    static const char *const known[] = { "shfl.sync.", "vote.sync.", "match.", "redux.sync.", "activemask.",
+                                         "bar.warp.sync" };
     const char *name, *operands;
     int i, listed = 0;
     size_t k;
@@ -176,7 +178,8 @@ static void divergence(void) {
         CHECK(out[t] == x + 0xFFFFFFFEu, "lane %u: %u", (unsigned)t, (unsigned)out[t]);
     }
     ptxsim_get_counters(&c);
-    CHECK(c.divergent_branches >= 30 && c.lanes < 32 * c.instructions, "%llu", (unsigned long long)c.divergent_branches);
+    CHECK(c.divergent_branches >= 30 && c.lanes < 32 * c.instructions, "%llu",
+          (unsigned long long)c.divergent_branches);
     /* labels in braces, as inline assembly repeats them */
     run_code("",
              "mov.u32 r8, 0;\n{\n.reg .b32 r9;\nmov.u32 r9, 5;\nbra L;\nmov.u32 r8, 1;\nL:\nadd.u32 r8, r8, r9;\n}\n"
@@ -201,7 +204,8 @@ static void barriers(void) {
     run_code("", "setp.eq.u32 p0, r0, 70;\nbar.red.or.pred p1, 0, p0;\nselp.u32 r8, 1, 0, p1;\nst.global.u32 [d4], r8;",
              1, 96, in, out);
     CHECK(out[0] == 1 && out[95] == 1, "or");
-    run_code("", "setp.ne.u32 p0, r0, 70;\nbar.red.and.pred p1, 0, p0;\nselp.u32 r8, 1, 0, p1;\nst.global.u32 [d4], r8;",
+    run_code("", "setp.ne.u32 p0, r0, 70;\nbar.red.and.pred p1, 0, p0;\nselp.u32 r8, 1, 0, p1;\n"
+             "st.global.u32 [d4], r8;",
              1, 96, in, out);
     CHECK(out[0] == 0 && out[95] == 0, "and");
     run_code("", "setp.lt.u32 p0, r0, 96;\nbarrier.cta.red.popc.aligned.u32 r8, 1, 96, p0;\nst.global.u32 [d4], r8;\n"
@@ -217,9 +221,11 @@ static void loads(void) {
     open_device();
     count_up(in);
     in[0] = 0x80FF7F81u;
-    run_code("", "ld.global.s8 r8, [d0];\nld.global.u8 r9, [d0];\nld.global.s8 h0, [d0+1];\nld.global.u16 r10, [d0+2];\n"
+    run_code("", "ld.global.s8 r8, [d0];\nld.global.u8 r9, [d0];\nld.global.s8 h0, [d0+1];\n"
+             "ld.global.u16 r10, [d0+2];\n"
              "ld.global.s16 r11, [d0+2];\ncvt.s32.s16 r12, h0;\nst.global.v4.u32 [d1], {r8, r9, r10, r11};\n"
-             "ld.global.s32 d8, [d0];\nst.global.b64 [d1+16], d8;\nst.global.u8 [d1+24], r8;\nst.global.u16 [d1+28], h0;\n"
+             "ld.global.s32 d8, [d0];\nst.global.b64 [d1+16], d8;\nst.global.u8 [d1+24], r8;\n"
+             "st.global.u16 [d1+28], h0;\n"
              "st.global.u32 [d1+32], r12;", 1, 1, in, out);
     CHECK(out[0] == 0xFFFFFF81u && out[1] == 0x81, "bytes %x %x", (unsigned)out[0], (unsigned)out[1]);
     CHECK(out[2] == 0x80FF && out[3] == 0xFFFF80FFu, "halves %x %x", (unsigned)out[2], (unsigned)out[3]);
@@ -234,8 +240,10 @@ static void loads(void) {
     }
     run_code("", "ld.global.v4.u8 {h0, h1, h2, h3}, [d0];\nst.global.v4.u8 [d1], {h3, h2, h1, h0};\n"
              "ld.global.v2.f32 {f0, f1}, [d0+8];\nst.global.v2.f32 [d1+8], {f1, 0f3F800000};", 1, 1, in, out);
-    CHECK(out[0] == 0x817FFF80u && out[2] == in[3] && out[3] == 0x3F800000u, "%x %x", (unsigned)out[0], (unsigned)out[3]);
-    run_code("", "setp.lt.u32 p0, r0, 3;\nmov.u32 r8, 9;\n@p0 ld.global.u32 r8, [d3];\nst.global.u32 [d4], r8;", 1, 32, in,
+    CHECK(out[0] == 0x817FFF80u && out[2] == in[3] && out[3] == 0x3F800000u, "%x %x", (unsigned)out[0],
+          (unsigned)out[3]);
+    run_code("", "setp.lt.u32 p0, r0, 3;\nmov.u32 r8, 9;\n@p0 ld.global.u32 r8, [d3];\nst.global.u32 [d4], r8;", 1, 32,
+             in,
              out);
     CHECK(out[2] == in[2] && out[3] == 9, "a guarded load changes its lanes only");
 }
@@ -245,12 +253,14 @@ static void spaces(void) {
     uint32_t t;
     open_device();
     count_up(in);
-    run_code(".global .align 4 .u32 g = 77;\n.const .align 4 .b8 c[8] = {1, 2, 3, 4, 5};\n.global .align 8 .u64 z[2];\n",
+    run_code(".global .align 4 .u32 g = 77;\n.const .align 4 .b8 c[8] = {1, 2, 3, 4, 5};\n"
+             ".global .align 8 .u64 z[2];\n",
              "ld.global.u32 r8, [g];\nld.const.u32 r9, [c+4];\nld.global.u32 r10, [z+8];\nadd.u32 r8, r8, r9;\n"
              "add.u32 r8, r8, r10;\nst.global.u32 [d4], r8;", 1, 32, in, out);
     CHECK(out[0] == 82, "variables %u", (unsigned)out[0]);
     run_code("", ".local .align 8 .b8 l[32];\n.reg .b64 sp, spl;\nmov.u64 spl, l;\ncvta.local.u64 sp, spl;\n"
-             "mul.lo.u32 r8, r0, 7;\nst.u32 [sp+4], r8;\nld.local.u32 r9, [spl+4];\nst.global.u32 [d4], r9;", 1, 64, in, out);
+             "mul.lo.u32 r8, r0, 7;\nst.u32 [sp+4], r8;\nld.local.u32 r9, [spl+4];\nst.global.u32 [d4], r9;", 1, 64,
+             in, out);
     for (t = 0; t < 64; t++) CHECK(out[t] == 7 * t, "local of thread %u: %u", (unsigned)t, (unsigned)out[t]);
     run_code(".extern .shared .align 16 .b8 dyn[];\n.shared .align 4 .u32 m;\n",
              ".shared .align 8 .b8 own[8];\nmov.u64 d8, own;\ncvta.shared.u64 d8, d8;\nst.u32 [d8], 5;\n"
@@ -275,8 +285,10 @@ static void special_registers(void) {
     f = kernel_around("", "mov.u32 r8, %tid.x;\nmov.u32 r9, %tid.y;\nmov.u32 r10, %tid.z;\nmov.u32 r11, %ntid.x;\n"
                       "mov.u32 r12, %ntid.y;\nmov.u32 r13, %ctaid.y;\nmov.u32 r14, %nctaid.y;\nmov.u32 r15, %ctaid.z;\n"
                       "mad.lo.u32 r16, r10, r12, r9;\nmad.lo.u32 r16, r16, r11, r8;\nsetp.eq.u32 p0, r15, 1;\n"
-                      "setp.eq.u32 p1, r13, r14;\n@!p0 ret;\n@p1 trap;\nmul.wide.u32 d8, r16, 32;\nadd.u64 d8, d1, d8;\n"
-                      "mov.u32 r17, %laneid;\nmov.u32 r18, %warpid;\nmov.u32 r19, %lanemask_lt;\nmov.u32 r20, %lanemask_ge;\n"
+                      "setp.eq.u32 p1, r13, r14;\n@!p0 ret;\n@p1 trap;\nmul.wide.u32 d8, r16, 32;\n"
+                      "add.u64 d8, d1, d8;\n"
+                      "mov.u32 r17, %laneid;\nmov.u32 r18, %warpid;\nmov.u32 r19, %lanemask_lt;\n"
+                      "mov.u32 r20, %lanemask_ge;\n"
                       "mov.u32 r21, %nwarpid;\nmov.u32 r22, %dynamic_smem_size;\nmov.u32 r23, %nctaid.z;\n"
                       "setp.eq.u32 p2, r13, 1;\n@p2 st.global.v4.u32 [d8], {r16, r17, r18, r19};\n"
                       "@p2 st.global.v4.u32 [d8+16], {r20, r21, r22, r23};");
@@ -290,7 +302,8 @@ static void special_registers(void) {
     for (n = 0; n < 40; n++) {
         const uint32_t *o = out + 8 * n;
         uint32_t lane = n % 32;
-        CHECK(o[0] == n && o[1] == lane && o[2] == n / 32, "thread %u: %u %u %u", (unsigned)n, (unsigned)o[0], (unsigned)o[1],
+        CHECK(o[0] == n && o[1] == lane && o[2] == n / 32, "thread %u: %u %u %u", (unsigned)n, (unsigned)o[0],
+              (unsigned)o[1],
               (unsigned)o[2]);
         CHECK(o[3] == (1u << lane) - 1 && o[4] == ~((1u << lane) - 1), "masks of lane %u", (unsigned)lane);
         CHECK(o[5] == 2 && o[6] == 48 && o[7] == 3, "%u %u %u", (unsigned)o[5], (unsigned)o[6], (unsigned)o[7]);
@@ -340,7 +353,8 @@ static void atomics(void) {
     CHECK(out[0] == 10 && out[3] == 10 + 0 + 1 + 2, "old values %u", (unsigned)out[3]);
     CHECK(out[32] == 10 + 496 && out[33] == 0xFFFFFFFFu, "64 bits");
     run_code(".shared .align 4 .u32 s;\n", "setp.eq.u32 p0, r0, 0;\n@p0 st.shared.u32 [s], 4;\nbar.sync 0;\n"
-             "atom.shared.add.u32 r8, [s], 2;\nbar.sync 0;\nld.shared.u32 r9, [s];\nst.global.u32 [d4], r9;", 1, 96, in, out);
+             "atom.shared.add.u32 r8, [s], 2;\nbar.sync 0;\nld.shared.u32 r9, [s];\nst.global.u32 [d4], r9;", 1, 96,
+             in, out);
     CHECK(out[95] == 4 + 192, "shared %u", (unsigned)out[95]);
 }
 
@@ -365,7 +379,8 @@ static void asynchronous_copies(void) {
 static void refused(const char *code, const char *why) {
     static char text[3000];
     CUmodule module = NULL;
-    snprintf(text, sizeof text, PTX_HEAD ".visible .entry k(.param .u64 a)\n{\n.reg .b32 r<4>;\n.reg .b64 d<4>;\n.reg .pred p;\n"
+    snprintf(text, sizeof text, PTX_HEAD ".visible .entry k(.param .u64 a)\n{\n.reg .b32 r<4>;\n.reg .b64 d<4>;\n"
+             ".reg .pred p;\n"
              "%s\nret;\n}\n", code);
     CHECK(load_text(&module, text) == 218, "%s loads", code);
     CHECK(strstr(test_log, why), "%s: %s", code, test_log);
@@ -375,7 +390,8 @@ static void refused(const char *code, const char *why) {
 static void bad_modules(void) {
     CUmodule module;
     open_device();
-    refused("add.v7.u32 r0, r1, r2;", "line 9: `add.v7.u32 r0, r1, r2' is not a form that the simulator knows, in the kernel k");
+    refused("add.v7.u32 r0, r1, r2;",
+            "line 9: `add.v7.u32 r0, r1, r2' is not a form that the simulator knows, in the kernel k");
     refused("add.u32 r0, r1;", "other operands");
     refused("add.u32 r0, r1, d1;", "other operands");
     refused("add.u32 r0, !p, r1;", "other operands");
