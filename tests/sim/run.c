@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-enum { SLICE = 1 << 16, SEEDED_SLICE = 200 };
+enum { SLICE = 1 << 16, SEEDED_SLICE = 200, FAIRNESS = 64 };
 
 /* ---- special registers ----------------------------------------------------------------------------------------- */
 
@@ -99,12 +99,14 @@ static void merge(sim_warp *w) {
     }
 }
 
-/* The lowest fragment that can run becomes the current one; 0: all of them wait. */
+/* The lowest fragment that can run becomes the current one, but now and then the highest: lanes that spin must not keep
+   out those they wait for. 0: all of them wait. */
 static int choose(sim_warp *w) {
-    int i, best = -1;
+    int i, best = -1, highest = ++w->turns % FAIRNESS == 0;
     merge(w);
     for (i = 0; i < w->parts; i++) {
-        if (!w->part[i].waits && (best < 0 || w->part[i].pc < w->part[best].pc)) best = i;
+        if (w->part[i].waits) continue;
+        if (best < 0 || (w->part[i].pc > w->part[best].pc) == highest) best = i;
     }
     w->current = best < 0 ? 0 : best;
     return best >= 0;
@@ -113,6 +115,8 @@ static int choose(sim_warp *w) {
 /* The lanes of the current fragment wait for others. */
 static void wait_for_lanes(sim_machine *m, sim_warp *w, const sim_instruction *in, uint32_t here, uint32_t wanted) {
     w->part[w->current].waits = 1;
+    m->by_class[in->class_]--;
+    m->counters->lanes -= sim_popcount(w->part[w->current].lanes);
     if (w->parts > 1 && choose(w)) return;
     sim_report(m, in, sim_first_lane(here), PTXSIM_CONVERGENCE, CU_LAUNCH_FAILED,
                "lanes %08x are here, the instruction waits for %08x", here, wanted);
@@ -359,6 +363,7 @@ static void start_warp(sim_machine *m, sim_warp *w, uint32_t clock) {
     w->live = left >= LANES ? ~0u : (1u << left) - 1;
     w->parts = 1;
     w->current = 0;
+    w->turns = 0;
     w->part[0].pc = 0;
     w->part[0].lanes = w->live;
     w->part[0].waits = 0;

@@ -242,6 +242,7 @@ typedef struct sim_warp {
     uint8_t *registers, *local, *local_written;
     fragment part[LANES];
     int parts, current;
+    uint32_t turns;                     /* steps in which there were several fragments */
     uint32_t live;
     warp_state state;
     uint32_t clock, lane_clock;         /* lane_clock counts what orders the lanes of a warp */

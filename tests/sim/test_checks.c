@@ -325,6 +325,10 @@ static void deadlocks(void) {
         { "a wait for a later block", PTXSIM_DEADLOCK, 2, 32, "",
           COUNTER FIRST_BLOCK "@!p1 st.volatile.global.u32 [d8], 1;\nAGAIN:\nld.volatile.global.u32 r8, [d8];\n"
           "setp.eq.u32 p0, r8, 0;\n@p0 bra AGAIN;" },
+        { "a lock among the lanes of a warp", NOTHING, 1, 32, "",
+          COUNTER "AGAIN:\natom.global.cas.b32 r8, [d8], 0, 1;\nsetp.ne.u32 p0, r8, 0;\n@p0 bra AGAIN;\nmembar.gl;\n"
+          "ld.global.u32 r9, [d8+4];\nadd.u32 r9, r9, 1;\nst.global.u32 [d8+4], r9;\nmembar.gl;\n"
+          "atom.global.exch.b32 r8, [d8], 0;" },
         { "a wait for a warp of the block", NOTHING, 1, 64, "",
           COUNTER "setp.lt.u32 p0, r0, 32;\n@!p0 st.volatile.global.u32 [d8], 1;\nAGAIN:\n"
           "ld.volatile.global.u32 r8, [d8];\nsetp.eq.u32 p0, r8, 0;\n@p0 bra AGAIN;" },

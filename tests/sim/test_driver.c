@@ -1,8 +1,10 @@
 /* test_driver.c - the driver API on the simulated device: contexts, limits, lazy streams, events, capture, graphs,
    faults, several devices, leaks, and errors that stay. */
+#define _POSIX_C_SOURCE 200809L
 #include "sim_test.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 /* b[i] = a[i] + n */
 #define ADD "ld.global.u32 r8, [d3];\nadd.u32 r8, r8, r2;\nst.global.u32 [d4], r8;"
@@ -378,6 +380,88 @@ static void faults(void) {
     CHECK(ptxsim_set("PTXSIM_NONSENSE", "1") == -1, "no such setting");
 }
 
+/* Every call of a small program fails once: the program sees each failure, and goes on as soon as none is planned. */
+static int small_program(void) {
+    rig r;
+    CUmodule m;
+    uint32_t out[64];
+    int ok;
+    memset(&r, 0, sizeof r);
+    ok = !cuInit(0) && !cuDevicePrimaryCtxRetain(&test_context, 0) && !cuCtxPushCurrent_v2(test_context) &&
+         !load_text(&m, PTX_HEAD ".visible .entry k(.param .u64 p) {\n.reg .u64 d;\nld.param.u64 d, [p];\n"
+                                 "st.global.u32 [d], 41;\n}\n") &&
+         !cuModuleGetFunction(&r.f, m, "k") && !cuMemAlloc_v2(&r.a, 256);
+    r.params[0] = &r.a;
+    ok = ok && !cuLaunchKernel(r.f, 1, 1, 1, 1, 1, 1, 0, NULL, r.params, NULL) && !cuMemcpyDtoH_v2(out, r.a, 4) &&
+         out[0] == 41 && !cuMemFree_v2(r.a) && !cuModuleUnload(m) && !cuCtxPopCurrent_v2(NULL);
+    return ok && !cuDevicePrimaryCtxRelease_v2(0);
+}
+
+static void fault_sweep(void) {
+    char fault[20];
+    int k;
+    open_device();
+    for (k = 1; k <= 20; k++) {
+        ptxsim_reset();
+        snprintf(fault, sizeof fault, "*:%d", k);
+        ptxsim_set("PTXSIM_FAIL", fault);
+        CHECK(small_program() == (k > 12), "call %d", k);
+    }
+    ptxsim_set("PTXSIM_FAIL", ":0");
+}
+
+/* Threads with contexts, streams and buffers of their own. */
+static void *one_thread(void *user) {
+    rig *r = (rig *)user;
+    uint32_t out[64], i;
+    CUdeviceptr a, b;
+    CUstream s;
+    intptr_t bad = cuCtxSetCurrent(test_context) || cuStreamCreate(&s, CU_STREAM_NON_BLOCKING) ||
+                   cuMemAlloc_v2(&a, 256) || cuMemAlloc_v2(&b, 256);
+    for (i = 0; i < 20 && !bad; i++) {
+        memset(out, (int)i, sizeof out);
+        bad |= cuMemcpyHtoDAsync_v2(a, out, 256, s) || add(r, i, a, b, s) || cuMemcpyDtoHAsync_v2(out, b, 256, s) ||
+               cuStreamSynchronize(s) || out[7] != i * 0x01010101u + i;
+    }
+    bad |= cuStreamDestroy_v2(s) || cuMemFree_v2(a) || cuMemFree_v2(b);
+    return (void *)bad;
+}
+
+static void threads(void) {
+    pthread_t t[4];
+    rig r;
+    CUcontext c;
+    int i;
+    open_rig(&r);
+    for (i = 0; i < 4; i++) CHECK(!pthread_create(&t[i], NULL, one_thread, &r), "thread");
+    for (i = 0; i < 4; i++) {
+        void *bad;
+        CHECK(!pthread_join(t[i], &bad) && !bad, "thread %d", i);
+    }
+    CHECK(!cuCtxGetCurrent(&c) && c == test_context, "a thread changes its own context only");
+    CHECK(ptxsim_launches("k") == 80 && ptxsim_reports(-1) == 0, "%s", ptxsim_last_report());
+}
+
+/* What a user sees on stderr: that this is no GPU, and at the end what was forgotten. */
+static const char *program;
+
+static int hello(void) {
+    return cuInit(0) || cuDevicePrimaryCtxRetain(&test_context, 0);
+}
+
+static void lines_on_stderr(void) {
+    char command[600], text[2000];
+    FILE *f;
+    size_t n;
+    snprintf(command, sizeof command, "PTXSIM_QUIET=0 %s --hello 2>&1", program);
+    f = popen(command, "r");
+    n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    text[n] = 0;
+    CHECK(f && pclose(f) == 0, "%s", command);
+    CHECK(strstr(text, "a simulated CUDA device, not a GPU"), "%s", text);
+    CHECK(strstr(text, "LEAK: a primary context") && strstr(text, "0 reports, 1 leaks"), "%s", text);
+}
+
 static void several_devices(void) {
     CUcontext c[2];
     CUdeviceptr p[2];
@@ -500,6 +584,8 @@ static void exported_names(void) {
 }
 
 int main(int argc, char **argv) {
+    program = argv[0];
+    if (argc > 1 && !strcmp(argv[1], "--hello")) return hello();
     if (argc > 1) test.only = argv[1];
     test_run("driver: start, contexts", start);
     test_run("driver: attributes", attributes);
@@ -512,7 +598,10 @@ int main(int argc, char **argv) {
     test_run("driver: violations of a capture", capture_violations);
     test_run("driver: errors that stay", sticky_errors);
     test_run("driver: faults", faults);
+    test_run("driver: every call fails once", fault_sweep);
     test_run("driver: several devices", several_devices);
+    test_run("driver: threads", threads);
+    test_run("driver: lines on stderr", lines_on_stderr);
     test_run("driver: leaks", leaks);
     test_run("driver: seeds", seeds);
     test_run("driver: counters", counting);
