@@ -64,6 +64,11 @@ void parse_split(parser *p, const char *text) {
         p->tokens[p->count++].line = line;
         s = skip_blank(end, &line);
     }
+    /* one more, which nothing takes for a word */
+    p->tokens = (token *)sim_grow(p->tokens, &p->capacity, p->count + 1, sizeof *p->tokens);
+    p->tokens[p->count].text = s;
+    p->tokens[p->count].length = 0;
+    p->tokens[p->count].line = line;
 }
 
 int parse_token_is(const token *t, const char *word) {

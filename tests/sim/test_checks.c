@@ -150,6 +150,9 @@ static void shared_races(void) {
           "mov.u32 r8, s;\nand.b32 r9, r0, 31;\nshl.b32 r9, r9, 2;\nadd.u32 r9, r9, r8;\nshr.u32 r10, r0, 5;\n"
           "shl.b32 r10, r10, 1;\nadd.u32 r9, r9, r10;\nmov.u16 h0, 7;\nst.shared.u16 [r9], h0;\n"
           "ld.shared.u16 h1, [r9];\nst.shared.u16 [r9], h1;" },
+        { "halves of a word, one read by another warp", PTXSIM_SHARED_RACE, 1, 64, SHARED_WORDS,
+          "mov.u16 h0, 7;\nsetp.eq.u32 p0, r0, 0;\nsetp.eq.u32 p1, r0, 32;\n@p0 st.shared.u32 [s], 0;\nbar.sync 0;\n"
+          "@p0 st.shared.u16 [s], h0;\n@p0 st.shared.u16 [s+2], h0;\n@p1 ld.shared.u16 h1, [s];" },
         { "lanes", PTXSIM_SHARED_RACE, 1, 32, SHARED_WORDS,
           SHARED_OWN NEXT_LANE "st.shared.u32 [r9], r0;\nld.shared.u32 r11, [r10];" },
         { "lanes with syncwarp", NOTHING, 1, 32, SHARED_WORDS,

@@ -84,6 +84,7 @@ static void attributes(void) {
     CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 256, 0) == 0 && blocks == 8, "%d blocks", blocks);
     CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 64, 100000) == 0 && blocks == 2, "%d blocks",
           blocks);
+    CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, NULL, 64, 0) == 400, "no function");
     CHECK(cuMemGetInfo_v2(&available, &total) == 0 && total == 1073741824 && available == total - 512, "%lu",
           (unsigned long)available);
 }
@@ -154,7 +155,7 @@ static void launch_limits(void) {
 /* Work runs when somebody waits for it, and pageable sources are snapshots. */
 static void lazy_streams(void) {
     rig r;
-    CUstream s, t;
+    CUstream s = NULL, t = NULL;
     CUevent e;
     uint32_t out[64], *pinned;
     void *p;
@@ -199,7 +200,7 @@ static void lazy_streams(void) {
 /* The default stream waits for blocking streams and they for it. */
 static void default_stream(void) {
     rig r;
-    CUstream s, t;
+    CUstream s = NULL, t = NULL;
     uint32_t out[64];
     open_rig(&r);
     CHECK(!cuStreamCreate(&s, CU_STREAM_DEFAULT) && !cuStreamCreate(&t, CU_STREAM_NON_BLOCKING), "streams");
@@ -284,6 +285,7 @@ static void capture_violations(void) {
     CUevent e, outside;
     CUdeviceptr p;
     CUmodule m;
+    void *pinned;
     int mode, status;
     uint32_t out[64];
     open_rig(&r);
@@ -304,6 +306,13 @@ static void capture_violations(void) {
     } while (0)
     SPOILED_BY(cuMemAlloc_v2(&p, 16), 900);
     SPOILED_BY(cuMemFree_v2(r.b), 900);
+    SPOILED_BY(cuMemAllocHost_v2(&pinned, 16), 900);
+    SPOILED_BY(cuMemFreeHost(NULL), 900);
+    SPOILED_BY(cuModuleUnload(NULL), 900);
+    SPOILED_BY(cuMemcpyHtoD_v2(r.a, out, 4), 900);
+    SPOILED_BY(cuMemsetD32_v2(r.a, 0, 1), 900);
+    SPOILED_BY(cuMemsetD8_v2(r.a, 0, 1), 900);
+    SPOILED_BY(cuMemcpyDtoD_v2(r.a, r.b, 4), 900);
     SPOILED_BY(cuModuleLoadData(&m, PTX_HEAD), 900);
     SPOILED_BY(cuCtxSynchronize(), 900);
     SPOILED_BY(cuStreamSynchronize(s), 900);
