@@ -64,7 +64,7 @@ static void set_defaults(sim_settings *s) {
     s->capability = 90;
     s->sms = s->config.sms = 8;
     s->memory = (size_t)4 << 30;
-    s->driver = 13000;
+    s->driver = 13090;
     s->strict = 1;
     s->config.check = 1;
     s->config.steps = (uint64_t)1 << 31;

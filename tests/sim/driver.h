@@ -18,6 +18,7 @@ typedef struct operation {
     uint32_t grid[3], block[3];
     size_t dynamic_shared;
     uint8_t *params;                    /* owned */
+    size_t param_bytes;
     CUdeviceptr to, from;               /* of a copy: 0 when that side is the host */
     void *host_to;
     const void *host_from;
@@ -155,6 +156,7 @@ void sim_close_streams(sim_context *c);
 /* graph.c */
 CUresult sim_capture_operation(sim_stream *s, operation *o);
 void sim_invalidate(capture *c);
+void sim_drop_capture(sim_stream *s);
 void sim_run_graph(sim_context *c, CUgraphExec exec);
 void sim_close_graphs(sim_context *c);
 CUresult sim_capture_event(sim_stream *s, sim_event *e, int wait);

@@ -42,13 +42,11 @@ static void free_graph(sim_graph *g) {
 
 static operation *duplicate(const operation *o) {
     operation *copy = sim_operation(o->kind);
-    size_t bytes;
     *copy = *o;
     copy->next = NULL;
     if (o->params) {
-        bytes = o->function->kernel->param_bytes + 64;
-        copy->params = (uint8_t *)sim_allocate(bytes);
-        memcpy(copy->params, o->params, bytes);
+        copy->params = (uint8_t *)sim_allocate(o->param_bytes);
+        memcpy(copy->params, o->params, o->param_bytes);
     }
     return copy;
 }
@@ -142,6 +140,15 @@ static int dissolve(const capture *c) {
         e->recorded = e->done = 0;
     }
     return unjoined;
+}
+
+/* The stream is closed: its capture ends without a graph. */
+void sim_drop_capture(sim_stream *s) {
+    capture *c = s->capture;
+    if (!c || c->origin != s) return;
+    dissolve(c);
+    free_graph(c->graph);
+    free(c);
 }
 
 static CUresult end_capture(CUstream stream, CUgraph *graph) {

@@ -418,10 +418,11 @@ static int check_target(parser *p, int capability) {
     return 0;
 }
 
-/* A driver of CUDA 12.x reads PTX 8.x, one of 13.x 9.x. */
+/* A driver of CUDA 12.x reads PTX 8.x, one of 13.x 9.x; but 12.6 brought no new PTX, so that 12.8 reads 8.7. */
 static int check_version(parser *p, int driver) {
     double version = strtod(p->tokens[p->at].text, NULL);
-    double newest = driver / 1000 - 4 + (driver % 1000 / 10) / 10.0;
+    int major = driver / 1000, minor = driver % 1000 / 10;
+    double newest = major - 4 + (minor - (major == 12 && minor > 5)) / 10.0;
     if (version > newest + 0.05) {
         p->error_code = CU_UNSUPPORTED_PTX;
         return parse_fail(p, "PTX %.1f is newer than this driver, which reads %.1f", version, newest);

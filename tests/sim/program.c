@@ -240,7 +240,8 @@ static CUresult launch(const CUlaunchConfig *c, CUfunction function, void **para
     o->block[1] = c->blockDimY;
     o->block[2] = c->blockDimZ;
     o->dynamic_shared = c->sharedMemBytes;
-    o->params = (uint8_t *)sim_allocate(f->kernel->param_bytes + 64);
+    o->param_bytes = f->kernel->param_bytes;
+    o->params = (uint8_t *)sim_allocate(o->param_bytes);
     for (i = 0; i < f->kernel->params; i++) {
         memcpy(o->params + f->kernel->param_offset[i], params[i], f->kernel->param_size[i]);
     }

@@ -9,7 +9,7 @@
      PTXSIM_CC       compute capability, major * 10 + minor (90)
      PTXSIM_SMS      multiprocessors (8)
      PTXSIM_MEM      bytes of memory of a device (4 GiB)
-     PTXSIM_DRIVER   version of the driver (13000); newer PTX is refused as an old driver refuses it
+     PTXSIM_DRIVER   version of the driver (13090: reads what any CUDA 13 writes); newer PTX is refused
      PTXSIM_SEED     0: blocks and warps run in order, else in an order and with time slices drawn from the seed
      PTXSIM_CHECK    0: only bounds and alignment, 1: uninitialised reads and races, too (1)
      PTXSIM_STRICT   1: a report makes the launch fail with CUDA_ERROR_LAUNCH_FAILED (1); 0: it only counts

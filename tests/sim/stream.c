@@ -189,7 +189,7 @@ void sim_close_streams(sim_context *c) {
     for (s = sim_driver.streams; s; s = next) {
         next = s->next;
         if (s->context != c) continue;
-        s->capture = NULL;
+        sim_drop_capture(s);
         remove_stream(s);
     }
     while (*at) {

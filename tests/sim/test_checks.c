@@ -122,6 +122,8 @@ static void initialisation(void) {
         { "local", PTXSIM_UNINITIALISED, 1, 1, "", ".local .align 4 .b8 l[64];\nld.local.u32 r8, [l];" },
         { "local of another lane", PTXSIM_UNINITIALISED, 1, 2, "",
           ".local .align 4 .b8 l[64];\n" FIRST_THREAD "@p0 st.local.u32 [l], r0;\nld.local.u32 r8, [l];" },
+        { "local of another block", PTXSIM_UNINITIALISED, 2, 1, "",
+          ".local .align 4 .b8 l[64];\n" FIRST_BLOCK "@p1 st.local.u32 [l], r0;\nld.local.u32 r8, [l];" },
         { "cp.async", PTXSIM_UNINITIALISED, 1, 1, SHARED_WORDS,
           "mov.u32 r8, s;\ncp.async.ca.shared.global [r8], [d1], 4;\ncp.async.wait_all;" },
         { "the zeros of a short cp.async", NOTHING, 1, 1, SHARED_WORDS,
@@ -163,8 +165,14 @@ static void shared_races(void) {
         { "lanes, read before write", PTXSIM_SHARED_RACE, 1, 32, SHARED_WORDS,
           SHARED_OWN NEXT_LANE "st.shared.u32 [r9], r0;\nbar.warp.sync -1;\nld.shared.u32 r11, [r10];\n"
           "st.shared.u32 [r9], r11;" },
-        { "lanes write different values", PTXSIM_SHARED_RACE, 1, 32, SHARED_WORDS, "st.shared.u32 [s], r0;" },
-        { "lanes write one value", NOTHING, 1, 32, SHARED_WORDS, "st.shared.u32 [s], 5;" },
+        { "all read, the last lane writes", PTXSIM_SHARED_RACE, 1, 32, SHARED_WORDS,
+          FIRST_THREAD "@p0 st.shared.u32 [s], 1;\nbar.warp.sync -1;\nld.shared.u32 r8, [s];\n"
+          "setp.eq.u32 p1, r0, 31;\n@p1 st.shared.u32 [s], 2;" },
+        { "all read, synchronise, the last lane writes", NOTHING, 1, 32, SHARED_WORDS,
+          FIRST_THREAD "@p0 st.shared.u32 [s], 1;\nbar.warp.sync -1;\nld.shared.u32 r8, [s];\nbar.warp.sync -1;\n"
+          "setp.eq.u32 p1, r0, 31;\n@p1 st.shared.u32 [s], 2;" },
+        { "lanes write different values", PTXSIM_SHARED_RACE, 1, 32, SHARED_WORDS, "st.shared.u32 [s+64], r0;" },
+        { "lanes write one value", NOTHING, 1, 32, SHARED_WORDS, "st.shared.u32 [s+64], 5;" },
         { "atomics", NOTHING, 1, 64, SHARED_WORDS,
           FIRST_THREAD "@p0 st.shared.u32 [s], 0;\nbar.sync 0;\nred.shared.add.u32 [s], 1;" },
         { "atomic, read", PTXSIM_SHARED_RACE, 1, 64, SHARED_WORDS,
@@ -215,6 +223,8 @@ static void global_races(void) {
           "xor.b32 r8, r0, 32;\nmul.wide.u32 d8, r8, 4;\nadd.u64 d8, d0, d8;\nst.global.u32 [d3], r0;\nbar.sync 0;\n"
           "ld.global.u32 r9, [d8];" },
         { "blocks", PTXSIM_GLOBAL_RACE, 2, 32, "", WRITE_AND("") "ld.global.u32 r9, [d3];" },
+        { "blocks, by cp.async", PTXSIM_GLOBAL_RACE, 2, 32, SHARED_WORDS,
+          WRITE_AND("") SHARED_OWN "cp.async.ca.shared.global [r9], [d3], 4;\ncp.async.wait_all;" },
         { "blocks write", PTXSIM_GLOBAL_RACE, 2, 32, "", WRITE_AND("") "st.global.u32 [d3], r0;" },
         { "blocks read, then write", PTXSIM_GLOBAL_RACE, 2, 32, "",
           FIRST_BLOCK "@!p1 bra WRITE;\nld.global.u32 r9, [d3];\nret;\nWRITE:\nst.global.u32 [d3], r0;" },
@@ -366,7 +376,8 @@ static void report_text(void) {
     CHECK(launch(f, 3, 64, params) == 700, "an access out of bounds is CUDA_ERROR_ILLEGAL_ADDRESS");
     CHECK(strstr(ptxsim_last_report(), "OUT OF BOUNDS: k: global read of 4 bytes at offset 4096 of a buffer of 4096"),
           "%s", ptxsim_last_report());
-    CHECK(strstr(ptxsim_last_report(), "source line 42 `@p0 ld.global.u32 r8, [d0+4096]`, block (0,0,0), thread (37,"),
+    CHECK(strstr(ptxsim_last_report(),
+                 "PTX line 22, source line 42 `@p0 ld.global.u32 r8, [d0+4096]`, block (0,0,0), thread (37,"),
           "%s", ptxsim_last_report());
     CHECK(cuCtxSynchronize() == 700, "the error stays");
     CHECK(cuMemFree_v2(a) == 700, "for every call");

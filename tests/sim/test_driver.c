@@ -41,7 +41,7 @@ static CUresult add(rig *r, uint32_t n, CUdeviceptr from, CUdeviceptr to, CUstre
 static void start(void) {
     int n = -1, version = 0;
     CUdevice d;
-    CUcontext c;
+    CUcontext c, previous;
     CUdeviceptr p;
     char name[40];
     open_device();
@@ -62,7 +62,9 @@ static void start(void) {
     CHECK(cuDevicePrimaryCtxRelease_v2(0) == 201, "none to release");
     CHECK(cuDevicePrimaryCtxRetain(&c, 0) == 0 && cuCtxSetCurrent(c) == 0, "retain");
     CHECK(cuMemAlloc_v2(&p, 16) == 0, "with a context");
-    CHECK(cuCtxPopCurrent_v2(&c) == 0 && cuMemAlloc_v2(&p, 16) == 201, "popped");
+    previous = c;
+    c = NULL;
+    CHECK(cuCtxPopCurrent_v2(&c) == 0 && c == previous && cuMemAlloc_v2(&p, 16) == 201, "popped");
     CHECK(cuCtxPopCurrent_v2(&c) == 201, "nothing to pop");
     CHECK(cuCtxPushCurrent_v2(c) == 0 && cuCtxGetDevice(&d) == 0 && d == 0, "pushed");
     CHECK(cuDevicePrimaryCtxRelease_v2(0) == 0 && cuMemAlloc_v2(&p, 16) == 201, "released");
@@ -71,6 +73,8 @@ static void start(void) {
 static void attributes(void) {
     int v, blocks;
     rig r;
+    CUcontext c;
+    char uuid[16];
     size_t total, available;
     open_rig(&r);
     ptxsim_set("PTXSIM_CC", "86");
@@ -79,6 +83,13 @@ static void attributes(void) {
     CHECK(cuDeviceGetAttribute(&v, 76, 0) == 0 && v == 6, "minor %d", v);
     CHECK(cuDeviceGetAttribute(&v, 16, 0) == 0 && v == 20, "%d multiprocessors", v);
     CHECK(cuDeviceGetAttribute(&v, 97, 0) == 0 && v == 232448, "%d bytes shared", v);
+    CHECK(cuDeviceGetAttribute(&v, 1, 0) == 0 && v == 1024, "%d threads in a block", v);
+    CHECK(cuDeviceTotalMem_v2(&total, 0) == 0 && total == 1073741824 && cuDeviceTotalMem_v2(&total, 1) == 101,
+          "memory");
+    CHECK(cuDeviceGetUuid_v2(uuid, 0) == 0 && uuid[15] == 0 && cuDeviceGetUuid_v2(uuid, 1) == 101, "name");
+    CHECK(cuStreamGetCtx(NULL, &c) == 0 && c == test_context, "context of a stream");
+    for (v = 0; v < 15; v++) CHECK(!cuCtxPushCurrent_v2(test_context), "push %d", v);
+    CHECK(cuCtxPushCurrent_v2(test_context) == 201 && cuCtxPushCurrent_v2(NULL) == 201, "the stack is full");
     CHECK(cuDeviceGetAttribute(&v, 0, 0) == 1 && cuDeviceGetAttribute(&v, 16, 1) == 101, "bad arguments");
     CHECK(cuFuncGetAttribute(&v, CU_FUNC_MAX_THREADS_PER_BLOCK, r.f) == 0 && v == 1024, "%d threads", v);
     CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, r.f, 256, 0) == 0 && blocks == 8, "%d blocks", blocks);
@@ -117,6 +128,8 @@ static void memory(void) {
     CHECK(cuPointerGetAttribute(&kind, 2, (CUdeviceptr)(uintptr_t)words) == 1, "ordinary host memory");
     CHECK(cuMemAllocHost_v2(&host, 64) == 0, "pinned");
     CHECK(cuPointerGetAttribute(&kind, 2, (CUdeviceptr)(uintptr_t)host + 63) == 0 && kind == 1, "pinned memory");
+    CHECK(cuPointerGetAttribute(&kind, 2, (CUdeviceptr)(uintptr_t)words) == 1, "ordinary memory beside it");
+    CHECK(cuPointerGetAttribute(&kind, 2, (CUdeviceptr)(uintptr_t)host + 64) == 1, "behind pinned memory");
     CHECK(cuMemGetAddressRange_v2(&base, &bytes, p + 5) == 0 && base == p && bytes == 16, "range");
     CHECK(cuMemFreeHost(host) == 0 && cuMemFreeHost(host) == 1, "free pinned");
 }
@@ -238,6 +251,8 @@ static void graphs(void) {
     CUstream s;
     CUgraph g;
     CUgraphExec x;
+    CUmodule m;
+    CUfunction e;
     ptxsim_counters c;
     uint32_t out[64];
     int status, i;
@@ -270,6 +285,13 @@ static void graphs(void) {
     CHECK(!cuMemcpyDtoHAsync_v2(out, r.b, sizeof out, s) && !cuStreamSynchronize(s) && out[5] == 52, "%u",
           (unsigned)out[5]);
     CHECK(cuGraphExecDestroy(x) == 400 && cuGraphDestroy(g) == 400, "gone");
+    /* replayed with a kernel that is gone */
+    CHECK(!load_text(&m, PTX_HEAD ".visible .entry e() { ret; }") && !cuModuleGetFunction(&e, m, "e"), "module");
+    CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_RELAXED) &&
+          !cuLaunchKernel(e, 1, 1, 1, 1, 1, 1, 0, s, NULL, NULL) && !cuStreamEndCapture(s, &g), "capture");
+    CHECK(!cuModuleUnload(m) && !cuGraphInstantiateWithFlags(&x, g, 0) && !cuGraphLaunch(x, s), "unload");
+    CHECK(cuStreamSynchronize(s) == 700 && ptxsim_reports(PTXSIM_HOST) == 1, "%s", ptxsim_last_report());
+    ptxsim_recover();
     /* replayed into memory that is gone */
     CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_RELAXED) && !cuMemsetD32Async(r.b, 1, 4, s), "capture");
     CHECK(!cuStreamEndCapture(s, &g) && !cuGraphInstantiateWithFlags(&x, g, 0) && !cuMemFree_v2(r.b), "free");
@@ -346,6 +368,11 @@ static void capture_violations(void) {
     CHECK(!cuThreadExchangeStreamCaptureMode(&mode) && mode == CU_CAPTURE_GLOBAL, "exchange");
     CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_GLOBAL) && !cuMemAlloc_v2(&p, 16), "relaxed thread");
     CHECK(!cuStreamEndCapture(s, &g) && !cuGraphDestroy(g), "end");
+    /* a context that goes while two streams are captured together */
+    CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_RELAXED) && !cuEventRecord(e, s), "begin");
+    CHECK(!cuStreamWaitEvent(other, e, 0) && !add(&r, 1, r.a, r.b, other), "fork");
+    CHECK(!cuDevicePrimaryCtxRelease_v2(0) && ptxsim_leaks() == 0, "release");
+    ptxsim_recover();
 }
 
 static void sticky_errors(void) {

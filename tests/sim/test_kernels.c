@@ -304,6 +304,7 @@ static void run_subject(const subject *s) {
         CUfunction f;
         open_device();
         ptxsim_set("PTXSIM_CC", capability[a]);
+        ptxsim_set("PTXSIM_DRIVER", "13090");
         f = compile(source, s->name, archs[a]);
         for (i = 0; f && i < 4; i++) {
             CUresult r;
@@ -386,6 +387,7 @@ static void planted_bugs(void) {
         open_device();
         ptxsim_set("PTXSIM_STRICT", "0");
         ptxsim_set("PTXSIM_STEPS", "5000000");
+        ptxsim_set("PTXSIM_DRIVER", "13090");
         f = compile(bad, s->name, "compute_80");
         r = f ? s->run(f) : 0;
         if (b->kind == RESULT) CHECK(!r && worst > s->tolerance, "%s: %d, error %g", b->what, r, (double)worst);

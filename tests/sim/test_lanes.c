@@ -71,6 +71,8 @@ static void shuffles(void) {
             }
         }
     }
+    run_one("shfl.sync.idx.b32 r8|_, r10, 3, 31, -1", in, out);
+    for (lane = 0; lane < 32; lane++) CHECK(out[lane] == in[3] && out[32 + lane] == 1, "no predicate wanted");
     run_one("shfl.sync.idx.b32 r8, r10, r0, 31, -1", in, out);
     for (lane = 0; lane < 32; lane++) CHECK(out[lane] == in[lane], "lane %d reads itself", lane);
 }
@@ -165,7 +167,8 @@ static void divergence(void) {
     ptxsim_reset_counters();
     /* a loop whose count differs between the lanes, with a branch inside, joined again by a vote behind it */
     run_code("",
-             "mov.u32 r8, 0;\nmov.u32 r9, 0;\nLOOP:\nxor.b32 r10, r9, r0;\nand.b32 r10, r10, 1;\nsetp.eq.u32 p0, r10, 0;\n@p0 bra EVEN;\n"
+             "mov.u32 r8, 0;\nmov.u32 r9, 0;\nLOOP:\nxor.b32 r10, r9, r0;\nand.b32 r10, r10, 1;\n"
+             "setp.eq.u32 p0, r10, 0;\n@p0 bra EVEN;\n"
              "mad.lo.u32 r8, r8, 3, r9;\nbra NEXT;\nEVEN:\nadd.u32 r8, r8, r0;\nNEXT:\nadd.u32 r9, r9, 1;\n"
              "setp.lt.u32 p0, r9, r0;\n@p0 bra LOOP;\nsetp.ne.u32 p1, r8, 0;\nvote.sync.ballot.b32 r11, p1, -1;\n"
              "add.u32 r8, r8, r11;\nst.global.u32 [d4], r8;", 1, 32, in, out);
@@ -180,7 +183,8 @@ static void divergence(void) {
     }
     ptxsim_get_counters(&c);
     /* 16 instructions outside of the loop, 10 inside, 31 times: fragments met again after each branch */
-    CHECK(c.divergent_branches >= 30 && c.instructions < 16 + 31 * 10 + 20, "%llu instructions, %llu divergent branches",
+    CHECK(c.divergent_branches >= 30 && c.instructions < 16 + 31 * 10 + 20,
+          "%llu instructions, %llu divergent branches",
           (unsigned long long)c.instructions, (unsigned long long)c.divergent_branches);
     /* labels in braces, as inline assembly repeats them */
     run_code("",
@@ -191,7 +195,7 @@ static void divergence(void) {
     /* lanes leave one after the other */
     run_code("",
              "mov.u32 r8, 0;\nLOOP:\nst.global.u32 [d4], r8;\nsetp.eq.u32 p0, r8, r0;\n@p0 exit;\nadd.u32 r8, r8, 1;\n"
-             "bra.uni LOOP;", 1, 40, in, out);
+             ".pragma \"nounroll\";\nbra.uni LOOP;", 1, 40, in, out);
     for (t = 0; t < 40; t++) CHECK(out[t] == t, "thread %u: %u", (unsigned)t, (unsigned)out[t]);
 }
 
@@ -394,7 +398,11 @@ static void refused(const char *code, const char *why) {
 
 static void bad_modules(void) {
     CUmodule module;
+    CUfunction f;
     open_device();
+    CHECK(load_text(&module, PTX_HEAD ".file 1 \"a.cu\"\n.visible .entry k() { ret; }\n.section .debug_str\n{\nA:\n"
+                    ".b8 1,2\n.b8 0\n}\n.visible .entry l() { ret; }") == 0, "%s", test_log);
+    CHECK(cuModuleGetFunction(&f, module, "l") == 0, "a kernel behind a section");
     refused("// add\n/* two\nlines */ // {\nadd.v7.u32 r0, r1, r2;", "line 12: `add.v7.u32");
     refused(".reg .b32 q<;", "a number is expected");
     refused("add.v7.u32 r0, r1, r2;",
@@ -431,6 +439,9 @@ static void bad_modules(void) {
     ptxsim_set("PTXSIM_DRIVER", "12040");
     CHECK(load_text(&module, ".version 8.4\n.target sm_75\n.address_size 64\n") == 0, "%s", test_log);
     CHECK(load_text(&module, ".version 8.5\n.target sm_75\n.address_size 64\n") == 222, "newer than an older driver");
+    ptxsim_set("PTXSIM_DRIVER", "12080");
+    CHECK(load_text(&module, ".version 8.7\n.target sm_75\n.address_size 64\n") == 0, "%s", test_log);
+    CHECK(load_text(&module, ".version 8.8\n.target sm_75\n.address_size 64\n") == 222, "12.8 reads 8.7");
     ptxsim_set("PTXSIM_CC", "86");
     CHECK(load_text(&module, ".version 8.0\n.target sm_80\n.address_size 64\n") == 0, "%s", test_log);
     CHECK(load_text(&module, ".version 8.0\n.target sm_90\n.address_size 64\n") == 218, "sm_90 on 8.6");
