@@ -500,6 +500,7 @@ static void free_kernel(sim_kernel *k) {
 
 void sim_module_free(sim_module *module) {
     int i;
+    sim_report_forget_places();
     for (i = 0; i < module->kernels; i++) free_kernel(module->kernel[i]);
     for (i = 0; i < module->variables; i++) {
         free(module->variable[i].name);

@@ -48,6 +48,11 @@ void sim_report_quiet(int quiet) {
     reports.quiet = quiet;
 }
 
+/* Instructions are freed: a new one may lie where an old one was. */
+void sim_report_forget_places(void) {
+    reports.places = 0;
+}
+
 static void say(void) {
     if (reports.quiet || reports.printed > MAX_PRINTED) return;
     if (reports.printed++ == MAX_PRINTED) fprintf(stderr, "ptxsim: more reports are counted, but not printed\n");

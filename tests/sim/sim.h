@@ -306,6 +306,7 @@ void sim_report(sim_machine *m, const sim_instruction *in, int lane, ptxsim_kind
                 ...);
 void sim_report_host(ptxsim_kind kind, const char *format, ...);
 void sim_report_clear(void);
+void sim_report_forget_places(void);
 void sim_report_quiet(int quiet);
 
 /* ---- memory.c -------------------------------------------------------------------------------------------------- */

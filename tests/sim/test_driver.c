@@ -549,6 +549,26 @@ static void leaks(void) {
     ptxsim_recover();
 }
 
+/* Two modules after another: the second one's report is told, too, wherever its code lies. */
+static void reports_of_later_modules(void) {
+    CUmodule m;
+    CUfunction f;
+    int i;
+    open_device();
+    ptxsim_set("PTXSIM_STRICT", "0");
+    for (i = 0; i < 2; i++) {
+        const char *text = i ? PTX_HEAD ".visible .entry second() {\n.reg .b32 r;\nld.global.u32 r, [0];\n}\n"
+                             : PTX_HEAD ".visible .entry first() {\n.reg .b32 r;\nld.global.u32 r, [0];\n}\n";
+        CHECK(!load_text(&m, text) && !cuModuleGetFunction(&f, m, i ? "second" : "first"), "%s", test_log);
+        CHECK(launch(f, 1, 1, NULL) == 700 && strstr(ptxsim_last_report(), i ? "second" : "first"), "%s",
+              ptxsim_last_report());
+        cuDevicePrimaryCtxRelease_v2(0);
+        cuDevicePrimaryCtxRetain(&test_context, 0);
+    }
+    CHECK(ptxsim_reports(PTXSIM_BOUNDS) == 2, "%d reports", ptxsim_reports(PTXSIM_BOUNDS));
+    ptxsim_recover();
+}
+
 /* Seeds change the order of blocks and warps: a ticket shows it. The same seed gives the same order. */
 static void seeds(void) {
     static const char *const ticket =
@@ -639,6 +659,7 @@ int main(int argc, char **argv) {
     test_run("driver: threads", threads);
     test_run("driver: lines on stderr", lines_on_stderr);
     test_run("driver: leaks", leaks);
+    test_run("driver: reports of later modules", reports_of_later_modules);
     test_run("driver: seeds", seeds);
     test_run("driver: counters", counting);
     test_run("driver: exported names", exported_names);
