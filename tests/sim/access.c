@@ -4,7 +4,7 @@
 /* ---- addresses ------------------------------------------------------------------------------------------------- */
 
 /* The space of a generic address, and the address there. */
-sim_space sim_resolve(sim_space space, uint64_t *address) {
+static sim_space resolve(sim_space space, uint64_t *address) {
     uint64_t window = *address >> WINDOW_BITS << WINDOW_BITS;
     if (space != GENERIC) return space;
     if (window == SHARED_WINDOW) space = SHARED;
@@ -149,7 +149,7 @@ uint64_t sim_count_sectors(const uint64_t *address, uint32_t active, uint32_t by
 }
 
 /* Waves of a shared access: lanes in groups of 128 bytes, each as many waves as words in its busiest bank. */
-uint64_t sim_count_waves(const uint64_t *address, uint32_t active, uint32_t bytes) {
+static uint64_t count_waves(const uint64_t *address, uint32_t active, uint32_t bytes) {
     int group = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, first, i, j;
     uint64_t total = 0;
     for (first = 0; first < LANES; first += group) {
@@ -184,7 +184,7 @@ static void count(sim_machine *m, const uint64_t *address, sim_space space, uint
         c->global_load_sectors += sim_count_sectors(address, m->active, bytes);
     } else if (space == SHARED) {
         c->shared_requests++;
-        c->shared_waves += sim_count_waves(address, m->active, bytes);
+        c->shared_waves += count_waves(address, m->active, bytes);
     } else if (space == LOCAL) {
         c->local_bytes += all;
     }
@@ -262,7 +262,7 @@ void sim_load(sim_machine *m, const sim_instruction *in) {
     for (i = 0; i < LANES; i++) {
         const uint8_t *from;
         if (!sim_active(m, i)) continue;
-        space = sim_resolve((sim_space)in->space, &address[i]);
+        space = resolve((sim_space)in->space, &address[i]);
         from = readable(m, in, i, space, address[i], bytes);
         if (!from) return;
         memcpy(value[i], from, bytes);
@@ -331,7 +331,7 @@ void sim_store(sim_machine *m, const sim_instruction *in) {
             const uint8_t *from = (const uint8_t *)sim_operand(m, in, k) + i * in->register_bytes;
             memcpy(value + k * in->bytes, from, in->bytes);
         }
-        space = sim_resolve((sim_space)in->space, &address[i]);
+        space = resolve((sim_space)in->space, &address[i]);
         if (!write_lane(m, in, i, space, address[i], value, bytes)) return;
     }
     count(m, address, space, bytes, 1);
@@ -397,7 +397,7 @@ void sim_atomic(sim_machine *m, const sim_instruction *in) {
         sim_space space;
         uint8_t *p;
         if (!sim_active(m, i)) continue;
-        space = sim_resolve((sim_space)in->space, &address[i]);
+        space = resolve((sim_space)in->space, &address[i]);
         if (space == GLOBAL) p = atomic_global(m, in, i, address[i]);
         else if (space == SHARED) p = atomic_shared(m, in, i, address[i]);
         else p = NULL;

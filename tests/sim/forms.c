@@ -25,7 +25,7 @@ const char *ptxsim_form(int index, const char **operands) {
 
 /* ---- operands of an instruction -------------------------------------------------------------------------------- */
 
-void parse_add_operand(sim_kernel *k, sim_instruction *in, int32_t value) {
+static void add_operand(sim_kernel *k, sim_instruction *in, int32_t value) {
     k->operands = (int32_t *)sim_grow(k->operands, &k->operand_capacity, k->operand_count + 1, sizeof *k->operands);
     if (!in->operands) in->first_operand = k->operand_count;
     k->operands[k->operand_count++] = value;
@@ -50,7 +50,7 @@ static int add_source(parser *p, sim_instruction *in, const operand *o, int widt
     if (!fits_source(o, width)) {
         return parse_fail(p, "`%.*s' is not an operand of %d bits", o->where.length, o->where.text, 8 * width);
     }
-    parse_add_operand(p->kernel, in, source(p->kernel, o, width));
+    add_operand(p->kernel, in, source(p->kernel, o, width));
     return 0;
 }
 
@@ -89,11 +89,11 @@ static void take(parser *p, const sim_form *f, const operand *o, int count, sim_
             continue;
         }
         if ((c == 'p' || c == 'n') && o[i].kind == IMMEDIATE) {
-            parse_add_operand(k, in, parse_constant(k, o[i].value ? ~(uint64_t)0 : 0, 4));
+            add_operand(k, in, parse_constant(k, o[i].value ? ~(uint64_t)0 : 0, 4));
         } else {
-            parse_add_operand(k, in, source(k, &o[i], width_of(c)));
+            add_operand(k, in, source(k, &o[i], width_of(c)));
         }
-        if (c == 'P') parse_add_operand(k, in, o[i].has_pair ? o[i].pair : NO_OPERAND);
+        if (c == 'P') add_operand(k, in, o[i].has_pair ? o[i].pair : NO_OPERAND);
         if (c == 'n') in->negated_source = (uint8_t)o[i].negated;
     }
     if (f->class_ == WARP_WIDE && f->option != NO_MASK) {
@@ -227,7 +227,7 @@ static int add_address(parser *p, sim_instruction *in, const operand *o, int64_t
     }
     *offset = (int64_t)o->value;
     in->address_bytes = (uint8_t)o->width;
-    parse_add_operand(p->kernel, in, o->reg);
+    add_operand(p->kernel, in, o->reg);
     return 0;
 }
 
@@ -254,10 +254,10 @@ static int add_data(parser *p, sim_instruction *in, const operand *o, int is_loa
     }
     if (!in->register_bytes) in->register_bytes = in->bytes < 2 ? 2 : in->bytes;
     for (i = 0; i < count; i++) {
-        if (e[i].kind == REGISTER) parse_add_operand(p->kernel, in, e[i].reg);
-        else if (e[i].kind == NOTHING && is_load) parse_add_operand(p->kernel, in, NO_OPERAND);
+        if (e[i].kind == REGISTER) add_operand(p->kernel, in, e[i].reg);
+        else if (e[i].kind == NOTHING && is_load) add_operand(p->kernel, in, NO_OPERAND);
         else if (e[i].kind == IMMEDIATE && !is_load) {
-            parse_add_operand(p->kernel, in, parse_constant(p->kernel, e[i].value, in->register_bytes));
+            add_operand(p->kernel, in, parse_constant(p->kernel, e[i].value, in->register_bytes));
         } else {
             return parse_fail(p, "a bad value to %s", is_load ? "load" : "store");
         }
@@ -314,8 +314,8 @@ static int decode_atomic(parser *p, parts *s, const operand *o, int count, sim_i
     in->class_ = MEMORY;
     in->vector = 1;
     in->register_bytes = in->bytes;
-    if (!returns || o[0].kind == NOTHING) parse_add_operand(p->kernel, in, NO_OPERAND);
-    else if (o[0].kind == REGISTER && o[0].width == in->bytes) parse_add_operand(p->kernel, in, o[0].reg);
+    if (!returns || o[0].kind == NOTHING) add_operand(p->kernel, in, NO_OPERAND);
+    else if (o[0].kind == REGISTER && o[0].width == in->bytes) add_operand(p->kernel, in, o[0].reg);
     else return parse_fail(p, "a bad destination");
     if (add_address(p, in, &o[returns], &in->offset)) return -1;
     for (i = 0; i < values; i++) {
@@ -367,10 +367,10 @@ static int add_elements(parser *p, sim_instruction *in, const operand *o, int wi
     in->register_bytes = (uint8_t)width;
     for (i = 0; i < o->elements; i++) {
         const struct element *e = &o->element[i];
-        if (e->kind == NOTHING && is_target) parse_add_operand(p->kernel, in, NO_OPERAND);
-        else if (e->kind == REGISTER && e->width == width) parse_add_operand(p->kernel, in, e->reg);
+        if (e->kind == NOTHING && is_target) add_operand(p->kernel, in, NO_OPERAND);
+        else if (e->kind == REGISTER && e->width == width) add_operand(p->kernel, in, e->reg);
         else if (e->kind == IMMEDIATE && !is_target) {
-            parse_add_operand(p->kernel, in, parse_constant(p->kernel, e->value, width));
+            add_operand(p->kernel, in, parse_constant(p->kernel, e->value, width));
         } else {
             return parse_fail(p, "an element that is not of %d bits", 8 * width);
         }
@@ -393,7 +393,7 @@ static int decode_pack(parser *p, parts *s, const operand *o, int count, sim_ins
     if (o[1].kind == VECTOR && o[1].elements && o[0].kind == REGISTER && o[0].width == in->bytes) {
         width = in->bytes / o[1].elements;
         in->run = sim_pack;
-        parse_add_operand(p->kernel, in, o[0].reg);
+        add_operand(p->kernel, in, o[0].reg);
         return width < 2 || width * o[1].elements != in->bytes || add_elements(p, in, &o[1], width, 0) ? -1 : 1;
     }
     return 0;
@@ -412,8 +412,8 @@ static int decode_address(parser *p, parts *s, const operand *o, int count, sim_
     if (o[0].kind != REGISTER || o[0].width != 8 || !fits_source(&o[1], 8)) return 0;
     in->run = sim_add_window;
     in->class_ = INTEGER;
-    parse_add_operand(p->kernel, in, o[0].reg);
-    parse_add_operand(p->kernel, in, source(p->kernel, &o[1], 8));
+    add_operand(p->kernel, in, o[0].reg);
+    add_operand(p->kernel, in, source(p->kernel, &o[1], 8));
     in->immediate = to ? 0 - window : window;
     return 1;
 }
@@ -439,11 +439,11 @@ static int decode_barrier(parser *p, parts *s, const operand *o, int count, sim_
     in->class_ = CONTROL;
     in->option = (uint8_t)(kind == 2 ? BARRIER_POPC + reduction : kind);
     if (add_source(p, in, &o[first], 4)) return -1;
-    if (!threads) parse_add_operand(p->kernel, in, NO_OPERAND);
+    if (!threads) add_operand(p->kernel, in, NO_OPERAND);
     else if (add_source(p, in, &o[first + 1], 4)) return -1;
     if (kind != 2) return 1;
     if (o[0].kind != REGISTER || o[0].width != 4) return 0;
-    parse_add_operand(p->kernel, in, o[0].reg);
+    add_operand(p->kernel, in, o[0].reg);
     in->negated_source = (uint8_t)o[count - 1].negated;
     return add_source(p, in, &o[count - 1], 4) ? -1 : 1;
 }

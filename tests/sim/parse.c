@@ -104,7 +104,7 @@ static int names(const symbol *s, const token *t, int length) {
 }
 
 /* The innermost symbol of this name; of a family of registers when the name ends in digits. */
-symbol *parse_lookup(parser *p, const token *name) {
+static symbol *lookup(parser *p, const token *name) {
     int stem = name->length, i;
     while (stem > 0 && name->text[stem - 1] >= '0' && name->text[stem - 1] <= '9') stem--;
     for (i = p->symbol_count - 1; i >= 0; i--) {
@@ -242,7 +242,7 @@ static int is_special(const token *t) {
 
 static int parse_name(parser *p, operand *o) {
     const token *t = &p->tokens[p->at];
-    const symbol *s = parse_lookup(p, t);
+    const symbol *s = lookup(p, t);
     int which = is_special(t);
     if (!s && t->text[0] == '%') {
         if (which < 0) return parse_fail(p, "%.*s is not known", t->length, t->text);

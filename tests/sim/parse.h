@@ -72,13 +72,11 @@ int parse_token_is(const token *t, const char *word);
 int parse_integer(parser *p, uint64_t *value);
 int parse_operand(parser *p, operand *o);
 symbol *parse_declare(parser *p, const token *name, symbol_kind kind);
-symbol *parse_lookup(parser *p, const token *name);
 void parse_close_scope(parser *p);
 int32_t parse_new_register(sim_kernel *k, int width);
 int32_t parse_constant(sim_kernel *k, uint64_t value, int width);
 
 /* forms.c */
-void parse_add_operand(sim_kernel *k, sim_instruction *in, int32_t operand);
 int parse_decode(parser *p, const token *opcode, const operand *o, int count, sim_instruction *in);
 
 #endif

@@ -340,14 +340,12 @@ void sim_sync_lanes(sim_machine *m, const sim_instruction *in);
 void sim_load(sim_machine *m, const sim_instruction *in);
 void sim_store(sim_machine *m, const sim_instruction *in);
 void sim_atomic(sim_machine *m, const sim_instruction *in);
-sim_space sim_resolve(sim_space space, uint64_t *address);
 uint8_t *sim_global(sim_machine *m, const sim_instruction *in, int lane, uint64_t address, uint32_t bytes, int write,
                     sim_buffer **buffer);
 int sim_shared(sim_machine *m, const sim_instruction *in, int lane, uint64_t address, uint32_t bytes, int write);
 int sim_check_written(sim_machine *m, const sim_instruction *in, int lane, const sim_buffer *b, size_t at,
                       uint32_t bytes);
 uint64_t sim_count_sectors(const uint64_t *address, uint32_t active, uint32_t bytes);
-uint64_t sim_count_waves(const uint64_t *address, uint32_t active, uint32_t bytes);
 
 void sim_async_copy(sim_machine *m, const sim_instruction *in);
 void sim_async_commit(sim_machine *m, const sim_instruction *in);
