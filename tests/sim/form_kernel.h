@@ -11,15 +11,26 @@ static inline int form_width(char letter) {
     return letter == 'd' ? 8 : letter == 'h' ? 2 : 4;
 }
 
-/* Operand k of thread t is the 8 bytes at in[k * threads + t]; its result the 8 bytes at out[t]. */
-static inline void form_kernel(char *text, size_t bytes, const char *name, const char *operands, uint32_t immediate) {
+/* The three-operand minimum and maximum came late. */
+static inline const char *form_target(const char *name, const char *operands) {
+    int is_extreme = !strncmp(name, "max.", 4) || !strncmp(name, "min.", 4);
+    return is_extreme && !strcmp(operands, "wwww") ? "sm_100" : "sm_90";
+}
+
+static inline size_t form_head(char *text, size_t bytes, const char *target) {
+    return (size_t)snprintf(text, bytes, ".version %s\n.target %s\n.address_size 64\n",
+                            strcmp(target, "sm_100") ? "8.0" : "8.8", target);
+}
+
+/* The kernel `entry`. Operand k of thread t is the 8 bytes at in[k * threads + t]; its result the 8 bytes at out[t]. */
+static inline void form_kernel(char *text, size_t bytes, const char *entry, const char *name, const char *operands,
+                               uint32_t immediate) {
     size_t n = (size_t)snprintf(text, bytes,
-        ".version 8.6\n.target sm_90\n.address_size 64\n"
-        ".visible .entry k(.param .u64 in, .param .u64 out, .param .u32 threads)\n{\n"
+        ".visible .entry %s(.param .u64 in, .param .u64 out, .param .u32 threads)\n{\n"
         ".reg .pred p<6>;\n.reg .b16 h<6>;\n.reg .b32 w<6>, t, n, x;\n.reg .b64 d<6>, a, o, s;\n"
         "ld.param.u64 a, [in];\nld.param.u64 o, [out];\nld.param.u32 n, [threads];\n"
         "mov.u32 t, %%ctaid.x;\nmov.u32 x, %%ntid.x;\nmul.lo.u32 t, t, x;\nmov.u32 x, %%tid.x;\nadd.u32 t, t, x;\n"
-        "mul.wide.u32 s, t, 8;\nadd.u64 a, a, s;\nadd.u64 o, o, s;\nmul.wide.u32 s, n, 8;\n");
+        "mul.wide.u32 s, t, 8;\nadd.u64 a, a, s;\nadd.u64 o, o, s;\nmul.wide.u32 s, n, 8;\n", entry);
     int i, count = (int)strlen(operands);
     for (i = 1; i < count && operands[i] != 'i'; i++) {
         char c = operands[i];

@@ -71,6 +71,7 @@ static int is_outside(const char *name, const uint64_t *a) {
 static int run_form(const char *name, const char *operands, uint32_t immediate) {
     static uint64_t in[4 * THREADS], out[THREADS];
     char text[3000];
+    size_t head;
     test_rng rng = { 0 };
     CUmodule module = NULL;
     CUfunction f;
@@ -82,7 +83,8 @@ static int run_form(const char *name, const char *operands, uint32_t immediate) 
     for (k = 0; k < sources; k++) {
         for (t = 0; t < THREADS; t++) in[k * THREADS + t] = draw_operand(&rng, operands[k + 1], k + 1, t);
     }
-    form_kernel(text, sizeof text, name, operands, immediate);
+    head = form_head(text, sizeof text, "sm_90");
+    form_kernel(text + head, sizeof text - head, "k", name, operands, immediate);
     if (load_text(&module, text)) {
         CHECK(0, "%s: %s", name, test_log);
         return 0;
@@ -200,12 +202,62 @@ static void perturbing(void) {
     cuMemFree_v2(p);
 }
 
+/* The assembler knows every form by this name and with these operands: one file for each target. */
+static const char *program;
+
+static int write_forms(FILE *f, const char *target) {
+    const char *name, *operands;
+    char text[3000], entry[20];
+    int i, written = 0;
+    form_head(text, sizeof text, target);
+    fputs(text, f);
+    for (i = 0; (name = ptxsim_form(i, &operands)) != NULL; i++) {
+        if (!is_lane_wise(operands) || strstr(name, ".sync") || strcmp(form_target(name, operands), target)) continue;
+        snprintf(entry, sizeof entry, "k%d", i);
+        form_kernel(text, sizeof text, entry, name, operands, 7);
+        fputs(text, f);
+        written++;
+    }
+    return written;
+}
+
+static void assembling(void) {
+    static const char *const targets[] = { "sm_90", "sm_100" };
+    const char *home = getenv("CUDA_HOME");
+    char ptxas[300] = "ptxas", path[300], command[1000];
+    int i, written = 0;
+    if (system("ptxas --version >/dev/null 2>&1")) {
+        snprintf(ptxas, sizeof ptxas, "%s/bin/ptxas", home ? home : "/usr/local/cuda");
+    }
+    snprintf(command, sizeof command, "%s --version >/dev/null 2>&1", ptxas);
+    if (system(command)) {
+        test_skip("no ptxas");
+        return;
+    }
+    for (i = 0; i < 2; i++) {
+        FILE *f;
+        snprintf(command, sizeof command, "%s --help | grep -q %s", ptxas, targets[i]);
+        if (system(command)) continue;
+        snprintf(path, sizeof path, "%s.%s.ptx", program, targets[i]);
+        f = fopen(path, "w");
+        CHECK(f, "%s", path);
+        if (!f) return;
+        written += write_forms(f, targets[i]);
+        fclose(f);
+        snprintf(command, sizeof command, "%s -O0 -arch=%s -o /dev/null %s 2>&1", ptxas, targets[i], path);
+        CHECK(system(command) == 0, "%s", command);
+    }
+    CHECK(written >= 405, "%d forms", written);
+}
+
 int main(int argc, char **argv) {
+    program = argv[0];
     if (argc > 1) test.only = argv[1];
     test_run("forms: arithmetic, logic and moves", arithmetic);
     test_run("forms: conversions", converting);
     test_run("forms: comparisons and selections", comparing);
     test_run("forms: approximations", approximating);
     test_run("forms: perturbed approximations", perturbing);
+    test_run("forms: ptxas knows them", assembling);
     return test_close("sim_forms");
 }
