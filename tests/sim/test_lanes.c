@@ -248,9 +248,8 @@ static void loads(void) {
              "ld.global.v2.f32 {f0, f1}, [d0+8];\nst.global.v2.f32 [d1+8], {f1, 0f3F800000};", 1, 1, in, out);
     CHECK(out[0] == 0x817FFF80u && out[2] == in[3] && out[3] == 0x3F800000u, "%x %x", (unsigned)out[0],
           (unsigned)out[3]);
-    run_code("", "setp.lt.u32 p0, r0, 3;\nmov.u32 r8, 9;\n@p0 ld.global.u32 r8, [d3];\nst.global.u32 [d4], r8;", 1, 32,
-             in,
-             out);
+    run_code("", "nanosleep.u32 20;\nprefetch.global.L2 [d0];\nsetp.lt.u32 p0, r0, 3;\nmov.u32 r8, 9;\n"
+             "@p0 ld.global.u32 r8, [d3];\nst.global.u32 [d4], r8;", 1, 32, in, out);
     CHECK(out[2] == in[2] && out[3] == 9, "a guarded load changes its lanes only");
 }
 
@@ -422,6 +421,10 @@ static void bad_modules(void) {
     refused("ld.shared.nc.u32 r0, [r1];", ".nc is for global memory");
     refused("st.const.u32 [d0], r0;", "is not a form");
     refused("atom.global.add.f64 d0, [d1], d2;", "is not a form");
+    refused("atom.global.add.u32 r0, [d0];", "is not a form");
+    refused("red.global.add.u32 r0, [d0], r1;", "is not a form");
+    refused("nanosleep.u32;", "is not a form");
+    refused("ld.global.u8 %f, [d0];", "%f is not known");
     refused("atom.global.exch.b16 r0, [d1], r2;", "is not a form");
     refused("cp.async.cg.shared.global [r0], [d0], 8;", "is not a form");
     refused("mov.b64 {r0, r1, r2}, d0;", "");
