@@ -4,9 +4,10 @@
 #   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
 #   make bench       builds and runs bench/cpu.c
-#   make curve       accuracy, loss, skipped share and time over the settings of skip-softmax, to bench/curve.csv and .svg
+#   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv and bench/curve.svg
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
+#   make sim         the CUDA driver without a GPU, build/sim/libcuda.so.1: LD_LIBRARY_PATH=build/sim ./program
 #   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
 #
 # CC, OPT (optimisation and sanitizer flags), WERROR=-Werror and JOBS may be set. ATTN_REQUIRE lists the names of the
@@ -27,15 +28,27 @@ export CC
 
 SUPPORT  := tests/ref.c tests/cases.c
 WITH_REF := attention engine properties sliding_window
+WITH_llm := tests/llm_ref.c tests/ref.c
 NAMES    := $(filter-out ref cases llm_ref,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
 SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples models
 HEADERS  := attn.h $(wildcard tests/*.h)
 
+# The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
+# type; and its arithmetic is that of the instructions, so nothing may be contracted.
+LINUX    := $(filter Linux,$(shell uname -s))
+SIM_TEST := $(if $(LINUX),$(patsubst tests/sim/test_%.c,%,$(sort $(wildcard tests/sim/test_*.c))))
+SIM_PART := $(if $(LINUX),$(SIM_TEST:%=sim_%),sim)
+SIM_CODE := $(filter-out tests/sim/test_%,$(sort $(wildcard tests/sim/*.c)))
+SIM_OBJ  := $(SIM_CODE:tests/sim/%.c=$(B)/sim/%.o)
+SIM_LIB  := $(B)/sim/libcuda.so.1
+NATIVE   := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
+SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasing -fno-math-errno -fno-trapping-math
+
 # What `make test` runs, one log each. The long ones come first, so that they do not trail.
-PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES))
+PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan size bench curve mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan size sim bench curve mutants clean
 
 all: demo
 
@@ -53,7 +66,7 @@ test:
 logs: $(LOGS)
 
 test-programs:
-	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES))"
+	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES)) $(SIM_PART)"
 
 test-O0:
 	@$(MAKE) -s test-programs OPT=-O0 B=$(B)/O0
@@ -67,15 +80,34 @@ size:
 
 # The headers decide when a program is built again; tests/run.sh turns a crash or a hang into a counted failure.
 PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
-.SECONDARY: $(PROGRAMS)
+.SECONDARY: $(PROGRAMS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%)
 
-$(B)/llm: examples/llm.c tests/llm_ref.c
+$(B)/llm: examples/llm.c $(WITH_llm)
 $(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
 	@mkdir -p $(B)
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -I. -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(if $(filter llm,$*),tests/llm_ref.c tests/ref.c) $(LIBS)
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -I. -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(WITH_$*) $(LIBS)
 
 $(patsubst %,$(B)/log/%.log,$(filter-out ofast,$(NAMES))): $(B)/log/%.log: $(B)/%
 	@sh tests/run.sh $* $@ $(B)/$*
+
+sim: $(SIM_LIB)
+
+$(B)/sim/%.o: tests/sim/%.c $(wildcard tests/sim/*.h)
+	@mkdir -p $(B)/sim
+	$(CC) $(CFLAGS) $(SIM_OPT) $(WARN) -c -o $@ $<
+
+$(SIM_LIB): $(SIM_OBJ) tests/sim/exports.map
+	$(CC) $(OPT) -shared -Wl,-soname,libcuda.so.1 -Wl,--version-script=tests/sim/exports.map -o $@ $(SIM_OBJ) $(LIBS)
+
+# The library lies beside the programs. They may also look for NVRTC, which looks for a driver.
+$(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $< $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
+
+$(B)/log/sim.log:
+	@sh tests/run.sh sim $@ sh -c "echo 'skip sim: needs Linux'; echo 'sim: 0 passed, 0 failed, 1 skipped'"
+
+$(SIM_TEST:%=$(B)/log/sim_%.log): $(B)/log/sim_%.log: $(B)/sim/%
+	@sh tests/run.sh sim_$* $@ $(B)/sim/$*
 
 $(B)/log/compile-%.log:
 	@sh tests/run.sh compile $@ sh tests/compile.sh $*
