@@ -8,6 +8,7 @@
 #include "cases.h"
 #include "ref.h"
 #include "test.h"
+#include "threads.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -365,33 +366,6 @@ static void any_order(void) {
 }
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
-
-typedef struct lane_call {
-    void (*fn)(void *ctx, int lane);
-    void *ctx;
-    int lane;
-} lane_call;
-
-static void *lane_main(void *user) {
-    lane_call *call = (lane_call *)user;
-    call->fn(call->ctx, call->lane);
-    return NULL;
-}
-
-static void thread_lanes(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx) {
-    pthread_t threads[16];
-    lane_call calls[16];
-    int i;
-    (void)user;
-    if (lanes > 16) abort();
-    for (i = 0; i < lanes; i++) {
-        calls[i].fn = fn;
-        calls[i].ctx = ctx;
-        calls[i].lane = i;
-        if (pthread_create(&threads[i], NULL, lane_main, &calls[i]) != 0) abort();
-    }
-    for (i = 0; i < lanes; i++) pthread_join(threads[i], NULL);
-}
 
 static void lanes_layer(const layer_case *l, int phase) {
     static const int lanes[] = { 1, 2, 3, 7 };

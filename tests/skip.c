@@ -10,9 +10,9 @@
 #define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
+#include "threads.h"
 
 #include <math.h>
-#include <pthread.h>
 #if defined(__unix__) || defined(__APPLE__)
 #include <signal.h>
 #include <sys/mman.h>
@@ -344,34 +344,6 @@ static void close_cache(cache *c) {
 static void run_lanes(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx) {
     (void)user;
     while (lanes > 0) fn(ctx, --lanes);
-}
-
-/* Another one: every lane is a thread. */
-typedef struct lane_call {
-    void (*fn)(void *ctx, int lane);
-    void *ctx;
-    int lane;
-} lane_call;
-
-static void *lane_main(void *user) {
-    lane_call *lane = (lane_call *)user;
-    lane->fn(lane->ctx, lane->lane);
-    return NULL;
-}
-
-static void thread_lanes(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx) {
-    pthread_t threads[MOST];
-    lane_call calls[MOST];
-    int i;
-    (void)user;
-    if (lanes > MOST) abort();
-    for (i = 0; i < lanes; i++) {
-        calls[i].fn = fn;
-        calls[i].ctx = ctx;
-        calls[i].lane = i;
-        if (pthread_create(&threads[i], NULL, lane_main, &calls[i]) != 0) abort();
-    }
-    for (i = 0; i < lanes; i++) pthread_join(threads[i], NULL);
 }
 
 static void add_counters(attn_counters *a, const attn_counters *b) {
