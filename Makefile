@@ -4,7 +4,7 @@
 #   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
 #   make bench       builds and runs bench/cpu.c
-#   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv and bench/curve.svg
+#   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv, bench/curve.svg
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
 #   make sim         the CUDA driver without a GPU, build/sim/libcuda.so.1: LD_LIBRARY_PATH=build/sim ./program
@@ -131,7 +131,7 @@ bench:
 
 curve:
 	@mkdir -p build
-	$(CC) -O2 -I. -o build/curve bench/curve.c $(LIBS)
+	$(CC) -O3 -I. -o build/curve bench/curve.c $(LIBS)
 	./build/curve
 
 mutants:
