@@ -201,10 +201,9 @@ matrix() {
     silent $1 -Ofast c99
     silent "$2 -x c++" -O0 c++11
     silent "$2 -x c++" -O2 c++11
-    silent "$2 -x c++" -O3 c++11
     try "compile: $1 ATTN_NO_SIMD" $1 -std=c99 -O2 $WARN -DATTN_NO_SIMD -c -o "$out/$1.o" $dir/impl.c
-    try "compile: $1 ATTN_STATIC" $1 -std=c99 -O1 $WARN -DATTN_STATIC -c -o "$out/$1.o" $dir/impl.c
-    try "compile: $1 -fPIC" $1 -std=c99 -O1 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
+    try "compile: $1 ATTN_STATIC" $1 -std=c99 -O0 $WARN -DATTN_STATIC -c -o "$out/$1.o" $dir/impl.c
+    try "compile: $1 -fPIC" $1 -std=c99 -O0 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
     case $(uname -m) in
         x86_64)
             try "compile: $1 -march=x86-64-v3" $1 -std=c99 -O2 $WARN -mavx2 -mfma -mf16c -c -o "$out/$1.o" $dir/impl.c
