@@ -34,6 +34,7 @@
 #define ATTN_IMPLEMENTATION
 #include "attn.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -72,7 +73,7 @@ static int fail(char *error, const char *format, ...) {
 /* Memory that goes back all at once. */
 typedef union arena {
     union arena *next;
-    long double align;
+    double align[2]; /* 16 bytes, so that what follows is aligned as the block is */
 } arena;
 
 /* count * size zero bytes. */
@@ -137,7 +138,7 @@ typedef struct reader {
 static void read_file(reader *r, arena **owner) {
     FILE *file = fopen(r->path, "rb");
     if (file && fseek(file, 0, SEEK_END) == 0) r->size = ftell(file);
-    if (r->size <= 0 || r->size > INT64_MAX / 4) { /* a directory has any size */
+    if (r->size <= 0 || r->size > LONG_MAX / 4) { /* a directory has any size */
         fail(r->error, "%s: cannot be read, or is empty", r->path);
     } else {
         rewind(file);

@@ -554,9 +554,9 @@ static const variant variants[] = {
     { .name = "itself as draft model", .batch = 6, .chunk = 100, .page = 16, .spec = 5, .drafter = SAME_MODEL },
     { .name = "itself, contiguous", .batch = 3, .chunk = 40, .spec = 5, .drafter = SAME_MODEL },
     { .name = "itself, tree", .batch = 6, .chunk = 100, .page = 16, .spec = 8, .tree = 1, .drafter = SAME_MODEL },
-    { .name = "all of it", .batch = 5, .chunk = 45, .page = 8, .few = 8, .spec = 5, .tree = 1, .threads = 2,
+    { .name = "all of it", .batch = 5, .chunk = 45, .page = 8, .few = 2, .spec = 5, .tree = 1, .threads = 2,
       .row_tile = 16, .late = 25, .budget = 0.05 },
-    { .name = "all of it, draft model", .batch = 5, .chunk = 45, .page = 8, .few = 8, .spec = 5, .threads = 2,
+    { .name = "all of it, draft model", .batch = 5, .chunk = 45, .page = 8, .few = 2, .spec = 5, .threads = 2,
       .late = 5, .budget = 0.05, .drafter = SAME_MODEL }
 };
 enum { VARIANTS = sizeof variants / sizeof *variants };
