@@ -3758,7 +3758,8 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
     int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    attn__sums a = { p->state, NULL, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, !!wide, NULL };
+    attn__sums a = { p->state, p->scores, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, 0, NULL };
+    a.narrow = wide != NULL;
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
