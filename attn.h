@@ -195,8 +195,7 @@
       ATTN_ASSERT(x)  for the library's own invariants; default nothing
       ATTN_NO_SIMD    only the portable leaves
 
-   >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or the environment, keep state
-      between calls. No mutable static storage.
+   >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or the environment, keep state.
 */
 #ifndef ATTN_H
 #define ATTN_H
@@ -363,6 +362,7 @@ typedef struct attn_exec {
     /* Runs fn(ctx, lane) once for each lane in 0 .. lanes - 1, in any order or at the same time, and returns when
        all are done and their writes are visible. NULL: this thread does everything. */
     void (*parallel_for)(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx);
+    void *stream;                   /* of a device; the functions of this header do not look at it */
 } attn_exec;
 
 /* A plan: plain data, copyable; the arrays live in the caller's memory. Read-only to callers. */
@@ -375,7 +375,8 @@ typedef struct attn_plan {
     int32_t families;               /* bit ATTN_PREFILL, bit ATTN_DECODE: which may occur */
     int32_t strips, tasks, merges, slots;  /* row blocks; tasks of the two stages; partial results kept in between */
     int64_t work, largest_task;     /* query-key-head triples of the step, and of its largest task */
-    int32_t *words;                 /* the arrays, see >>plan */
+    int32_t *words;                 /* the arrays, see >>plan; NULL if they lie in the memory of a device: */
+    void *device;                   /* its address of them */
     size_t bytes;
 } attn_plan;
 
@@ -1081,8 +1082,9 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
    partial results in *slots* (at most two per level of the tree), and a *merge* task finishes the strip.
 
    Words, all int32, in this order, sizes from the capacities:
-     header[16]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
-                           max_kv_len, families, and the word where strips, tasks and merges start
+     header[32]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
+                           max_kv_len, families, the word where strips, tasks and merges start, the class of the
+                           layer; the rest is 0 (where a device makes the plan: what is wrong with its lengths)
      q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n];
      prefix[n]             zeros unless the mask is PREFIX
      strips[][8]           request, kv head, kv heads, first packed row, rows, lead units, first unit, units:
@@ -1090,7 +1092,7 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
      tasks[][5]            strip, first unit (index in the strip's list), end unit, first slot or -1, slots
      merges[][2]           strip, first task
 */
-enum { ATTN__HEADER = 16, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
+enum { ATTN__HEADER = 32, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
 
 typedef struct attn__strip {
     int32_t request, head, heads, row, rows, lead, unit, units;
@@ -1193,7 +1195,7 @@ static int attn__phase_of(const attn_batch *batch, int32_t i) {
 
 ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return batch->q_len ? batch->q_len[i] : 1; }
 
-static int attn__check_capacity(const attn_batch *b, attn_error *error) {
+ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
     if (!b) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
     if (b->n < 0) return attn__fail(error, ATTN_E_BATCH, "batch.n = %a is negative", b->n, 0);
     if (b->max_q_len < 0) return attn__fail(error, ATTN_E_BATCH, "batch.max_q_len = %a is negative", b->max_q_len, 0);
@@ -1204,8 +1206,6 @@ static int attn__check_capacity(const attn_batch *b, attn_error *error) {
     return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0);
 }
 
-static int attn__is_phase(int32_t phase) { return phase == ATTN_PREFILL || phase == ATTN_DECODE; }
-
 /* The lengths of one request. rows, keys: the sums up to and with it. */
 static int attn__check_request(const attn_batch *batch, const attn_layer *layer, int32_t i, int64_t rows, int64_t keys,
                                attn_error *error) {
@@ -1214,7 +1214,7 @@ static int attn__check_request(const attn_batch *batch, const attn_layer *layer,
     const attn__rule rules[] = {
         { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
         { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
-        { !attn__is_phase(phase), "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+        { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
         { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
         { layer->mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
         { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
@@ -1479,6 +1479,17 @@ ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t byte
     return attn__fail_name(error, ATTN_E_MEMORY, name, rule, (int64_t)bytes, (int64_t)needed, (int64_t)alignment, 0);
 }
 
+/* Tells classes of layers apart, whatever runs them. */
+ATTN__COLD int32_t attn__class_of(const attn_layer *l) {
+    uint32_t hash = 1;
+    int i;
+    for (i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
+        int32_t value = attn__layer_fields[i].offset == offsetof(attn_layer, isa) ? 0 : attn__field_value(l, i);
+        hash = hash * 31 + (uint32_t)value;
+    }
+    return (int32_t)hash;
+}
+
 static void attn__write_header(const attn__planner *p) {
     const attn_plan *plan = &p->plan;
     const attn_layer *l = &plan->resolved;
@@ -1486,7 +1497,7 @@ static void attn__write_header(const attn__planner *p) {
         ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots, l->row_tile,
         l->key_tile, l->workers, plan->max_q_len, plan->max_kv_len, plan->families,
         (int32_t)(p->view.strips - plan->words), (int32_t)(p->view.tasks - plan->words),
-        (int32_t)(p->view.merges - plan->words)
+        (int32_t)(p->view.merges - plan->words), attn__class_of(l)
     };
     memcpy(plan->words, header, sizeof header);
 }
@@ -3980,7 +3991,7 @@ static void attn__compute(attn__run *r, int32_t index) {
 }
 
 /* Finishes a strip from the slots of its tasks, in place. */
-static void attn__merge(const attn__run *r, int32_t index) {
+static void attn__merge(attn__run *r, int32_t index) {
     const int32_t *m = r->view.merges + (int64_t)index * ATTN__MERGE;
     attn__strip s = attn__strip_at(&r->view, m[0]);
     float *stack[72];
@@ -4005,16 +4016,14 @@ static void attn__merge(const attn__run *r, int32_t index) {
 }
 
 ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage) {
-    if (!plan) return 0;
-    return stage == ATTN_COMPUTE ? plan->tasks : stage == ATTN_MERGE ? plan->merges : 0;
+    return !plan ? 0 : stage == ATTN_COMPUTE ? plan->tasks : stage == ATTN_MERGE ? plan->merges : 0;
 }
 
 ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage,
                         int32_t index, int32_t lane) {
     attn__run r;
     attn__open(&r, plan, io, exec, lane);
-    if (stage == ATTN_COMPUTE) attn__compute(&r, index);
-    if (stage != ATTN_COMPUTE) attn__merge(&r, index);
+    (stage == ATTN_COMPUTE ? attn__compute : attn__merge)(&r, index);
 }
 
 static int attn__check_lists(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_error *error) {
@@ -4178,7 +4187,6 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_layer resolved;
     attn__capacity capacity;
     attn_plan plan;
-    attn_exec exec = { NULL, 0, 0, NULL, NULL };
     int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
     if (!status && layer->page_size) {
         return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
@@ -4186,8 +4194,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
     if (status) return status;
-    exec.mem = (char *)mem + plan_bytes;
-    exec.bytes = bytes - plan_bytes;
+    const attn_exec exec = { (char *)mem + plan_bytes, bytes - plan_bytes, 0, NULL, NULL, NULL };
     return attn_forward(&plan, layer, io, &exec, error);
 }
 
@@ -4195,12 +4202,11 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
 static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o,
                             float *lse) {
     const attn__leaves *f = attn__leaves_of(l->isa);
-    const uint32_t none = 0xff800000u;
     const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), x;
-    int take_b = attn__bits_of(a_lse) == none;
+    int take_b = attn__bits_of(a_lse) == 0xff800000u;
     float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);
-    if (take_b || attn__bits_of(b_lse) == none) {
+    if (take_b || attn__bits_of(b_lse) == 0xff800000u) {
         memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
         if (lse) *lse = take_b ? b_lse : a_lse;
         return;
@@ -4267,12 +4273,10 @@ static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, con
 
 static int attn__listed(const attn_batch *batch, const attn_layer *layer, const int32_t *topk, int32_t request,
                         int32_t row, int32_t key) {
-    int32_t unused, i;
+    int32_t unused, i = 0;
     const int32_t *list = topk + (attn__rows_before(batch, request, &unused) + row) * layer->topk;
-    for (i = 0; i < layer->topk; i++) {
-        if (list[i] == key) return 1;
-    }
-    return 0;
+    while (i < layer->topk && list[i] != key) i++;
+    return i < layer->topk;
 }
 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
@@ -4326,8 +4330,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
 }
 
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) {
-    if (radius < 0 || !causal || cross) return 0;
-    return radius < INT32_MAX ? radius + 1 : INT32_MAX;
+    return radius < 0 || !causal || cross ? 0 : radius < INT32_MAX ? radius + 1 : INT32_MAX;
 }
 
 /* ---- >>sparse: indexer scores and the keys they choose ----------------------------------------------------------- */
@@ -4532,10 +4535,8 @@ static void attn__turn(double angle, double *cosine, double *sine) {
     *sine = n & 2 ? -s : s;
 }
 
-static int32_t attn__rotary_dim(const attn_rope_input *in) { return in->rotary_dim ? in->rotary_dim : in->head_dim; }
-
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
-    int32_t rotary = attn__rotary_dim(in), i;
+    int32_t rotary = in->rotary_dim ? in->rotary_dim : in->head_dim, i;
     int64_t head = attn__or(in->x_head, in->head_dim), row = attn__or(in->x_row, in->heads * (int64_t)in->head_dim);
     const attn__rule rules[] = {
         { (int)in->type < 0 || in->type > ATTN_BF16,
@@ -4570,7 +4571,7 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
     double slope, magnitude;
     int status = in ? attn__rope_check(in, error) : attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     if (status) return status;
-    half = attn__rotary_dim(in) / 2;
+    half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
     head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
     row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
     slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
@@ -4677,7 +4678,7 @@ static int attn__mode_check_one(const attn__mode_rule *rule, const attn_mode_inp
     int32_t phase = in->phase ? in->phase[i] : rule->phase;
     int64_t keys = attn__mode_keys(rule, in, i), prefix = in->prefix_lens && !pad ? in->prefix_lens[i] : keys - rows;
     const attn__rule rules[] = {
-        { !attn__is_phase(phase), "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+        { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
         { seq_len < 0, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
         { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
         { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
