@@ -26,9 +26,11 @@ CFLAGS   ?= -std=c99
 LIBS     := -lm -lpthread
 export CC
 
-SUPPORT  := tests/ref.c tests/cases.c
+# The implementation is compiled once; these tests have their own, to see what is private or because it stands in an
+# example.
+OWN      := maths plan llm
 WITH_REF := attention engine properties sliding_window
-WITH_llm := tests/llm_ref.c tests/ref.c
+WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
 NAMES    := $(filter-out ref cases llm_ref,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
 SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples models
 HEADERS  := attn.h $(wildcard tests/*.h)
@@ -80,12 +82,21 @@ size:
 
 # The headers decide when a program is built again; tests/run.sh turns a crash or a hang into a counted failure.
 PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
-.SECONDARY: $(PROGRAMS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%)
+.SECONDARY: $(PROGRAMS) $(OBJECTS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%)
 
-$(B)/llm: examples/llm.c $(WITH_llm)
-$(B)/%: tests/%.c $(HEADERS) $(SUPPORT)
-	@mkdir -p $(B)
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -I. -o $@ $< $(if $(filter $*,$(WITH_REF)),$(SUPPORT)) $(WITH_$*) $(LIBS)
+OBJECTS  := $(patsubst %,$(B)/obj/%.o,attn ref cases llm_ref)
+COMPILE   = @mkdir -p $(B)/obj; $(CC) $(CFLAGS) $(OPT) $(WARN)
+
+$(B)/obj/attn.o: tests/compile/impl.c attn.h
+	$(COMPILE) -c -o $@ $<
+
+$(B)/obj/%.o: tests/%.c $(HEADERS)
+	$(COMPILE) -c -o $@ $<
+
+$(B)/llm: examples/llm.c
+$(B)/%: tests/%.c $(HEADERS) $(OBJECTS)
+	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn.o) \
+	    $(if $(filter $*,$(WITH_REF)),$(B)/obj/ref.o $(B)/obj/cases.o) $(WITH_$*) $(LIBS)
 
 $(patsubst %,$(B)/log/%.log,$(filter-out ofast,$(NAMES))): $(B)/log/%.log: $(B)/%
 	@sh tests/run.sh $* $@ $(B)/$*

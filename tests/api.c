@@ -1,5 +1,4 @@
 /* api.c - the public functions one by one, each against a definition written here a second time. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

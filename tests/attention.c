@@ -1,6 +1,5 @@
 /* attention.c - attn_forward against the oracle: random cases, and one named test per trap that bit others.
    Usage: attention [name part] [seed] [case]: the last two pick the random cases, so that one can be run again. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "cases.h"
 #include "ref.h"

@@ -1,6 +1,5 @@
 /* engine.c - what inference engines ran into and other programs do not test: verification against bidirectional blocks,
    evicted pages, two steps in flight, latent attention over every page layout. */
-#define ATTN_IMPLEMENTATION
 #include "cases.h"
 #include "test.h"
 

@@ -3,7 +3,6 @@
    A case changes one or two members of a valid world and makes a call. Expected: the status, the words and numbers in
    the text, request and slot, not one changed byte anywhere (inputs, outputs, cache, plan and scratch memory), and the
    same status without an attn_error. The unbroken world passes every call, so each case fails for its own reason. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

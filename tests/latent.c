@@ -1,6 +1,5 @@
 /* latent.c - ATTN_V_IN_K, as absorbed MLA uses it: the values are the first elements of the keys' rows. The result has
    the bits of a call whose V is a copy of them; scale and combinations that cannot work are refused. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

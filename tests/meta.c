@@ -1,7 +1,6 @@
 /* meta.c - the index arrays of a step. Each call is compared with an image of the whole buffer, made from the
    definitions by code that shares nothing with the library, so a byte written elsewhere is seen too. Trap numbers are
    those of the list of known faults in engines. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

@@ -1,6 +1,5 @@
 /* modes.c - forward modes of engines: what seq_lens counts in each, phases, pads, errors, and that two descriptions of
    one request end in the same bytes. Trap numbers are those of the list of known faults in engines. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

@@ -3,7 +3,6 @@
    wrong: at least 3 units of 256 keys, 2 row tiles, and merges where the work is cut.
    Usage: properties [name part] */
 #define _POSIX_C_SOURCE 200809L
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "cases.h"
 #include "ref.h"

@@ -1,7 +1,6 @@
 /* quant.c - small caches. attn_append stores exactly what an encoder written here stores, which searches all values of
    a type for the nearest; every code comes out of attn_forward as what it means; int8 with a scale per key survives
    rollback, rings and latent rows; NaN and inf in one key reach only rows that see it. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

@@ -1,6 +1,5 @@
 /* ring.c - a ring cache of R slots gives the bits of a cache that keeps every key: while decoding, in chunks, paged and
    contiguous, and after rows were appended and taken back. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

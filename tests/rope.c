@@ -1,6 +1,5 @@
 /* rope.c - attn_rope against a reference in double with libm: types, pairings, partial rotation, strides, positions up
    to 2^20 and below zero, and every argument broken once. Inputs are drawn as bit patterns, so nothing here encodes. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 

@@ -7,7 +7,6 @@
    the rule and reads off the output which tiles were skipped, from values that are one-hot in the tile's number.
    With SKIP_FIGURES in the environment the measured figures are printed. */
 #define _DEFAULT_SOURCE
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 #include "threads.h"

@@ -1,7 +1,6 @@
 /* sliding_window.c - the sliding-window matrix of SGLang's attention tests (pull request 26517) as a table, and the
    keys that a window of radius W shows, counted with one-hot values.
    Usage: sliding_window [name part] */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "cases.h"
 #include "test.h"

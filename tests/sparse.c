@@ -2,7 +2,6 @@
    sort, and both followed by attn_forward with ATTN_TOPK, which equals dense attention where the lists hold every key
    and an oracle in double where they do not. The data depend on (content, position) only, so that one token has the
    same bytes in every batch. */
-#define ATTN_IMPLEMENTATION
 #include "../attn.h"
 #include "test.h"
 
