@@ -723,7 +723,7 @@ static void deep_layer(const layer_case *l, int phase) {
         a.n = 0;
         add_request(&a, 1 + 16 * (i & 1), lengths[i], phase, 0);
         add_request(&a, 9, 2100, phase, 1);
-        for (k = 0; k < 8; k++) {
+        for (k = 0; k < 4; k++) {
             b = a;
             case_vary(&b, &r);
             same_specs(&a, &b, l->name);
