@@ -119,6 +119,8 @@ static inline int32_t clamp_s32(int32_t v, int32_t low, int32_t high) {
 
 UNARY(s64_s32, int64_t, int32_t, a)
 UNARY(u64_u32, uint64_t, uint32_t, a)
+UNARY(s64_s32_d, int64_t, uint64_t, (int32_t)a)
+UNARY(u64_u32_d, uint64_t, uint64_t, (uint32_t)a)
 UNARY(b32_b64, uint32_t, uint64_t, a)
 UNARY(b64_b64, uint64_t, uint64_t, a)
 UNARY(b32_b32, uint32_t, uint32_t, a)
@@ -205,7 +207,7 @@ UNARY(f16x2_e5m2x2, uint32_t, uint16_t, small_pair_to_halves(a, &e5m2))
 
 const sim_form sim_convert_forms[] = {
     CVT("s64.s32", "dw", s64_s32), CVT("u64.u32", "dw", u64_u32), CVT("s64.u32", "dw", u64_u32),
-    CVT("u64.s32", "dw", s64_s32),
+    CVT("u64.s32", "dw", s64_s32), CVT("s64.s32", "dd", s64_s32_d), CVT("u64.u32", "dd", u64_u32_d),
     CVT("u32.u64", "wd", b32_b64), CVT("s32.s64", "wd", b32_b64), CVT("u32.s64", "wd", b32_b64),
     CVT("s32.u64", "wd", b32_b64),
     CVT("u64.s64", "dd", b64_b64), CVT("s64.u64", "dd", b64_b64),
