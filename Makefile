@@ -8,6 +8,8 @@
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
 #   make sim         the CUDA driver without a GPU, build/sim/libcuda.so.1: LD_LIBRARY_PATH=build/sim ./program
+#   make conformance-record   on a machine with an NVIDIA GPU: what it gives for each instruction form, kept in
+#                    tests/conformance, and where the simulator differs
 #   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
 #
 # CC, OPT (optimisation and sanitizer flags), WERROR=-Werror and JOBS may be set. ATTN_REQUIRE lists the names of the
@@ -43,6 +45,8 @@ SIM_PART := $(if $(LINUX),$(SIM_TEST:%=sim_%),sim)
 SIM_CODE := $(filter-out tests/sim/test_%,$(sort $(wildcard tests/sim/*.c)))
 SIM_OBJ  := $(SIM_CODE:tests/sim/%.c=$(B)/sim/%.o)
 SIM_LIB  := $(B)/sim/libcuda.so.1
+CONF     := $(filter-out tests/conformance/record.c,$(sort $(wildcard tests/conformance/*.c)))
+CONF_H   := $(wildcard tests/conformance/*.h tests/sim/form_*.h) tests/sim/cuda_api.h tests/test.h
 NATIVE   := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
 SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasing -fno-math-errno -fno-trapping-math
 
@@ -50,7 +54,7 @@ SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasin
 PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan size sim bench curve mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan size sim conformance-record bench curve mutants clean
 
 all: demo
 
@@ -111,8 +115,18 @@ $(SIM_LIB): $(SIM_OBJ) tests/sim/exports.map
 	$(CC) $(OPT) -shared -Wl,-soname,libcuda.so.1 -Wl,--version-script=tests/sim/exports.map -o $@ $(SIM_OBJ) $(LIBS)
 
 # The library lies beside the programs. They may also look for NVRTC, which looks for a driver.
+$(B)/sim/conformance: $(CONF) $(CONF_H)
 $(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $< $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
+
+# The recorder is not linked with the simulator: it takes the driver of the machine.
+$(B)/conformance: tests/conformance/record.c $(CONF) $(CONF_H)
+	@mkdir -p $(B)
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(LIBS) -ldl
+
+conformance-record: $(B)/conformance $(B)/sim/conformance
+	./$(B)/conformance $(SIM_LIB)
+	./$(B)/sim/conformance --compare
 
 $(B)/log/sim.log:
 	@sh tests/run.sh sim $@ sh -c "echo 'skip sim: needs Linux'; echo 'sim: 0 passed, 0 failed, 1 skipped'"

@@ -11,15 +11,45 @@ static inline int form_width(char letter) {
     return letter == 'd' ? 8 : letter == 'h' ? 2 : 4;
 }
 
-/* The three-operand minimum and maximum came late. */
-static inline const char *form_target(const char *name, const char *operands) {
-    int is_extreme = !strncmp(name, "max.", 4) || !strncmp(name, "min.", 4);
-    return is_extreme && !strcmp(operands, "wwww") ? "sm_100" : "sm_90";
+/* What the PTX of a form has to say at least: an older .version or .target does not have it. */
+typedef struct form_level {
+    const char *version, *target;
+} form_level;
+
+enum {
+    LEVEL_FIRST,
+    LEVEL_70,
+    LEVEL_74,
+    LEVEL_77,
+    LEVEL_78,
+    LEVEL_AMPERE,
+    LEVEL_AMPERE_71,
+    LEVEL_AMPERE_74,
+    LEVEL_ADA,
+    LEVEL_BLACKWELL,
+    LEVELS
+};
+
+static inline const form_level *form_level_at(int level) {
+    static const form_level levels[LEVELS] = {
+        { "6.3", "sm_75" }, { "7.0", "sm_75" }, { "7.4", "sm_75" }, { "7.7", "sm_75" }, { "7.8", "sm_75" },
+        { "7.0", "sm_80" }, { "7.1", "sm_80" }, { "7.4", "sm_80" }, { "8.1", "sm_89" }, { "8.8", "sm_100" },
+    };
+    return &levels[level];
 }
 
-static inline size_t form_head(char *text, size_t bytes, const char *target) {
-    return (size_t)snprintf(text, bytes, ".version %s\n.target %s\n.address_size 64\n",
-                            strcmp(target, "sm_100") ? "8.0" : "8.8", target);
+static inline int form_level_of(const char *name, const char *operands) {
+    int is_extreme = !strncmp(name, "max.", 4) || !strncmp(name, "min.", 4);
+    if (strstr(name, "e4m3") || strstr(name, "e5m2")) return LEVEL_ADA;
+    if (is_extreme && !strcmp(operands, "wwww")) return LEVEL_BLACKWELL;
+    if (is_extreme && strstr(name, ".NaN")) return LEVEL_AMPERE;
+    if (!strcmp(name, "cvt.f32.bf16")) return LEVEL_AMPERE_71;
+    if (strstr(name, "cvt.") && (strstr(name, ".bf16") || strstr(name, ".f16x2"))) return LEVEL_AMPERE;
+    return strstr(name, "tanh") ? LEVEL_70 : LEVEL_FIRST;
+}
+
+static inline size_t form_head(char *text, size_t bytes, const form_level *level) {
+    return (size_t)snprintf(text, bytes, ".version %s\n.target %s\n.address_size 64\n", level->version, level->target);
 }
 
 /* The kernel `entry`. Operand k of thread t is the 8 bytes at in[k * threads + t]; its result the 8 bytes at out[t]. */

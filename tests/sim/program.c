@@ -45,7 +45,7 @@ static CUresult load_program(CUmodule *module, const char *image, unsigned count
     sim_module *m;
     CUresult r;
     if (!image) return CU_INVALID_VALUE;
-    if (!memcmp(image, "\177ELF", 4)) return CU_NO_BINARY;
+    if (!strncmp(image, "\177ELF", 4)) return CU_NO_BINARY;
     r = sim_module_load(&m, &c->memory, image, sim_driver.settings.capability, sim_driver.settings.driver, log,
                         sizeof log);
     write_log(count, options, values, CU_JIT_INFO_LOG_BUFFER, CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, "");

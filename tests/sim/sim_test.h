@@ -13,8 +13,8 @@
 static CUcontext test_context;
 static char test_log[1000];
 
-/* A fresh process with one device, quiet, and with every setting at its default. */
-static inline void open_device(void) {
+/* A fresh process, quiet, with one device to come and with every setting at its default. */
+static inline void fresh_process(void) {
     static const char *const defaults[][2] = {
         { "PTXSIM_QUIET", "1" },  { "PTXSIM_DEVICES", "1" }, { "PTXSIM_CC", "90" },      { "PTXSIM_SMS", "8" },
         { "PTXSIM_SEED", "0" },   { "PTXSIM_CHECK", "1" },   { "PTXSIM_STRICT", "1" },   { "PTXSIM_PERTURB", "0" },
@@ -24,6 +24,10 @@ static inline void open_device(void) {
     size_t i;
     ptxsim_reset();
     for (i = 0; i < sizeof defaults / sizeof *defaults; i++) ptxsim_set(defaults[i][0], defaults[i][1]);
+}
+
+static inline void open_device(void) {
+    fresh_process();
     CHECK(!cuInit(0), "no device");
     CHECK(!cuDevicePrimaryCtxRetain(&test_context, 0), "no context");
     CHECK(!cuCtxPushCurrent_v2(test_context), "no current context");
