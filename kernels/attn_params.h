@@ -1,4 +1,4 @@
-/* attn_params.h - what the host hands to the kernels, read by both sides: only int and long long, so that every compiler
+/* attn_params.h - what the host hands to the kernels, read by both: only int and long long, so that every compiler
    lays the structs out alike. Addresses are long long, floats are their bits. */
 #ifndef ATTN_PARAMS_H
 #define ATTN_PARAMS_H
@@ -89,8 +89,8 @@ typedef struct attn_cu_call {
     long long page_table, table_row;
     long long exec;                             /* attn_cu_fault, 64 bytes in all, then the slots, then the blocks */
     long long slots, slot_floats;               /* address; floats of one slot or state: strip_rows * state_stride */
-    long long blocks, block_bytes;              /* scratch of each block; see attn_cu_scratch in plain.cu */
-    int state_stride, strip_rows, depth;        /* floats of a row's state; rows of the largest strip; states of a run */
+    long long blocks, block_bytes;              /* scratch of each block; the states, then the bits and the list of TOPK */
+    int state_stride, strip_rows, depth;        /* floats of a row's state; rows of the largest strip; states a run */
     int pages, use;                             /* use: 0 forward, 1 append, 2 index_score */
     int block_count, is_checked;                /* is_checked: leave if the fault at exec is set */
     long long new_k, new_v;                     /* append: [row][kv_head][dim] of q_type */
@@ -123,7 +123,7 @@ typedef struct attn_cu_turn {
 typedef struct attn_cu_select {
     long long scores, score_row, rows, ks, ke, indices;
     int topk, unused;
-    long long verdict;                          /* attn_cu_verdict; 0: rows with bad ks, ke get empty lists, unchecked */
+    long long verdict;                          /* attn_cu_verdict; 0: unchecked, a bad ks or ke gives an empty list */
 } attn_cu_select;
 
 #endif

@@ -12,7 +12,8 @@ for part in "$@"; do
     fi
 done
 
-# ATTN_REQUIRE: the names that may skip, separated by commas; "all" allows none. The last field of a skip line is why.
+# ATTN_REQUIRE: the names that may skip, separated by commas; "all" allows none. A skip line is `skip NAME: WHY`, where
+# the name may hold colons.
 allowed() {
     rest=$ATTN_REQUIRE,
     while [ -n "$rest" ]; do
@@ -21,17 +22,17 @@ allowed() {
         # the pattern is meant to be one
         # shellcheck disable=SC2254
         case $1 in
-            $pattern) return 0 ;;
+            $pattern | $pattern:*) return 0 ;;
         esac
     done
     return 1
 }
 
 if [ -n "${ATTN_REQUIRE:-}" ]; then
-    sed -n 's/^skip \([^:]*\):.*/\1/p' "$all" >"$dir/skips.txt"
-    while IFS= read -r name; do
-        if [ "$ATTN_REQUIRE" = all ] || ! allowed "$name"; then
-            echo "FAIL $name: skipped, but it is required here" >>"$all"
+    sed -n 's/^skip //p' "$all" >"$dir/skips.txt"
+    while IFS= read -r line; do
+        if [ "$ATTN_REQUIRE" = all ] || ! allowed "$line"; then
+            echo "FAIL $line (skipped, but it is required here)" >>"$all"
         fi
     done <"$dir/skips.txt"
 fi
