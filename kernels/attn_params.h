@@ -89,7 +89,7 @@ typedef struct attn_cu_call {
     long long page_table, table_row;
     long long exec;                             /* attn_cu_fault, 64 bytes in all, then the slots, then the blocks */
     long long slots, slot_floats;               /* address; floats of one slot or state: strip_rows * state_stride */
-    long long blocks, block_bytes;              /* scratch of each block; the states, then the bits and the list of TOPK */
+    long long blocks, block_bytes;              /* scratch of each block: the states, the bits and the list of TOPK */
     int state_stride, strip_rows, depth;        /* floats of a row's state; rows of the largest strip; states a run */
     int pages, use;                             /* use: 0 forward, 1 append, 2 index_score */
     int block_count, is_checked;                /* is_checked: leave if the fault at exec is set */
