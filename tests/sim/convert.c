@@ -154,6 +154,8 @@ UNARY(f32_s32, float, int32_t, a)
 UNARY(f32_u32, float, uint32_t, a)
 UNARY(f32_s64, float, int64_t, a)
 UNARY(f32_u64, float, uint64_t, a)
+UNARY(f64_s16, double, int16_t, a)
+UNARY(f64_u16, double, uint16_t, a)
 UNARY(f64_s32, double, int32_t, a)
 UNARY(f64_u32, double, uint32_t, a)
 UNARY(f64_s64, double, int64_t, a)
@@ -171,7 +173,11 @@ UNARY(f32_f64, float, double, a == a ? (float)a : sim_as_float(0x7FFFFFFFu))
     UNARY(u8_##suffix, int32_t, float, clamp_s32(to_s32(round((double)a)), 0, 255))                                   \
     UNARY(s16_##suffix, int16_t, float, clamp_s32(to_s32(round((double)a)), -32768, 32767))                           \
     UNARY(u16_##suffix, uint16_t, float, clamp_s32(to_s32(round((double)a)), 0, 65535))                               \
-    UNARY(f32_##suffix, float, float, a == a ? (float)round((double)a) : sim_as_float(0x7FFFFFFFu))
+    UNARY(f32_##suffix, float, float, a == a ? (float)round((double)a) : sim_as_float(0x7FFFFFFFu))                   \
+    UNARY(s32_f64_##suffix, int32_t, double, a == a ? to_s32(round(a)) : INT32_MIN)                                   \
+    UNARY(u32_f64_##suffix, uint32_t, double, a == a ? to_u32(round(a)) : 0x80000000u)                                \
+    UNARY(s64_f64_##suffix, int64_t, double, to_s64(round(a)))                                                        \
+    UNARY(u64_f64_##suffix, uint64_t, double, to_u64(round(a)))
 
 ROUND_TO(rni, nearbyint)
 ROUND_TO(rzi, trunc)
@@ -201,7 +207,9 @@ UNARY(f16x2_e5m2x2, uint32_t, uint16_t, small_pair_to_halves(a, &e5m2))
     CVT(#mode ".s16.f32", "hw", s16_##mode), CVT(#mode ".u16.f32", "hw", u16_##mode),                                 \
     CVT(#mode ".sat.s8.f32", "ww", s8_##mode), CVT(#mode ".sat.u8.f32", "ww", u8_##mode),                             \
     CVT(#mode ".s8.f32", "ww", s8_##mode), CVT(#mode ".u8.f32", "ww", u8_##mode),                                     \
-    CVT(#mode ".f32.f32", "ww", f32_##mode)
+    CVT(#mode ".f32.f32", "ww", f32_##mode),                                                                          \
+    CVT(#mode ".s32.f64", "wd", s32_f64_##mode), CVT(#mode ".u32.f64", "wd", u32_f64_##mode),                         \
+    CVT(#mode ".s64.f64", "dd", s64_f64_##mode), CVT(#mode ".u64.f64", "dd", u64_f64_##mode)
 /* A source register may be wider than its type. */
 #define FROM_8(to, operand, run) CVT(to "8", operand "w", run##_w), CVT(to "8", operand "h", run##_h)
 
@@ -223,6 +231,7 @@ const sim_form sim_convert_forms[] = {
     CVT("rn.f32.s16", "wh", f32_s16), CVT("rn.f32.u16", "wh", f32_u16),
     CVT("rn.f32.s32", "ww", f32_s32), CVT("rn.f32.u32", "ww", f32_u32),
     CVT("rn.f32.s64", "wd", f32_s64), CVT("rn.f32.u64", "wd", f32_u64),
+    CVT("rn.f64.s16", "dh", f64_s16), CVT("rn.f64.u16", "dh", f64_u16),
     CVT("rn.f64.s32", "dw", f64_s32), CVT("rn.f64.u32", "dw", f64_u32),
     CVT("rn.f64.s64", "dd", f64_s64), CVT("rn.f64.u64", "dd", f64_u64),
     CVT("f64.f32", "dw", f64_f32), CVT("rn.f32.f64", "wd", f32_f64),

@@ -125,7 +125,8 @@ FLOAT2(div_approx, divide_fast(a, b))
 #define COMPARE_FLOAT(name, e)                                                                                        \
     static inline uint32_t name##_of(float a, float b) { return (e) ? ~0u : 0; }                                      \
     BINARY(name, uint32_t, float, float, name##_of(a, b))                                                             \
-    BINARY(name##_ftz, uint32_t, float, float, name##_of(flush(a), flush(b)))
+    BINARY(name##_ftz, uint32_t, float, float, name##_of(flush(a), flush(b)))                                         \
+    BINARY(name##_f64, uint32_t, double, double, (e) ? ~0u : 0)
 
 COMPARE_FLOAT(eq, a == b)
 COMPARE_FLOAT(ne, a < b || a > b)
@@ -147,12 +148,15 @@ BINARY(sub_f64, double, double, double, a - b)
 BINARY(mul_f64, double, double, double, a * b)
 BINARY(div_f64, double, double, double, a / b)
 TERNARY(fma_f64, double, double, double, double, fma(a, b, c))
+UNARY(neg_f64, double, double, -a)
+UNARY(abs_f64, double, double, fabs(a))
 
 #define PLAIN_AND_FTZ(name, signature, run, class_)                                                                   \
     { name ".f32", signature, run, class_, 0 }, { name ".ftz.f32", signature, run##_ftz, class_, 0 }
 #define ROUNDED(name, signature, run)                                                                                 \
     PLAIN_AND_FTZ(name, signature, run, FLOATING), PLAIN_AND_FTZ(name ".rn", signature, run, FLOATING)
-#define SETP(name) PLAIN_AND_FTZ("setp." #name, "pww", name, FLOATING)
+#define SETP(name)                                                                                                    \
+    PLAIN_AND_FTZ("setp." #name, "pww", name, FLOATING), { "setp." #name ".f64", "pdd", name##_f64, FLOATING, 0 }
 
 const sim_form sim_float_forms[] = {
     ROUNDED("add", "www", add), ROUNDED("sub", "www", sub), ROUNDED("mul", "www", mul),
@@ -188,12 +192,17 @@ const sim_form sim_float_forms[] = {
     SETP(gtu), SETP(geu),
     PLAIN_AND_FTZ("setp.num", "pww", ordered, FLOATING),
     PLAIN_AND_FTZ("setp.nan", "pww", unordered, FLOATING),
+    { "setp.num.f64", "pdd", ordered_f64, FLOATING, 0 },
+    { "setp.nan.f64", "pdd", unordered_f64, FLOATING, 0 },
     { "add.f64", "ddd", add_f64, FLOATING, 0 },
     { "add.rn.f64", "ddd", add_f64, FLOATING, 0 },
     { "sub.f64", "ddd", sub_f64, FLOATING, 0 },
+    { "sub.rn.f64", "ddd", sub_f64, FLOATING, 0 },
     { "mul.f64", "ddd", mul_f64, FLOATING, 0 },
     { "mul.rn.f64", "ddd", mul_f64, FLOATING, 0 },
     { "div.rn.f64", "ddd", div_f64, FLOATING, 0 },
     { "fma.rn.f64", "dddd", fma_f64, FLOATING, 0 },
+    { "neg.f64", "dd", neg_f64, FLOATING, 0 },
+    { "abs.f64", "dd", abs_f64, FLOATING, 0 },
     { NULL, NULL, NULL, FLOATING, 0 }
 };

@@ -118,10 +118,10 @@ static inline uint64_t expect_extract(const form_name *f, const uint64_t *a) {
     return r;
 }
 
-static inline uint64_t expect_insert(const uint64_t *a) {
+static inline uint64_t expect_insert(const uint64_t *a, unsigned bits) {
     unsigned p = a[2] & 255, n = a[3] & 255, i;
     uint64_t r = 0;
-    for (i = 0; i < 32; i++) r |= (i >= p && i < p + n ? bit(a[0], i - p) : bit(a[1], i)) << i;
+    for (i = 0; i < bits; i++) r |= (i >= p && i < p + n ? bit(a[0], i - p) : bit(a[1], i)) << i;
     return r;
 }
 
@@ -216,7 +216,7 @@ static inline int expect_integer(const form_name *f, const uint64_t *a, uint32_t
     else if (!strcmp(op, "shl") || !strcmp(op, "shr")) v = (wide)expect_shift(f, a);
     else if (!strcmp(op, "shf")) v = (wide)expect_funnel(f, a);
     else if (!strcmp(op, "bfe")) v = (wide)expect_extract(f, a);
-    else if (!strcmp(op, "bfi")) v = (wide)expect_insert(a);
+    else if (!strcmp(op, "bfi")) v = (wide)expect_insert(a, (unsigned)bits);
     else if (!strcmp(op, "bfind")) v = (wide)expect_find(f, a);
     else if (!strcmp(op, "prmt")) v = (wide)expect_permute(a);
     else if (!strcmp(op, "dp4a")) v = (wide)expect_dot(f, a);
@@ -294,11 +294,17 @@ static inline int expect_float(const form_name *f, const uint64_t *bits, int cou
 static inline int expect_double(const form_name *f, const uint64_t *a, uint64_t *r) {
     const char *op = f->part[0];
     double x = double_of(a[0]), y = double_of(a[1]);
+    if (!strcmp(op, "setp")) {
+        *r = (uint64_t)compare(f->part[1], x < y, x == y, x != x || y != y);
+        return 1;
+    }
     if (!strcmp(op, "add")) x = x + y;
     else if (!strcmp(op, "sub")) x = x - y;
     else if (!strcmp(op, "mul")) x = x * y;
     else if (!strcmp(op, "div")) x = x / y;
     else if (!strcmp(op, "fma")) x = fma(x, y, double_of(a[2]));
+    else if (!strcmp(op, "neg")) x = x == 0 && !signbit(x) ? -0.0 : 0 - x;
+    else if (!strcmp(op, "abs")) x = signbit(x) ? 0 - x : x;
     else return 0;
     *r = bits_of_double(x);
     return 1;
@@ -401,6 +407,9 @@ static inline int expect_conversion(const form_name *f, const uint64_t *a, int w
         wide v = as_integer(a[0], from);
         if (form_has(f, "sat")) v = as_integer(integer_of((double)v, to), to);
         *r = low_bits(as_integer((uint64_t)v, to), 8 * width);
+    } else if (is_integer(to) && !strcmp(from, "f64")) {
+        double v = double_of(a[0]);
+        *r = v == v ? integer_of(rounded(f, v), to) : (uint64_t)1 << (type_bits(to) - 1);
     } else if (is_integer(to)) {
         *r = low_bits(as_integer(integer_of(rounded(f, (double)float_of(a[0])), to), to), 8 * width);
     } else if (is_integer(from)) {

@@ -170,6 +170,14 @@ static uint32_t insert(uint32_t a, uint32_t b, uint32_t position, uint32_t lengt
     return (b & ~mask) | (a << p & mask);
 }
 
+static uint64_t insert_64(uint64_t a, uint64_t b, uint32_t position, uint32_t length) {
+    uint32_t p = position & 255, n = length & 255;
+    uint64_t mask;
+    if (p > 63) return b;
+    mask = (n > 63 ? ~(uint64_t)0 : ((uint64_t)1 << n) - 1) << p;
+    return (b & ~mask) | (a << p & mask);
+}
+
 static void bfi_32(sim_machine *m, const sim_instruction *in) {
     const uint32_t *a = (const uint32_t *)sim_operand(m, in, 1), *b = (const uint32_t *)sim_operand(m, in, 2);
     const uint32_t *p = (const uint32_t *)sim_operand(m, in, 3), *n = (const uint32_t *)sim_operand(m, in, 4);
@@ -177,6 +185,15 @@ static void bfi_32(sim_machine *m, const sim_instruction *in) {
     int i;
     for (i = 0; i < LANES; i++) result[i] = insert(a[i], b[i], p[i], n[i]);
     sim_keep(m, sim_operand(m, in, 0), result, 4);
+}
+
+static void bfi_64(sim_machine *m, const sim_instruction *in) {
+    const uint64_t *a = (const uint64_t *)sim_operand(m, in, 1), *b = (const uint64_t *)sim_operand(m, in, 2);
+    const uint32_t *p = (const uint32_t *)sim_operand(m, in, 3), *n = (const uint32_t *)sim_operand(m, in, 4);
+    uint64_t result[LANES];
+    int i;
+    for (i = 0; i < LANES; i++) result[i] = insert_64(a[i], b[i], p[i], n[i]);
+    sim_keep(m, sim_operand(m, in, 0), result, 8);
 }
 
 /* Any function of three bits: bit 4a + 2b + c of the table. */
@@ -317,6 +334,7 @@ const sim_form sim_integer_forms[] = {
     { "bfe.u32", "wwww", bfe_u32, INTEGER, 0 },
     { "bfe.s32", "wwww", bfe_s32, INTEGER, 0 },
     { "bfi.b32", "wwwww", bfi_32, INTEGER, 0 },
+    { "bfi.b64", "dddww", bfi_64, INTEGER, 0 },
     { "lop3.b32", "wwwwi", lop3_32, INTEGER, 0 },
     { "prmt.b32", "wwww", prmt_32, INTEGER, 0 },
     EQUALITY(16, "h"), EQUALITY(32, "w"), EQUALITY(64, "d"),
