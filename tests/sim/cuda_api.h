@@ -38,10 +38,34 @@ enum {
     CU_CAPTURE_RELAXED = 2
 };
 
+/* What a launch may ask for beside its sizes. */
+enum {
+    CU_LAUNCH_IGNORE = 0,
+    CU_LAUNCH_ACCESS_POLICY_WINDOW = 1,
+    CU_LAUNCH_COOPERATIVE = 2,
+    CU_LAUNCH_SYNCHRONIZATION_POLICY = 3,
+    CU_LAUNCH_CLUSTER_DIMENSION = 4,
+    CU_LAUNCH_CLUSTER_SCHEDULING = 5,
+    CU_LAUNCH_PROGRAMMATIC_SERIALIZATION = 6,
+    CU_LAUNCH_PROGRAMMATIC_EVENT = 7,
+    CU_LAUNCH_PRIORITY = 8
+};
+
+typedef struct CUlaunchAttribute {
+    int id, unused;
+    union {
+        char bytes[64];
+        int number;                 /* of the ones that are a switch or a number */
+        struct {
+            unsigned x, y, z;
+        } cluster;
+    } value;
+} CUlaunchAttribute;
+
 typedef struct CUlaunchConfig {
     unsigned gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
     CUstream hStream;
-    void *attrs;
+    const CUlaunchAttribute *attrs;
     unsigned numAttrs;
 } CUlaunchConfig;
 
@@ -50,6 +74,7 @@ CUresult cuDriverGetVersion(int *version);
 CUresult cuGetErrorName(CUresult error, const char **name);
 CUresult cuGetErrorString(CUresult error, const char **text);
 CUresult cuGetExportTable(const void **table, const void *id);
+CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, uint64_t flags, int *status);
 CUresult cuDeviceGetCount(int *count);
 CUresult cuDeviceGet(CUdevice *device, int ordinal);
 CUresult cuDeviceGetName(char *name, int length, CUdevice device);

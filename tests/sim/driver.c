@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "driver.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -376,6 +377,7 @@ static const struct {
     { CU_ILLEGAL_INSTRUCTION, "CUDA_ERROR_ILLEGAL_INSTRUCTION", "an illegal instruction was encountered" },
     { CU_MISALIGNED, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address" },
     { CU_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure" },
+    { CU_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported" },
     { CU_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
       "operation not permitted when stream is capturing" },
     { CU_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
@@ -418,6 +420,34 @@ CUresult cuGetExportTable(const void **table, const void *id) {
     (void)id;
     *table = NULL;
     return sim_leave(r ? r : CU_NOT_FOUND);
+}
+
+/* The symbol of this library for a name without a suffix, of the latest version. */
+static void *find_symbol(const char *name) {
+    void *self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), *p;
+    char latest[100];
+    if (!self) return NULL;
+    snprintf(latest, sizeof latest, "%s_v2", name);
+    p = dlsym(self, latest);
+    if (!p) p = dlsym(self, name);
+    dlclose(self);
+    return p;
+}
+
+/* All functions here are those of CUDA 12, so an older version has none of them. status: 0 found, 1 no such name, 2 not
+   in so old a version. */
+CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, uint64_t flags, int *status) {
+    CUresult r = sim_enter("cuGetProcAddress_v2", NEEDS_NOTHING);
+    int found = 1;
+    if (!r && (!symbol || !*symbol || !function || flags > 1)) r = CU_INVALID_VALUE;
+    if (!r) {
+        *function = strncmp(symbol, "cu", 2) ? NULL : find_symbol(symbol);
+        found = !*function ? 1 : version < 12000 ? 2 : 0;
+        if (found) *function = NULL;
+        if (status) *status = found;
+        if (found) r = CU_NOT_FOUND;
+    }
+    return sim_leave(r);
 }
 
 /* ---- what tests ask -------------------------------------------------------------------------------------------- */

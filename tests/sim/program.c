@@ -266,10 +266,31 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
     return sim_leave(r);
 }
 
-/* Attributes (clusters, dependent launches) are not supported yet: a launch that asks for one fails. */
+/* Hints change nothing here. A launch that may begin before the one in front has ended begins behind it, which is one of
+   the orders that it allows. Clusters of more than one block and cooperative launches cannot run: blocks run one after
+   another. */
+static CUresult check_attribute(const CUlaunchAttribute *a) {
+    switch (a->id) {
+        case CU_LAUNCH_IGNORE:
+        case CU_LAUNCH_ACCESS_POLICY_WINDOW:
+        case CU_LAUNCH_SYNCHRONIZATION_POLICY:
+        case CU_LAUNCH_CLUSTER_SCHEDULING:
+        case CU_LAUNCH_PRIORITY: return CU_OK;
+        case CU_LAUNCH_PROGRAMMATIC_SERIALIZATION:
+            return sim_driver.settings.capability >= 90 ? CU_OK : CU_NOT_SUPPORTED;
+        case CU_LAUNCH_COOPERATIVE: return a->value.number ? CU_NOT_SUPPORTED : CU_OK;
+        case CU_LAUNCH_CLUSTER_DIMENSION:
+            if (!a->value.cluster.x || !a->value.cluster.y || !a->value.cluster.z) return CU_INVALID_VALUE;
+            return a->value.cluster.x * a->value.cluster.y * a->value.cluster.z == 1 ? CU_OK : CU_NOT_SUPPORTED;
+        default: return CU_NOT_SUPPORTED;
+    }
+}
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
     CUresult r = sim_enter("cuLaunchKernelEx", NEEDS_CONTEXT);
-    if (!r && (!config || config->numAttrs)) r = CU_INVALID_VALUE;
+    unsigned i;
+    if (!r && (!config || (config->numAttrs && !config->attrs))) r = CU_INVALID_VALUE;
+    for (i = 0; !r && i < config->numAttrs; i++) r = check_attribute(&config->attrs[i]);
     if (!r) r = launch(config, function, params, extra);
     return sim_leave(r);
 }

@@ -161,8 +161,51 @@ static void launch_limits(void) {
     memset(&c, 0, sizeof c);
     c.gridDimX = c.gridDimY = c.gridDimZ = c.blockDimX = c.blockDimY = c.blockDimZ = 1;
     CHECK(cuLaunchKernelEx(&c, limited, NULL, NULL) == 0, "launch by structure");
+    CHECK(cuLaunchKernelEx(NULL, limited, NULL, NULL) == 1, "no structure");
     CHECK(cuModuleUnload(m) == 0 && cuModuleUnload(m) == 400, "unload");
     CHECK(cuLaunchKernel(limited, 1, 1, 1, 96, 1, 1, 0, NULL, NULL, NULL) == 400, "a function of an unloaded module");
+}
+
+/* What the simulator has of launch attributes, in any place of the list. */
+static void launch_attributes(void) {
+    static const struct {
+        CUlaunchAttribute a;
+        int capability;
+        CUresult result;
+    } cases[] = {
+        { { CU_LAUNCH_PROGRAMMATIC_SERIALIZATION, 0, { { 1 } } }, 90, 0 },
+        { { CU_LAUNCH_PROGRAMMATIC_SERIALIZATION, 0, { { 1 } } }, 89, 801 },
+        { { CU_LAUNCH_CLUSTER_DIMENSION, 0, { { 1, 0, 0, 0, 1, 0, 0, 0, 1 } } }, 90, 0 },
+        { { CU_LAUNCH_CLUSTER_DIMENSION, 0, { { 2, 0, 0, 0, 1, 0, 0, 0, 1 } } }, 90, 801 },
+        { { CU_LAUNCH_CLUSTER_DIMENSION, 0, { { 1, 0, 0, 0, 1 } } }, 90, 1 },
+        { { CU_LAUNCH_COOPERATIVE, 0, { { 0 } } }, 90, 0 },
+        { { CU_LAUNCH_COOPERATIVE, 0, { { 1 } } }, 90, 801 },
+        { { CU_LAUNCH_PRIORITY, 0, { { 3 } } }, 90, 0 },
+        { { CU_LAUNCH_PROGRAMMATIC_EVENT, 0, { { 0 } } }, 90, 801 },
+        { { 99, 0, { { 0 } } }, 90, 801 }
+    };
+    rig r;
+    CUlaunchAttribute list[2];
+    CUlaunchConfig c;
+    uint32_t out[64];
+    size_t i;
+    open_rig(&r);
+    CHECK(sizeof list[0] == 72, "%lu bytes", (unsigned long)sizeof list[0]);
+    memset(&c, 0, sizeof c);
+    memset(list, 0, sizeof list);
+    c.gridDimX = c.gridDimY = c.gridDimZ = c.blockDimY = c.blockDimZ = 1;
+    c.blockDimX = 64;
+    c.numAttrs = 2;
+    CHECK(cuLaunchKernelEx(&c, r.f, r.params, NULL) == 1, "a count without a list");
+    c.attrs = list;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ptxsim_set("PTXSIM_CC", cases[i].capability == 90 ? "90" : "89");
+        list[1] = cases[i].a;
+        r.n = (uint32_t)i + 100;
+        CHECK(cuLaunchKernelEx(&c, r.f, r.params, NULL) == cases[i].result, "attribute %d", list[1].id);
+        if (cases[i].result) continue;
+        CHECK(!cuMemcpyDtoH_v2(out, r.b, sizeof out) && out[5] == i + 105, "attribute %d: %u", list[1].id, out[5]);
+    }
 }
 
 /* Work runs when somebody waits for it, and pageable sources are snapshots. */
@@ -623,6 +666,26 @@ static void counting(void) {
           (unsigned long long)c.shared_waves);
 }
 
+/* Functions by name and version, as programs ask that are linked with no driver. */
+static void functions_by_name(void) {
+    void *p = NULL;
+    int status = -1;
+    CUdeviceptr address;
+    CUresult (*allocate)(CUdeviceptr *, size_t);
+    open_device();
+    CHECK(!cuGetProcAddress_v2("cuMemAlloc", &p, 12000, 0, &status) && p && status == 0, "%d", status);
+    memcpy(&allocate, &p, sizeof p);
+    CHECK(p && !allocate(&address, 16) && !cuMemFree_v2(address), "cuMemAlloc is cuMemAlloc_v2");
+    CHECK(!cuGetProcAddress_v2("cuInit", &p, 13000, 1, NULL) && p, "cuInit");
+    CHECK(cuGetProcAddress_v2("cuMemAllocate", &p, 12000, 0, &status) == 500 && !p && status == 1, "%d", status);
+    CHECK(cuGetProcAddress_v2("ptxsim_reset", &p, 12000, 0, &status) == 500 && !p && status == 1, "%d", status);
+    CHECK(cuGetProcAddress_v2("cuInit", &p, 11080, 0, &status) == 500 && !p && status == 2, "%d", status);
+    CHECK(cuGetProcAddress_v2("cuInit", NULL, 12000, 0, &status) == 1, "nowhere");
+    CHECK(cuGetProcAddress_v2("", &p, 12000, 0, &status) == 1 && cuGetProcAddress_v2(NULL, &p, 12000, 0, NULL) == 1,
+          "no name");
+    CHECK(cuGetProcAddress_v2("cuInit", &p, 12000, 2, &status) == 1, "streams of a thread");
+}
+
 /* The library as programs find it: the right names, and no old ones. */
 static void exported_names(void) {
     static const char *const there[] = { "cuInit", "cuMemAlloc_v2", "cuStreamBeginCapture_v2", "cuGetExportTable",
@@ -647,6 +710,7 @@ int main(int argc, char **argv) {
     test_run("driver: attributes", attributes);
     test_run("driver: memory", memory);
     test_run("driver: limits of a launch", launch_limits);
+    test_run("driver: attributes of a launch", launch_attributes);
     test_run("driver: lazy streams", lazy_streams);
     test_run("driver: the default stream", default_stream);
     test_run("driver: events", events);
@@ -662,6 +726,7 @@ int main(int argc, char **argv) {
     test_run("driver: reports of later modules", reports_of_later_modules);
     test_run("driver: seeds", seeds);
     test_run("driver: counters", counting);
+    test_run("driver: functions by name", functions_by_name);
     test_run("driver: exported names", exported_names);
     return test_close("sim_driver");
 }
