@@ -10,6 +10,9 @@
 #   make sim         the CUDA driver without a GPU, build/sim/libcuda.so.1: LD_LIBRARY_PATH=build/sim ./program
 #   make conformance-record   on a machine with an NVIDIA GPU: what it gives for each instruction form, kept in
 #                    tests/conformance, and where the simulator differs
+#   make kernels     writes kernels/*.inc again, the text of the kernels as attn_cuda.h includes it
+#   make test-gpu    the CUDA tests on a GPU, and once more under compute-sanitizer where there is one
+#   make dist        build/dist/: attn.h, and attn_cuda.h in one file with the kernels inside
 #   make mutants     N=30 SEED=1: breaks attn.h in N places, one at a time, and counts what the tests notice (python3)
 #
 # CC, OPT (optimisation and sanitizer flags), WERROR=-Werror and JOBS may be set. ATTN_REQUIRE lists the names of the
@@ -30,11 +33,12 @@ export CC
 
 # The implementation is compiled once; these tests have their own, to see what is private or because it stands in an
 # example.
-OWN      := maths plan llm
+OWN      := maths plan llm cuda_tools
 WITH_REF := attention engine properties sliding_window
 WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
-NAMES    := $(filter-out ref cases llm_ref,$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
-SCRIPTS  := compile-use compile-gcc compile-clang compile-targets size fast-math examples models
+CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
+NAMES    := $(filter-out ref cases llm_ref $(CUDA),$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
+SCRIPTS  := compile-use compile-gcc compile-clang compile-targets compile-cuda size fast-math examples models embed
 HEADERS  := attn.h $(wildcard tests/*.h)
 
 # The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
@@ -50,11 +54,14 @@ CONF_H   := $(wildcard tests/conformance/*.h tests/sim/form_*.h) tests/sim/cuda_
 NATIVE   := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
 SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasing -fno-math-errno -fno-trapping-math
 
+CUDA_PART := $(if $(LINUX),$(CUDA),cuda)
+
 # What `make test` runs, one log each. The long ones come first, so that they do not trail.
-PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_PART)
+PARTS    ?= $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan size sim conformance-record bench curve mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist bench \
+    curve mutants clean
 
 all: demo
 
@@ -72,7 +79,7 @@ test:
 logs: $(LOGS)
 
 test-programs:
-	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES)) $(SIM_PART)"
+	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES)) $(SIM_PART) $(CUDA_PART)"
 
 test-O0:
 	@$(MAKE) -s test-programs OPT=-O0 B=$(B)/O0
@@ -86,7 +93,7 @@ size:
 
 # The headers decide when a program is built again; tests/run.sh turns a crash or a hang into a counted failure.
 PROGRAMS := $(patsubst %,$(B)/%,$(NAMES))
-.SECONDARY: $(PROGRAMS) $(OBJECTS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%)
+.SECONDARY: $(PROGRAMS) $(OBJECTS) $(SIM_OBJ) $(SIM_TEST:%=$(B)/sim/%) $(CUDA:%=$(B)/%)
 
 OBJECTS  := $(patsubst %,$(B)/obj/%.o,attn ref cases llm_ref)
 COMPILE   = @mkdir -p $(B)/obj; $(CC) $(CFLAGS) $(OPT) $(WARN)
@@ -133,6 +140,38 @@ $(B)/log/sim.log:
 
 $(SIM_TEST:%=$(B)/log/sim_%.log): $(B)/log/sim_%.log: $(B)/sim/%
 	@sh tests/run.sh sim_$* $@ $(B)/sim/$*
+
+# attn_cuda.h and its tests. They find a driver as every program does, so the path decides which one it is.
+FRAGMENTS := kernels/attn_params.h $(sort $(wildcard kernels/*.cu))
+
+$(B)/embed: tools/embed.c
+	$(COMPILE) -o $@ $<
+
+kernels: $(B)/embed
+	@for file in $(FRAGMENTS); do $(B)/embed $$file >$$file.inc || exit 1; done
+
+$(B)/log/embed.log: $(B)/embed
+	@sh tests/run.sh embed $@ sh tests/embed.sh $(B)/embed $(FRAGMENTS)
+
+$(B)/obj/attn_cuda.o: tests/compile/cuda_impl.c attn_cuda.h attn.h $(wildcard kernels/*.h kernels/*.inc)
+	$(COMPILE) -c -o $@ $<
+
+WITH_cuda_attention := $(B)/obj/ref.o $(B)/obj/cases.o
+
+$(CUDA:%=$(B)/%): $(B)/%: tests/%.c $(B)/obj/attn_cuda.o attn_cuda.h $(HEADERS) $(OBJECTS)
+	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn_cuda.o) $(WITH_$*) $(LIBS) -ldl
+
+$(B)/log/cuda.log:
+	@sh tests/run.sh cuda $@ sh -c "echo 'skip cuda: needs Linux'; echo 'cuda: 0 passed, 0 failed, 1 skipped'"
+
+$(CUDA:%=$(B)/log/%.log): $(B)/log/%.log: $(B)/% $(SIM_LIB)
+	@LD_LIBRARY_PATH=$(B)/sim:$$LD_LIBRARY_PATH sh tests/run.sh $* $@ $(B)/$*
+
+test-gpu: $(CUDA:%=$(B)/%)
+	@sh tests/gpu.sh $(B) $(CUDA)
+
+dist:
+	@sh tools/dist.sh $(B)/dist
 
 $(B)/log/compile-%.log:
 	@sh tests/run.sh compile $@ sh tests/compile.sh $*

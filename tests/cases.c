@@ -160,6 +160,13 @@ static uint64_t hash_inputs(const test_case *c) {
     return hash_bytes(h, c->topk.data, c->topk.bytes);
 }
 
+/* What case_use said. */
+static const case_backend *backend;
+
+void case_use(const case_backend *other) {
+    backend = other;
+}
+
 /* ---- data ------------------------------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t h, uint64_t x) {
@@ -964,6 +971,7 @@ static void set_exec(test_case *c) {
 void case_open(test_case *c, const case_spec *s) {
     memset(c, 0, sizeof *c);
     c->spec = *s;
+    c->backend = backend;
     c->layer = s->layer;
     c->heads = s->layer.heads;
     c->kv_heads = s->layer.kv_heads ? s->layer.kv_heads : s->layer.heads;
@@ -1001,6 +1009,7 @@ void case_rehash(test_case *c) {
 }
 
 void case_close(test_case *c) {
+    if (c->backend) c->backend->close(c);
     buffer_close(&c->q);
     buffer_close(&c->k);
     buffer_close(&c->v);
@@ -1051,7 +1060,7 @@ static void open_work(case_buffer *b, size_t bytes, size_t offset, int fill) {
     memset(b->data, fill, bytes);
 }
 
-int case_plan(test_case *c) {
+static int plan_here(test_case *c) {
     size_t bytes = attn_plan_bytes(&c->batch, &c->layer);
     int status;
     open_work(&c->plan_mem, bytes, 8, c->spec.fill);
@@ -1064,6 +1073,10 @@ int case_plan(test_case *c) {
     if (status == ATTN_OK && bytes == 0) return complain(c, "attn_plan_bytes is 0 for a valid plan");
     if (status != ATTN_OK && bytes != 0) return complain(c, "attn_plan_bytes is not 0 for a plan that is refused");
     return status;
+}
+
+int case_plan(test_case *c) {
+    return c->backend ? c->backend->plan(c) : plan_here(c);
 }
 
 void case_reset_outputs(test_case *c) {
@@ -1095,19 +1108,26 @@ static void gather(test_case *c) {
     }
 }
 
-int case_forward(test_case *c) {
+static int forward_here(test_case *c) {
     size_t bytes = attn_exec_bytes(&c->plan, c->exec.lanes);
     int status;
     open_work(&c->exec_mem, bytes, 0, c->spec.fill);
     c->exec.mem = c->exec_mem.data;
     c->exec.bytes = bytes;
     memset(&c->error, 0, sizeof c->error);
-    case_reset_outputs(c);
     all_guards_lock(c, 1);
     status = attn_forward(&c->plan, &c->layer, &c->io, &c->exec, &c->error);
     all_guards_lock(c, 0);
     if (!guards_intact(&c->exec_mem)) return complain(c, "attn_forward wrote outside exec.mem");
     if (!guards_intact(&c->plan_mem)) return complain(c, "attn_forward wrote beside the plan's memory");
+    return status;
+}
+
+int case_forward(test_case *c) {
+    int status;
+    case_reset_outputs(c);
+    status = c->backend ? c->backend->forward(c) : forward_here(c);
+    if (status < 0) return status;
     if (hash_inputs(c) != c->input_hash) return complain(c, "attn_forward changed an input");
     if (status == ATTN_OK) gather(c);
     if (!case_untouched(c)) {

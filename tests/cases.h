@@ -71,6 +71,8 @@ typedef struct case_buffer {
     size_t bytes, guard;
 } case_buffer;
 
+struct case_backend;
+
 typedef struct test_case {
     case_spec spec;
     int32_t q_len[CASE_REQUESTS], kv_len[CASE_REQUESTS], phase[CASE_REQUESTS], prefix[CASE_REQUESTS];
@@ -91,7 +93,20 @@ typedef struct test_case {
     float *out_lse;                 /* [row][head] */
     double *ref_o, *ref_lse, *o_slack, *lse_slack;
     char message[400];
+    const struct case_backend *backend;
+    void *device;                   /* the backend's */
 } test_case;
+
+/* Runs cases somewhere else than attn_plan_make and attn_forward do. Both return as case_plan and case_forward do.
+   forward writes into the data of c->o and c->lse; inputs that it changes are noticed where they lie in the case. */
+typedef struct case_backend {
+    int (*plan)(test_case *c);
+    int (*forward)(test_case *c);
+    void (*close)(test_case *c);
+} case_backend;
+
+/* Cases that are opened from now on run on the backend; NULL: on this CPU. */
+void case_use(const case_backend *backend);
 
 /* Zero but one ready request: heads 2, head_dim 16, f32, causal, packed strides, poison, lse, fill 0xFF. */
 void case_defaults(case_spec *s);

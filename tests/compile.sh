@@ -1,8 +1,10 @@
-# compile.sh [use|gcc|clang|targets]... - the ways in which a program can take the header in. Without an argument: all.
+# compile.sh [use|gcc|clang|targets|cuda]... - the ways in which a program can take the headers in. Without an argument:
+# all of them.
 #   use      translation units, options, C and C++, symbols, sections, the example of the manual
 #   gcc      warnings at every optimisation level and language version
 #   clang    the same
 #   targets  other systems and processors, and no C library at all, with clang alone
+#   cuda     attn_cuda.h: warnings, languages, other systems, symbols, one file, the program of its manual
 # Prints the lines of the test protocol. Compilers that are missing are skipped by name. Run from the repository root.
 CC=${CC:-cc}
 CXX=${CXX:-c++}
@@ -278,9 +280,91 @@ part_targets() {
     target s390x-linux-gnu
 }
 
+# ---- cuda -----------------------------------------------------------------------------------------------------------
+
+cuda_silent() {
+    if have "${1%% *}"; then
+        try "compile: attn_cuda.h, $1 -std=$3 $2" $1 -std=$3 $2 $WARN -c -o "$out/object.o" $dir/cuda_impl.c
+    else
+        skip "compile: attn_cuda.h, $1 -std=$3 $2" "no ${1%% *}"
+    fi
+}
+
+# cuda_target TRIPLE: with the headers of the compiler and shims for the C library
+cuda_target() {
+    if ! clang --target="$1" -ffreestanding -c -o "$out/t.o" -x c /dev/null >/dev/null 2>&1; then
+        skip "compile: attn_cuda.h, $1" "this clang has no such target"
+        return
+    fi
+    for std in c99 c++11; do
+        language=c
+        [ $std = c99 ] || language=c++
+        try "compile: attn_cuda.h, $1 -std=$std" clang --target="$1" -ffreestanding -nostdlibinc -I$dir/hosted \
+            -x $language -std=$std -fsyntax-only $WARN $dir/cuda_impl.c
+    done
+}
+
+# The linker is given nothing but the C library.
+cuda_two_units() {
+    $CC -O1 -c -o "$out/impl.o" $dir/cuda_impl.c && build_run $CC -O1 $WARN -std=c99 $dir/cuda_use.c "$out/impl.o"
+}
+
+cuda_dist() {
+    sh tools/dist.sh "$out/dist" || return 1
+    ! grep -n '#include "kernels' "$out/dist/attn_cuda.h" || return 1
+    ls "$out/dist" | wc -l | grep -q -w 2 || return 1
+    echo '#define ATTN_IMPLEMENTATION
+#include "attn_cuda.h"
+int main(void) { return attn_cuda_prepare_count(NULL, 0) != 2; }' >"$out/dist/main.c"
+    build_run $CC $WARN -std=c99 "$out/dist/main.c"
+}
+
+part_cuda() {
+    cuda_silent gcc -O0 c99
+    cuda_silent gcc -O2 gnu11
+    cuda_silent "g++ -x c++" -O1 c++11
+    cuda_silent "gcc -DATTN_STATIC" -O0 c99
+    cuda_silent clang -O2 c99
+    cuda_silent "clang++ -x c++" -O0 c++11
+    cuda_silent "clang -DATTN_STATIC" -O0 c99
+    if have clang; then
+        cuda_target x86_64-pc-windows-msvc
+        cuda_target aarch64-pc-windows-msvc
+        cuda_target i686-pc-windows-msvc
+        cuda_target x86_64-w64-windows-gnu
+        cuda_target aarch64-linux-gnu
+        cuda_target arm64-apple-macos11
+        cuda_target aarch64-linux-android21
+        cuda_target wasm32-unknown-unknown
+    else
+        skip "compile: attn_cuda.h, targets" "no clang"
+    fi
+    try "compile: attn_cuda.h, two files, one implements" cuda_two_units
+    try "compile: attn_cuda.h in one file" cuda_dist
+    if $CC -E -I/usr/local/cuda/include -include cuda.h -x c /dev/null >/dev/null 2>&1; then
+        try "compile: attn_cuda.h beside cuda.h" $CC -std=c99 -I/usr/local/cuda/include -c -o "$out/t.o" \
+            $dir/cuda_with_cuda_h.c
+    else
+        skip "compile: attn_cuda.h beside cuda.h" "no cuda.h"
+    fi
+    for opt in -O0 -O2; do
+        if ! have nm || ! have size || ! $CC $opt -c -o "$out/impl.o" $dir/cuda_impl.c; then
+            skip "compile: attn_cuda.h, symbols and sections $opt" "no nm, no size, or no object"
+            continue
+        fi
+        try "compile: attn_cuda.h, only attn_ symbols are exported $opt" only_attn_symbols
+        try "compile: attn_cuda.h, no mutable static storage $opt" no_mutable_state
+    done
+    if have tcc; then
+        try "compile: attn_cuda.h, tcc" build_run tcc $dir/cuda_use.c $dir/cuda_impl.c
+    else
+        skip "compile: attn_cuda.h, tcc" "no tcc"
+    fi
+}
+
 # ---------------------------------------------------------------------------------------------------------------------
 
-for part in ${*:-use gcc clang targets}; do
+for part in ${*:-use gcc clang targets cuda}; do
     "part_$part"
 done
 echo "compile: $passed passed, $failed failed, $skipped skipped"

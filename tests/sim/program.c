@@ -266,9 +266,9 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
     return sim_leave(r);
 }
 
-/* Hints change nothing here. A launch that may begin before the one in front has ended begins behind it, which is one of
-   the orders that it allows. Clusters of more than one block and cooperative launches cannot run: blocks run one after
-   another. */
+/* Hints change nothing here. A launch that may begin before the one in front has ended begins behind it, which is one
+   of the orders that it allows. Clusters of more than one block and cooperative launches cannot run: blocks run one
+   after another. */
 static CUresult check_attribute(const CUlaunchAttribute *a) {
     switch (a->id) {
         case CU_LAUNCH_IGNORE:

@@ -1,0 +1,3 @@
+/* cuda_impl.c - both implementations and nothing else. */
+#define ATTN_IMPLEMENTATION
+#include "../../attn_cuda.h"
