@@ -173,6 +173,9 @@ test-gpu: $(CUDA:%=$(B)/%)
 dist:
 	@sh tools/dist.sh $(B)/dist
 
+$(B)/log/compile-cuda.log: $(if $(LINUX),$(SIM_LIB))
+	@SIM=$(abspath $(B)/sim) sh tests/run.sh compile $@ sh tests/compile.sh cuda
+
 $(B)/log/compile-%.log:
 	@sh tests/run.sh compile $@ sh tests/compile.sh $*
 
@@ -182,8 +185,8 @@ $(B)/log/size.log:
 $(B)/log/fast-math.log:
 	@sh tests/run.sh fast-math $@ sh tests/fast_math.sh
 
-$(B)/log/examples.log:
-	@sh tests/run.sh examples $@ sh tests/examples.sh
+$(B)/log/examples.log: $(if $(LINUX),$(SIM_LIB))
+	@SIM=$(abspath $(B)/sim) sh tests/run.sh examples $@ sh tests/examples.sh
 
 $(B)/log/models.log:
 	@sh tests/run.sh models $@ sh tests/models.sh

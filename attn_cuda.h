@@ -3,8 +3,9 @@
    DO THIS
       #define ATTN_IMPLEMENTATION     in exactly one .c or .cpp file, before
       #include "attn_cuda.h"          elsewhere include it plainly. It brings attn.h and its implementation along.
-      No flags, no libraries, no CUDA toolkit to compile. The driver, and NVRTC, which compiles the kernels, are opened
-      at run time; where they are missing the program goes on with attn.h, and the error says what is missing.
+      No flags, no libraries (but -ldl for a glibc before 2.34), no CUDA toolkit to compile. The driver, and NVRTC,
+      which compiles the kernels, are opened at run time; where they are missing the program goes on with attn.h, and
+      the error says what is missing.
 
    CONTENTS (search for the anchor)
       >>example  >>install  >>concepts  >>memory  >>streams  >>errors  >>shipping  >>threads  >>bits  >>does_not
@@ -46,6 +47,7 @@
           if (attn_cuda_error(gpu, &plan, &exec, &err)) { puts(err.text); return 1; }
           if (attn_cuda_read(gpu, o, io.o, sizeof o, &err)) { puts(err.text); return 1; }
           for (int r = 0; r < ROWS; r++) printf("row %d sees keys 0..%d: %g\n", r, KEYS - ROWS + r, o[r * HEADS * D]);
+          attn_cuda_close(gpu);                                   // the end of the program frees the memory
           return 0;                                               // prints: row 0 sees keys 0..2: 1
       }                                                           // prints: row 1 sees keys 0..3: 1.5
                                                                   // prints: row 2 sees keys 0..4: 2
@@ -159,14 +161,16 @@ typedef struct attn_cuda_image_data {
 
 /* ---- >>api ------------------------------------------------------------------------------------------------------ */
 
-/* Thread safety, unless a comment says more: any thread, any number at a time, on one handle. Addresses in batches, io,
-   exec and of memory are device addresses; `stream` is a CUstream (or cudaStream_t). Nothing waits for the device but
-   attn_cuda_check and attn_cuda_error. */
+/* Thread safety, unless a comment says more: any thread, any number at a time, on one handle. Addresses in batches, io
+   and exec and of memory are device addresses; `stream` is a CUstream (or cudaStream_t), NULL the default stream. Only
+   attn_cuda_read, write, check and error wait for the device. Shapes, units and errors are those of the function of
+   attn.h with the same name; each may also fail with an attn_cuda_status. */
 
-/* Opens a device: loads the driver, nothing else. desc may be NULL. A failure names every library that was tried. */
+/* Opens a device: loads the driver, nothing else. desc may be NULL. On an error *cuda is NULL, and the sentence names
+   what was tried: ATTN_E_NO_DRIVER, ATTN_E_NO_DEVICE. */
 ATTN_API int attn_cuda_open(attn_cuda **cuda, const attn_cuda_desc *desc, attn_error *error);
 
-/* Unloads the kernels. Everything launched must have ended. NULL is allowed. */
+/* Unloads the kernels. Everything launched must have ended, and no other call may run. NULL is allowed. */
 ATTN_API void attn_cuda_close(attn_cuda *cuda);
 
 /* Device, driver, compiler and the kernels loaded so far, one fact a line; returns the length of all of it. */
@@ -182,13 +186,14 @@ ATTN_API int attn_cuda_read(attn_cuda *cuda, void *to, const void *from, size_t 
 /* Sets row_tile, key_tile and workers to what this device wants: before attn_plan_bytes and attn_cuda_plan_make. */
 ATTN_API int attn_cuda_geometry(const attn_cuda *cuda, attn_layer *layer, attn_error *error);
 
-/* How many kernel modules `count` layers need, and the one with this index is loaded, compiled where no cache has it.
-   Call it for all indices, on any threads at once; index -1: all of them, one after the other. */
+/* How many kernel modules `count` layers need (0: a layer is invalid), and the loading of the one with this index,
+   compiled where no cache has it: call it for all indices, on several threads at once if you like; index -1: all of
+   them, one after the other. Types and skip.mode of a layer decide. */
 ATTN_API int32_t attn_cuda_prepare_count(const attn_layer *layers, int32_t count);
 ATTN_API int attn_cuda_prepare(attn_cuda *cuda, const attn_layer *layers, int32_t count, int32_t index,
                                attn_error *error);
 
-/* The same module as an image to ship. With desc.arch no device is needed. */
+/* Compiles the same module as an image to ship, for desc.arch or the device. */
 ATTN_API int attn_cuda_image(attn_cuda *cuda, const attn_layer *layers, int32_t count, int32_t index,
                              attn_cuda_image_data *image, attn_error *error);
 
@@ -234,8 +239,9 @@ ATTN_API int attn_cuda_topk(attn_cuda *cuda, const float *scores, int64_t score_
 ATTN_API int attn_cuda_check(attn_cuda *cuda, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
                              const attn_exec *exec, attn_error *error);
 
-/* What the device found wrong, in the words of attn.h: the lengths of the plan, then the arrays of the last call on
-   exec. Waits for exec.stream. plan or exec.mem may be NULL: then the other alone. */
+/* What the device found wrong, in the words of attn.h: the lengths of the plan, then the arrays of the last append,
+   forward, index_score or topk on exec. Waits for exec.stream. plan or exec.mem may be NULL: then the other alone;
+   exec.mem must be NULL while no call has used it. */
 ATTN_API int attn_cuda_error(attn_cuda *cuda, const attn_plan *plan, const attn_exec *exec, attn_error *error);
 
 #endif /* ATTN_CUDA_H ---- end of header -------------------------------------------------------------------------- */
@@ -1388,8 +1394,11 @@ ATTN_API size_t attn_cuda_explain(const attn_cuda *cuda, char *text, size_t byte
     }
     n = (const attn__cuda_nvrtc *)attn__cuda_peek(&cuda->nvrtc);
     attn__put(&t, cuda->context ? cuda->name : "no device");
-    attn__put_format(&t, ", sm_%a, %b multiprocessors, driver %c.%d", cuda->arch, cuda->multiprocessors,
-                     cuda->driver_version / 1000, cuda->driver_version % 1000 / 10);
+    attn__put_format(&t, ", sm_%a", cuda->arch, 0, 0, 0);
+    if (cuda->context) {
+        attn__put_format(&t, ", %a multiprocessors, driver %b.%c", cuda->multiprocessors, cuda->driver_version / 1000,
+                         cuda->driver_version % 1000 / 10, 0);
+    }
     if (n) attn__put_format(&t, ", NVRTC %a.%b", n->major, n->minor, 0, 0);
     attn__put(&t, "\n");
     for (i = 0; i < ATTN__CUDA_MODULES; i++) {

@@ -5,7 +5,8 @@
 #   clang    the same
 #   targets  other systems and processors, and no C library at all, with clang alone
 #   cuda     attn_cuda.h: warnings, languages, other systems, symbols, one file, the program of its manual
-# Prints the lines of the test protocol. Compilers that are missing are skipped by name. Run from the repository root.
+# SIM: folder of the simulated CUDA driver, if any. Prints the lines of the test protocol. Compilers that are missing
+# are skipped by name. Run from the repository root.
 CC=${CC:-cc}
 CXX=${CXX:-c++}
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror"
@@ -153,21 +154,21 @@ without_atomics() {
 
 # ---- the example of the manual --------------------------------------------------------------------------------------
 
-# The program stands between the heading >>example and the next heading, indented. What it prints stands in its
-# comments: // prints: TEXT
+# extract_example HEADER FILE: the program stands between the heading >>example and the next heading, indented. What it
+# prints stands in its comments: // prints: TEXT
 extract_example() {
     awk '/^\*\// || /end of header/ { exit }
          /^   >>example/ { on = 1; next }
          on && /^   >>/ { exit }
-         on { sub(/^ */, ""); print }' attn.h | sed -n '/^#define ATTN_IMPLEMENTATION/,/^}/p' >"$1"
-    grep -q 'int main' "$1"
+         on { sub(/^ */, ""); print }' "$1" | sed -n '/^#define ATTN_IMPLEMENTATION/,$p' >"$2"
+    grep -q 'int main' "$2"
 }
 
 run_example() {
     empty=$out/empty
     rm -rf "$empty"
     mkdir "$empty" || return 1
-    extract_example "$empty/prog.c" || { echo "no program under >>example"; return 1; }
+    extract_example attn.h "$empty/prog.c" || { echo "no program under >>example"; return 1; }
     cp attn.h "$empty/" || return 1
     (cd "$empty" && "$@" prog.c -o prog && ./prog >printed) || return 1
     sed -n 's|.*// prints:* *||p' "$empty/prog.c" >"$empty/promised"
@@ -319,6 +320,15 @@ int main(void) { return attn_cuda_prepare_count(NULL, 0) != 2; }' >"$out/dist/ma
     build_run $CC $WARN -std=c99 "$out/dist/main.c"
 }
 
+# The program of the manual, in one folder with a release. It says so if it finds no GPU or no NVRTC.
+cuda_example() {
+    sh tools/dist.sh "$out/dist" && extract_example attn_cuda.h "$out/dist/prog.c" || return 1
+    (cd "$out/dist" && $CC $WARN -std=c99 prog.c -o prog && LD_LIBRARY_PATH=$sim ./prog >printed) || return 1
+    sed -n 's|.*// prints:* *||p' "$out/dist/prog.c" >"$out/dist/promised"
+    [ -s "$out/dist/promised" ] || return 1
+    grep '^no N' "$out/dist/printed" || diff "$out/dist/promised" "$out/dist/printed"
+}
+
 part_cuda() {
     cuda_silent gcc -O0 c99
     cuda_silent gcc -O2 gnu11
@@ -341,6 +351,8 @@ part_cuda() {
     fi
     try "compile: attn_cuda.h, two files, one implements" cuda_two_units
     try "compile: attn_cuda.h in one file" cuda_dist
+    sim=${SIM:-}:${LD_LIBRARY_PATH:-}
+    try "compile: the example of attn_cuda.h" cuda_example
     if $CC -E -I/usr/local/cuda/include -include cuda.h -x c /dev/null >/dev/null 2>&1; then
         try "compile: attn_cuda.h beside cuda.h" $CC -std=c99 -I/usr/local/cuda/include -c -o "$out/t.o" \
             $dir/cuda_with_cuda_h.c

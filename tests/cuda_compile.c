@@ -1,5 +1,5 @@
 /* cuda_compile.c - every kernel compiles to code for real devices and keeps its values in registers. Needs NVRTC, no
-   driver. ATTN_CUDA_ARCHS: the compute capabilities, "90" by default; ATTN_CUDA_VARIANTS: all for every pair of
+   driver. ATTN_CUDA_ARCHS: the compute capabilities, "90" by default; ATTN_CUDA_VARIANTS: "all" for every set of
    types. */
 #include "attn_cuda.h"
 
@@ -71,6 +71,7 @@ static int compile_for(int arch, const attn_layer *layers, int count) {
     attn_cuda_image_data image;
     attn_cuda *cuda = NULL;
     attn_error e;
+    char text[200];
     int status, modules, i;
     memset(&desc, 0, sizeof desc);
     desc.arch = arch;
@@ -89,6 +90,8 @@ static int compile_for(int arch, const attn_layer *layers, int count) {
         found = check_log(image.name, arch);
         CHECK(found == kernels[i < 2 ? i : 2], "%s: %d kernels", image.name, found);
     }
+    attn_cuda_explain(cuda, text, sizeof text);
+    if (!status) printf("  %s", text);
     attn_cuda_close(cuda);
     return status;
 }

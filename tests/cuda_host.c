@@ -12,7 +12,7 @@
 
 /* ---- a loader that sees everything ------------------------------------------------------------------------------- */
 
-enum { KEPT = 16 };
+enum { KEPT = 16, IMAGE_HEAD = 64 };
 
 /* An image as desc.put brought it. */
 typedef struct kept_image {
@@ -25,7 +25,9 @@ static struct {
     const char *absent;             /* libraries with this in their name are not there */
     const char *hidden;             /* a function that no library has */
     int nvrtc_version;              /* what NVRTC says of itself, 0: the truth */
-    int break_compile;              /* NVRTC gets an option that it does not know */
+    int break_compile;              /* NVRTC gets an option that breaks the source */
+    int only_pretend;               /* NVRTC does not compile again: the PTX is that of the first image kept */
+    int meet;                       /* so many calls of desc.get wait for each other */
     int allocations, fail_at;       /* blocks that are out; the n-th allocation from now on fails */
     int compiles, loads, elf_loads;
     char opened[6000], said[20000];
@@ -33,8 +35,11 @@ static struct {
     int kept_count;
     int (*compile)(void *program, int count, const char *const *options);
     int (*load)(void **module, const void *image, unsigned count, int *options, void **values);
+    int (*ptx_size)(void *program, size_t *bytes);
+    int (*ptx)(void *program, char *text);
     void (*reset)(void);
     pthread_mutex_t lock;
+    pthread_cond_t all_here;
 } spy;
 
 static int spy_version(int *major, int *minor) {
@@ -49,9 +54,21 @@ static int spy_compile(void *program, int count, const char *const *options) {
     pthread_mutex_lock(&spy.lock);
     spy.compiles++;
     pthread_mutex_unlock(&spy.lock);
+    if (spy.only_pretend && !spy.break_compile) return 0;
     for (i = 0; i < count && i < 15; i++) broken[i] = options[i];
     broken[i] = "-DATTN_PARAMS_H"; /* as if attn_params.h had been included before */
     return spy.compile(program, count + spy.break_compile, broken);
+}
+
+static int spy_ptx_size(void *program, size_t *bytes) {
+    *bytes = spy.kept[0].bytes - IMAGE_HEAD;
+    return spy.only_pretend ? 0 : spy.ptx_size(program, bytes);
+}
+
+static int spy_ptx(void *program, char *text) {
+    if (!spy.only_pretend) return spy.ptx(program, text);
+    memcpy(text, spy.kept[0].data + IMAGE_HEAD, spy.kept[0].bytes - IMAGE_HEAD);
+    return 0;
 }
 
 static int spy_load(void **module, const void *image, unsigned count, int *options, void **values) {
@@ -81,6 +98,16 @@ static void *spy_symbol(void *user, void *library, const char *name) {
     if (p && !strcmp(name, "nvrtcCompileProgram")) {
         int (*function)(void *, int, const char *const *) = spy_compile;
         memcpy(&spy.compile, &p, sizeof p);
+        memcpy(&p, &function, sizeof p);
+    }
+    if (p && !strcmp(name, "nvrtcGetPTXSize")) {
+        int (*function)(void *, size_t *) = spy_ptx_size;
+        memcpy(&spy.ptx_size, &p, sizeof p);
+        memcpy(&p, &function, sizeof p);
+    }
+    if (p && !strcmp(name, "nvrtcGetPTX")) {
+        int (*function)(void *, char *) = spy_ptx;
+        memcpy(&spy.ptx, &p, sizeof p);
         memcpy(&p, &function, sizeof p);
     }
     if (p && !strcmp(name, "cuModuleLoadDataEx")) {
@@ -134,6 +161,8 @@ static size_t spy_get(void *user, const char *name, void *image, size_t bytes) {
     int i;
     (void)user;
     pthread_mutex_lock(&spy.lock);
+    if (spy.meet > 0 && !--spy.meet) pthread_cond_broadcast(&spy.all_here);
+    while (spy.meet > 0) pthread_cond_wait(&spy.all_here, &spy.lock);
     for (i = 0; i < spy.kept_count && !found; i++) {
         if (strcmp(spy.kept[i].name, name)) continue;
         found = spy.kept[i].bytes;
@@ -147,9 +176,12 @@ static void forget_images(void) {
     while (spy.kept_count) free(spy.kept[--spy.kept_count].data);
 }
 
+static char compiler[500];          /* what ATTN_CUDA_NVRTC said at the start */
+
 static attn_cuda_desc spy_desc(void) {
     attn_cuda_desc d;
     memset(&d, 0, sizeof d);
+    if (compiler[0]) d.nvrtc = compiler;
     d.open_library = spy_open;
     d.find_symbol = spy_symbol;
     d.alloc = spy_alloc;
@@ -177,7 +209,7 @@ static int fresh(void) {
     spy.reset();
     for (i = 0; i < sizeof settings / sizeof *settings; i++) gpu.ptxsim_set(settings[i][0], settings[i][1]);
     spy.absent = spy.hidden = NULL;
-    spy.nvrtc_version = spy.break_compile = spy.fail_at = 0;
+    spy.nvrtc_version = spy.break_compile = spy.only_pretend = spy.fail_at = 0;
     spy.compiles = spy.loads = spy.elf_loads = 0;
     spy.opened[0] = spy.said[0] = 0;
     return 1;
@@ -500,6 +532,7 @@ static void order_of_compilers(void) {
     attn_cuda_desc d = spy_desc();
     attn_error e;
     if (!fresh()) return;
+    d.nvrtc = NULL;
     spy.absent = "nvrtc";
     first_plan(&d, &e, NULL, 0);
     CHECK(in_order("libnvrtc.so.13", "libnvrtc.so.12"), "%s", spy.opened);
@@ -547,15 +580,20 @@ static void builtins(void) {
 
 static void refused_code(void) {
     attn_cuda_desc d = spy_desc();
+    attn_cuda *cuda = NULL;
     attn_error e;
     char text[400];
     if (!has_compiler()) return;
     d.flags = 0;
-    CHECK(!first_plan(&d, &e, text, sizeof text), "%s", e.text);
+    CHECK(!attn_cuda_open(&cuda, &d, &e), "%s", e.text);
+    CHECK(!attn_cuda_prepare(cuda, NULL, 0, 0, &e), "%s", e.text);
+    attn_cuda_explain(cuda, text, sizeof text);
     CHECK(spy.elf_loads == 1 && spy.loads == 2 && spy.compiles == 1, "%d compiles, %d loads, %d of code",
           spy.compiles, spy.loads, spy.elf_loads);
-    CHECK(strstr(text, "plan: PTX from NVRTC"), "%s", text);
-    CHECK(strstr(text, "NVRTC 1"), "%s", text);
+    CHECK(strstr(text, "plan: PTX from NVRTC") && strstr(text, ", NVRTC 1"), "%s", text);
+    CHECK(!attn_cuda_prepare(cuda, NULL, 0, -1, &e), "%s", e.text);
+    CHECK(spy.elf_loads == 1 && spy.loads == 3, "from then on only PTX: %d of code", spy.elf_loads);
+    closed(cuda);
 }
 
 static void unknown_device(void) {
@@ -624,6 +662,7 @@ static void disk_cache(void) {
     snprintf(folder, sizeof folder, "%s/attn-cuda-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
     if (!mkdtemp(folder)) return;
     d.cache_dir = folder;
+    spy.only_pretend = 1;
     CHECK(!first_plan(&d, &e, text, sizeof text) && strstr(text, "from NVRTC"), "%s%s", e.text, text);
     CHECK(!only_file(path), "%s", only_file(path));
     CHECK(strstr(path, "/attn-plan-compute_90-") && strstr(path, "-nvrtc1"), "%s", path);
@@ -658,6 +697,7 @@ static void unwritable_cache(void) {
     char long_name[2000];
     if (!has_compiler()) return;
     d.cache_dir = "/dev/null";
+    spy.only_pretend = 1;
     CHECK(!first_plan(&d, &e, NULL, 0), "%s", e.text);
     memset(long_name, 'x', sizeof long_name - 1);
     long_name[sizeof long_name - 1] = 0;
@@ -824,6 +864,28 @@ static void threads(void) {
     attn_cuda_explain(r.cuda, text, sizeof text);
     CHECK(strstr(text, "plan: ") && strstr(text, "tools: ") && strstr(text, "plain q f32, kv f32, o f32: "), "%s",
           text);
+    closed(r.cuda);
+}
+
+static void same_module_lane(void *context, int lane) {
+    race *r = (race *)context;
+    attn_error e;
+    r->failed[lane] = attn_cuda_prepare(r->cuda, NULL, 0, 0, &e);
+}
+
+/* Four threads all see that a module is missing, and load it: one copy stays. */
+static void same_module_at_once(void) {
+    attn_cuda_desc d = quick_desc();
+    attn_error e;
+    race r;
+    int i;
+    if (!has_compiler()) return;
+    memset(&r, 0, sizeof r);
+    CHECK(!attn_cuda_open(&r.cuda, &d, &e), "%s", e.text);
+    spy.meet = 4;
+    thread_lanes(NULL, 4, same_module_lane, &r);
+    for (i = 0; i < 4; i++) CHECK(!r.failed[i], "thread %d", i);
+    CHECK(spy.loads == 4 && spy.compiles == 0, "%d loads", spy.loads);
     closed(r.cuda);
 }
 
@@ -1119,6 +1181,7 @@ static void memory_faults(void) {
         attn_cuda *cuda = NULL;
         int status;
         fresh();
+        spy.only_pretend = 1;
         spy.fail_at = k;
         spy.said[0] = 0;
         status = attn_cuda_open(&cuda, &d, &e);
@@ -1134,10 +1197,12 @@ static void memory_faults(void) {
 int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
     pthread_mutex_init(&spy.lock, NULL);
+    pthread_cond_init(&spy.all_here, NULL);
     gpu_open();
     if (gpu.cuda) attn_cuda_close(gpu.cuda);
     gpu.cuda = NULL;
     if (gpu.is_simulated) gpu_symbol("ptxsim_reset", &spy.reset);
+    if (getenv("ATTN_CUDA_NVRTC")) snprintf(compiler, sizeof compiler, "%s", getenv("ATTN_CUDA_NVRTC"));
     unsetenv("ATTN_CUDA_NVRTC");
     test_run("cuda_host: names the device", names_the_device);
     test_run("cuda_host: no driver", no_driver);
@@ -1155,6 +1220,7 @@ int main(int argc, char **argv) {
     test_run("cuda_host: a folder for images", disk_cache);
     test_run("cuda_host: a folder that cannot be written", unwritable_cache);
     test_run("cuda_host: threads", threads); /* the first one that needs every module */
+    test_run("cuda_host: several threads load one module", same_module_at_once);
     test_run("cuda_host: contexts", contexts);
     test_run("cuda_host: two devices", two_devices);
     test_run("cuda_host: capture", capture);

@@ -1,5 +1,5 @@
 # examples.sh - builds each example with the one command that its own first comment gives, and runs it.
-# Prints the lines of the test protocol. Run from the repository root.
+# Prints the lines of the test protocol. Run from the repository root. SIM: folder of the simulated CUDA driver, if any.
 out=$(mktemp -d "${TMPDIR:-/tmp}/attn-examples.XXXXXX") || exit 1
 trap 'rm -rf "$out"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -17,7 +17,8 @@ for file in examples/*.c; do
         echo "no build command in the first comment" >"$out/text"
         status=1
     else
-        sh -c "$command" >"$out/text" 2>&1 && (cd "$out" && ./program >>"$out/text" 2>&1 </dev/null)
+        sh -c "$command" >"$out/text" 2>&1 &&
+            (cd "$out" && LD_LIBRARY_PATH=${SIM:-}:${LD_LIBRARY_PATH:-} ./program >>"$out/text" 2>&1 </dev/null)
         status=$?
     fi
     if [ "$status" -eq 0 ] && [ -s "$out/text" ]; then

@@ -1,4 +1,5 @@
-# size.sh - the budgets of attn.h, which keep it a file that one can read. Prints the lines of the test protocol.
+# size.sh - the budgets of the headers and kernels, which keep them files that one can read. Prints the lines of the
+# test protocol.
 # Run from the repository root.
 CC=${CC:-cc}
 header=attn.h
@@ -35,7 +36,7 @@ none() {
 
 sources() {
     find . -path ./build -prune -o -path ./.git -prune -o -type f \
-        \( -name '*.[ch]' -o -name '*.cc' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print
+        \( -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print
 }
 
 # Code without comments, text and preprocessor lines, so that the semicolons left are statements.
@@ -73,7 +74,7 @@ code_only() {
 
 # One statement a line: after a semicolon only a closing brace may follow; the head of a for loop has its own.
 second_statements() {
-    code_only $header | sed 's/for ([^;]*;[^;]*;/for (/' |
+    code_only "$1" | sed 's/for ([^;]*;[^;]*;/for (/' |
         awk '/;[ \t]*[^ \t}]/ || /;.*;/' | grep -v -E '^[0-9]+: *(case .*|default): *[^;]*; *break; *$'
 }
 
@@ -87,8 +88,10 @@ sources | grep -v Makefile | while IFS= read -r file; do
     grep -n -H ' $' "$file"
 done >"$out/blanks"
 none "tabs and trailing blanks" "$out/blanks"
-second_statements >"$out/second"
-none "second statements on a line of $header" "$out/second"
+for file in $header attn_cuda.h kernels/attn_params.h kernels/*.cu; do
+    second_statements "$file" | sed "s|^|$file:|"
+done >"$out/second"
+none "second statements on a line of the headers and kernels" "$out/second"
 
 sed '/end of header/q' $header >"$out/api.h"
 budget "public functions" "$(grep -c '^ATTN_API' "$out/api.h")" 40
@@ -96,15 +99,34 @@ budget "public structs" "$(grep -c '^typedef struct attn_[a-z]' "$out/api.h")" 1
 [ "$(grep -c '^ATTN_API' "$out/api.h")" -ge 15 ] || none "ATTN_API functions were not found" $header
 
 # Every anchor of the contents is a heading exactly once, and no heading is missing from the contents.
-sed -n '/CONTENTS/,/^ *$/p' $header | grep -o '>>[a-z0-9_]*' | sort >"$out/contents"
-grep -o -E '^(   |/\* -+ )>>[a-z0-9_]+' $header | grep -o '>>.*' | sort >"$out/headings"
-diff "$out/contents" "$out/headings" >"$out/anchors"
-[ -s "$out/contents" ] || echo "no contents" >>"$out/anchors"
+for file in $header attn_cuda.h; do
+    sed -n '/CONTENTS/,/^ *$/p' $file | grep -o '>>[a-z0-9_]*' | sort >"$out/contents"
+    grep -o -E '^(   |/\* -+ )>>[a-z0-9_]+' $file | grep -o '>>.*' | sort >"$out/headings"
+    diff "$out/contents" "$out/headings"
+    [ -s "$out/contents" ] || echo "no contents"
+done >"$out/anchors"
 none "anchors that differ between the contents and the headings" "$out/anchors"
+
+budget "lines of attn_cuda.h" "$(awk 'END { print NR }' attn_cuda.h)" 2500
+budget "lines of the longest kernel fragment" "$(awk 'FNR > n { n = FNR } END { print n }' kernels/*.cu)" 600
+budget "lines of all kernels" "$(cat kernels/*.cu | awk 'END { print NR }')" 5000
+grep -n -E '^ *# *include' kernels/*.cu kernels/attn_params.h | sed 's/:.*include */: /' | while IFS= read -r line; do
+    name=$(echo "$line" | sed -n 's/.*: "\(.*\)".*/\1/p')
+    [ -n "$name" ] && [ -f "kernels/$name" ] || echo "$line"
+done >"$out/outside"
+none "files outside of kernels/ that kernels include" "$out/outside"
 
 grep -E '^#[ ]*include' $header |
     grep -v -E '<(stddef|stdint|string|immintrin|[a-z0-9]*intrin|cpuid|intrin|arm_neon)\.h>' >"$out/includes"
 none "headers included beyond stddef, stdint, string and intrinsics" "$out/includes"
+
+grep -E '^#[ ]*include' attn_cuda.h |
+    grep -v -E '"(attn\.h|kernels/[a-z_.]*)"|<(stdio|stdlib|dlfcn|intrin)\.h>' >"$out/includes"
+none "headers that attn_cuda.h includes beyond attn.h, kernels, stdio, stdlib and dlfcn" "$out/includes"
+[ "$(sed -n '1s/.*\(v[0-9.a-z-]*\).*/\1/p' $header)" = "$(sed -n '1s/.*\(v[0-9.a-z-]*\).*/\1/p' attn_cuda.h)" ] ||
+    echo "the titles of the headers differ" >"$out/titles"
+touch "$out/titles"
+none "versions that differ" "$out/titles"
 
 title=$(sed -n '1s/.*v\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*/\1 \2 \3/p' $header)
 macro=$(sed -n 's/^#define ATTN_VERSION \([0-9]*\).*/\1/p' $header)
