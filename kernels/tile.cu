@@ -207,6 +207,11 @@ template <int TYPE> DEVICE float4 load_wide(i64 address) {
         y.w = load<TYPE>(&h.w, 0);
         return y;
     }
+    if (TYPE == INT8) {
+        u32 w = *pointer<u32>(address);
+        return make_float4((float)((int)(w << 24) >> 24), (float)((int)(w << 16) >> 24), (float)((int)(w << 8) >> 24),
+                           (float)((int)w >> 24));
+    }
     uchar4 b = *pointer<uchar4>(address);
     y.x = load<TYPE>(&b.x, 0);
     y.y = load<TYPE>(&b.y, 0);

@@ -802,11 +802,14 @@ static void capture(void) {
     CHECK(!plan_step(&s, cuda, &e), "%s", e.text);
     CHECK(!attn_cuda_forward(cuda, &s.plan, &s.layer, &s.io, &s.exec, &e), "%s", e.text);
     CHECK(!gpu.cuStreamEndCapture(stream, &graph) && !gpu.cuGraphInstantiateWithFlags(&exec, graph, 0), "graph");
+    CHECK(!gpu.cuCtxSynchronize() && gpu.ptxsim_launches("attn_cu_forward") == 0, "what is captured does not run");
     gpu.ptxsim_reset_counters();
     CHECK(!gpu.cuGraphLaunch(exec, stream), "replay");
     gpu.ptxsim_get_counters(&counters);
     CHECK(counters.copies_to_device == 0 && counters.synchronisations == 0, "a replay copies and waits for nothing");
     CHECK(step_is_right(&s), "right after a replay");
+    CHECK(gpu.ptxsim_launches("attn_cu_plan_make") == 1 && gpu.ptxsim_launches("attn_cu_check") == 1 &&
+          gpu.ptxsim_launches("attn_cu_forward") == 1, "one kernel of each in a replay");
     gpu.cuGraphExecDestroy(exec);
     gpu.cuGraphDestroy(graph);
     close_step(&s);
@@ -881,12 +884,16 @@ static void same_module_at_once(void) {
     int i;
     if (!has_compiler()) return;
     memset(&r, 0, sizeof r);
+    primary(0);
     CHECK(!attn_cuda_open(&r.cuda, &d, &e), "%s", e.text);
     spy.meet = 4;
     thread_lanes(NULL, 4, same_module_lane, &r);
     for (i = 0; i < 4; i++) CHECK(!r.failed[i], "thread %d", i);
     CHECK(spy.loads == 4 && spy.compiles == 0, "%d loads", spy.loads);
-    closed(r.cuda);
+    attn_cuda_close(r.cuda);
+    CHECK(gpu.ptxsim_leaks() == 1, "only the context is left: %s", gpu.ptxsim_last_report());
+    leave_primary(0);
+    CHECK(spy.allocations == 0, "%d blocks", spy.allocations);
 }
 
 /* ---- arguments --------------------------------------------------------------------------------------------------- */
@@ -1136,6 +1143,7 @@ static int whole_life(const attn_cuda_desc *d, attn_error *e) {
     test.bad = bad + (test.bad > bad);
     close_step(&s);
     attn_cuda_close(cuda);
+    CHECK(gpu.ptxsim_leaks() == 1, "only the context is left: %s", gpu.ptxsim_last_report());
     leave_primary(0);
     return status;
 }

@@ -205,12 +205,19 @@ static void draw_edges(step *s, test_rng *r) {
     l->heads = 2 * test_range(r, 1, 3);
     l->workers = 300;
     l->split_keys = 256;
-    l->window_left = ONE_OF(r, 0, 1, 100, 256, 257, 700);
+    l->window_left = ONE_OF(r, 0, 0, 0, 1, 100, 256, 257, 700);
     l->window_right = ONE_OF(r, 0, 0, 1, 100, 300, 900);
     l->sink_keys = ONE_OF(r, 0, 0, 1, 256, 700, 2300);
     if (l->mask == ATTN_BLOCK) l->chunk = ONE_OF(r, 1, 7, 100, 300);
-    if (l->mask == ATTN_CAUSAL && !l->sink_keys) l->chunk = ONE_OF(r, 0, 90, 256, 1000);
+    if (l->mask == ATTN_CAUSAL && test_range(r, 0, 1)) {
+        l->chunk = ONE_OF(r, 90, 256, 1000, 1500);
+        l->sink_keys = 0;
+    }
     if (l->mask == ATTN_TOPK) l->topk = ONE_OF(r, 1, 256, 300, 2000);
+    if (l->mask != ATTN_TOPK && test_range(r, 0, 2) == 0) {
+        l->skip.mode = ATTN_SKIP_LAMBDA;
+        l->split_keys = 2048;
+    }
     for (i = 0; i < s->batch.n; i++) {
         s->kv_len[i] = ONE_OF(r, 0, 1, 255, 256, 257, 600, 1025, 2600);
         s->q_len[i] = ONE_OF(r, 1, 2, 100, 257, 300);
@@ -218,6 +225,8 @@ static void draw_edges(step *s, test_rng *r) {
         s->phase[i] = i & 1;
         s->prefix[i] = s->kv_len[i] * (i % 3) / 2;
     }
+    i = s->kv_len[0] - s->q_len[0] - l->window_left + 1;
+    if (i > 0 && !l->chunk && test_range(r, 0, 1)) l->sink_keys = i;   /* up to where the window starts */
     fit_capacities(s, 0);
 }
 
@@ -274,7 +283,7 @@ static void test_random(void) {
     memset(&t, 0, sizeof t);
     for (i = 0; i < random_cases && test.bad < 5; i++) {
         attn_plan p;
-        if (i % 3) draw(&s, &r);
+        if (i % 2) draw(&s, &r);
         else draw_edges(&s, &r);
         set_order(i);
         if (!same_plan(&s, &p)) {
@@ -360,6 +369,14 @@ static void test_extremes(void) {
         s.q_len[i] = i;
         s.kv_len[i] = i < 3 ? 536870912 : 536870911;
     }
+    fit_capacities(&s, 0);
+    same_plan(&s, &p);
+    open_step(&s, 1);               /* sink keys beyond where the right window ends */
+    s.layer.mask = ATTN_FULL;
+    s.layer.window_right = 1;
+    s.layer.sink_keys = 900;
+    s.layer.split_keys = 256;
+    s.q_len[0] = s.kv_len[0] = 1100;
     fit_capacities(&s, 0);
     same_plan(&s, &p);
     open_step(&s, 0);
