@@ -80,7 +80,6 @@ typedef struct bench {
     line *line;                 /* of this run */
     float *score, *dense_score; /* [position] */
     range *of_layer;            /* and one more: of a window */
-    float *value;               /* of one key */
     void *scratch;              /* of calls of attention */
     size_t scratch_bytes;
     double checking;            /* seconds spent on checks in this step */
@@ -147,7 +146,7 @@ static char *make_word(uint64_t *state, char *at) {
 static void make_questions(sample *s, int32_t length, uint64_t state) {
     char facts[FACTS][QUESTION + 1];
     int32_t order[FACTS], due[FACTS], end = length - 6, share = (end - 32) / FACTS, placed = 0;
-    char *text = (char *)need(&s->mem, (size_t)length + 64, 1), *at = text + 1; /* byte 0 begins a text */
+    char *text = (char *)need(&s->mem, length + 64, 1), *at = text + 1; /* byte 0 begins a text */
     make_facts(&state, facts);
     for (int32_t i = 0; i < FACTS; i++) order[i] = i;
     for (int32_t i = FACTS - 1; i > 0; i--) {
@@ -169,8 +168,8 @@ static void make_questions(sample *s, int32_t length, uint64_t state) {
     s->decoded = FACTS * QUESTION;
     s->len = end + s->decoded;
     s->groups = FACTS;
-    s->token = (int32_t *)need(&s->mem, (size_t)s->len, sizeof *s->token);
-    s->scored = (char *)need(&s->mem, (size_t)s->len, 1);
+    s->token = (int32_t *)need(&s->mem, s->len, sizeof *s->token);
+    s->scored = (char *)need(&s->mem, s->len, 1);
     for (int32_t i = 0; i < s->len; i++) {
         int32_t asked = (i - end) / QUESTION, place = (i - end) % QUESTION;
         s->token[i] = i < end ? text[i] : facts[order[asked]][place];
@@ -183,8 +182,8 @@ static void make_text(sample *s, int32_t length, const unsigned char *end) {
     s->prefix = length - TAIL;
     s->decoded = DECODED;
     s->len = length - 1;
-    s->token = (int32_t *)need(&s->mem, (size_t)s->len, sizeof *s->token);
-    s->scored = (char *)need(&s->mem, (size_t)s->len, 1);
+    s->token = (int32_t *)need(&s->mem, s->len, sizeof *s->token);
+    s->scored = (char *)need(&s->mem, s->len, 1);
     for (int32_t i = 1; i < s->len; i++) s->token[i] = end[i - s->len];
     memset(s->scored + s->prefix, 1, (size_t)(s->len - s->prefix - 1));
 }
@@ -197,13 +196,13 @@ typedef struct output {
 
 /* The call again on this thread; adds its seconds. */
 static output repeat(bench *b, const net *t, const attn_plan *p, const attn_layer *layer, double *time, arena **mem) {
-    size_t heads = (size_t)t->rows * (size_t)t->m->heads;
-    output out = { (float *)need(mem, heads * (size_t)t->m->head_dim, sizeof *out.o),
+    int64_t heads = (int64_t)t->rows * t->m->heads;
+    output out = { (float *)need(mem, heads * t->m->head_dim, sizeof *out.o),
                    (float *)need(mem, heads, sizeof *out.lse), (float *)need(mem, heads, sizeof *out.certificate) };
     attn_exec exec = { .bytes = attn_exec_bytes(p, 1) };
-    attn_io io = t->io;
+    attn_io io = t->io[t->layer];
     attn_error err;
-    if (exec.bytes > b->scratch_bytes) b->scratch = need(&b->mem, b->scratch_bytes = exec.bytes, 1);
+    if (exec.bytes > b->scratch_bytes) b->scratch = need(&b->mem, 1, b->scratch_bytes = exec.bytes);
     exec.mem = b->scratch;
     io.o = out.o;
     io.lse = out.lse;
@@ -216,15 +215,17 @@ static output repeat(bench *b, const net *t, const attn_plan *p, const attn_laye
 }
 
 /* Adds the values of keys up to `last` to the range. The engine runs one request, in slot 0, with f16 values. */
-static void see_values(bench *b, const net *t, const attn_layer *layer, range *seen, int32_t last) {
-    int32_t width = t->m->kv_heads * t->m->head_dim;
+static void see_values(const net *t, const attn_layer *layer, range *seen, int32_t last) {
+    int32_t width = t->m->kv_heads * t->m->head_dim, size = layer->page_size;
+    const attn_io *io = &t->io[t->layer];
     for (; seen->keys <= last; seen->keys++) {
         int32_t slot = layer->ring ? seen->keys % layer->ring : seen->keys;
-        int64_t key = (int64_t)t->io.page_table[slot / layer->page_size] * layer->page_size + slot % layer->page_size;
-        widen_f16((const uint16_t *)t->io.v + key * width, b->value, width);
+        int64_t row = (int64_t)io->page_table[slot / size] * size + slot % size;
+        const uint16_t *v = (const uint16_t *)io->v + row * width;
         for (int32_t i = 0; i < width; i++) {
-            if (b->value[i] < seen->low[i]) seen->low[i] = b->value[i];
-            if (b->value[i] > seen->high[i]) seen->high[i] = b->value[i];
+            float value = widen_f16(v[i]);
+            if (value < seen->low[i]) seen->low[i] = value;
+            if (value > seen->high[i]) seen->high[i] = value;
         }
     }
 }
@@ -274,21 +275,21 @@ static void check_attention(void *user, engine *e, const net *t) {
     double *full_time = window ? &unused : &b->line->dense_attention;
     plain.skip = (attn_skip){ 0, 0, 0 };
     size_t bytes = attn_plan_bytes(&batch, &plain);
-    if (attn_plan_make(&plan, &batch, &plain, need(&mem, bytes, 1), bytes, &err)) stop(err.text);
+    if (attn_plan_make(&plan, &batch, &plain, need(&mem, 1, bytes), bytes, &err)) stop(err.text);
     int first = !window && b->calls++ % 2; /* the second call finds more of the keys in the processor's caches */
     if (first) less = repeat(b, t, &c->plan, &c->layer, less_time, &mem);
     full = repeat(b, t, &plan, &plain, full_time, &mem);
     if (!first) less = repeat(b, t, &c->plan, &c->layer, less_time, &mem);
     size_t heads = (size_t)t->rows * (size_t)t->m->heads;
-    if (memcmp(less.o, t->o, heads * (size_t)t->m->head_dim * sizeof *less.o) ||
-        memcmp(less.certificate, t->certificate, heads * sizeof *less.certificate)) {
+    if (memcmp(less.o, t->buffer[ATTENDED], heads * (size_t)t->m->head_dim * sizeof *less.o) ||
+        memcmp(less.certificate, t->buffer[CERTIFICATE], heads * sizeof *less.certificate)) {
         stop("attention, repeated, differs from what the engine had");
     }
     for (int32_t row = 0; row < t->rows; row++) {
         int32_t last = keys - t->rows + row;
         range *seen = &b->of_layer[window ? t->m->layers : t->layer];
         if (window) forget_values(t, seen, last < window ? 0 : last - window + 1);
-        see_values(b, t, &c->layer, seen, last);
+        see_values(t, &c->layer, seen, last);
         for (int32_t h = 0; h < t->m->heads; h++) check_head(b, t, (int64_t)row * t->m->heads + h, seen, &less, &full);
     }
     release(mem);
@@ -326,15 +327,10 @@ static double finish(bench *b, int32_t phase) {
     return time;
 }
 
-/* Between two requests. The classes of layers are opened again, since their memory may become larger. */
+/* Between two requests. */
 static void set_skip(engine *e, attn_skip skip) {
-    net *t = &e->net[0];
-    size_t before = t->exec.bytes;
     e->o.skip = skip;
-    for (int32_t i = 0; i < t->class_count; i++) {
-        if (class_open(e, t, &t->classes[i], t->classes[i].layer.window_left)) stop(e->error);
-    }
-    if (t->exec.bytes > before) t->exec.mem = need(&e->mem, t->exec.bytes, 1);
+    for (int32_t i = 0; i < e->net[0].class_count; i++) e->net[0].classes[i].layer.skip = skip;
 }
 
 /* Refused while a request is live: this program has no other, but does not take that for granted. */
@@ -348,10 +344,7 @@ static void reset_prefixes(engine *e) {
 /* Pages of text behind the prefix were computed with a setting: the next one must not find them. */
 static void forget_behind(engine *e, const char *prefix) {
     for (int32_t p = 0; p < e->o.pages; p++) {
-        const page *g = &e->page[p];
-        if (prefix[p] || !g->kept || g->users || g->child >= 0) continue;
-        forget_page(e, p);
-        p = -1; /* the page before it has no follower now */
+        if (!prefix[p]) e->page[p].used = e->page[p].kept = 0;
     }
 }
 
@@ -384,7 +377,7 @@ static void run(bench *b, line *l, double *dense_time) {
     request *r = engine_submit(e, s->token, decodes_it ? s->prefix : s->len, decodes_it ? s->decoded : 1);
     if (!r) stop(e->error);
     if (!l->cold) join(e);
-    r->score_prompt = !decodes_it;
+    r->all_logits = !decodes_it;
     r->forced = s->token + s->prefix;
     r->forced_len = decodes_it ? s->decoded : 0;
     double time = finish(b, l->phase);
@@ -427,7 +420,7 @@ static void run_sample(bench *b, const effort *f, int32_t number, const sample *
     if (!engine_submit(e, s->token, s->prefix, 1)) stop(e->error);
     finish(b, ATTN_PREFILL);
     arena *mem = NULL;
-    char *prefix = (char *)need(&mem, (size_t)e->o.pages, 1);
+    char *prefix = (char *)need(&mem, e->o.pages, 1);
     for (int32_t i = 0; i < e->o.pages; i++) prefix[i] = e->page[i].kept != 0;
     run_list(b, f, WARM_PREFILL, 1, prefix);
     run_list(b, f, WARM_DECODE, 1, prefix);
@@ -447,12 +440,11 @@ static void run_effort(bench *b, const effort *f, const model *m, const reader *
     b->e->user = b;
     b->e->on_logits = take_score;
     b->e->on_attention = check_attention;
-    b->score = (float *)need(&mem, (size_t)o.context, sizeof *b->score);
-    b->dense_score = (float *)need(&mem, (size_t)o.context, sizeof *b->score);
-    b->value = (float *)need(&mem, (size_t)width, sizeof *b->value);
-    b->of_layer = (range *)need(&mem, (size_t)m->layers + 1, sizeof *b->of_layer);
+    b->score = (float *)need(&mem, o.context, sizeof *b->score);
+    b->dense_score = (float *)need(&mem, o.context, sizeof *b->score);
+    b->of_layer = (range *)need(&mem, m->layers + 1, sizeof *b->of_layer);
     for (int32_t i = 0; i <= m->layers; i++) {
-        b->of_layer[i].low = (float *)need(&mem, 2 * (size_t)width, sizeof *b->value);
+        b->of_layer[i].low = (float *)need(&mem, 2 * width, sizeof(float));
         b->of_layer[i].high = b->of_layer[i].low + width;
     }
     for (int32_t i = 0; i < f->warm; i++) {
@@ -481,14 +473,14 @@ static double standard_error(const line *l) {
     return n > 1 ? sqrt(fmax(0, part(l->squares, n) - shift * shift) / (n - 1)) : 0;
 }
 
-enum { SCORE, CHANGE, SKIPPED, CERTIFICATE, ATTENTION, TIME };
+enum { SCORE, CHANGE, SKIPPED, BOUND, ATTENTION, TIME };
 
 static double measure(const line *l, int32_t what) {
     switch (what) {
     case SCORE: return part(l->score, (double)l->trials);
     case CHANGE: return part(l->difference, (double)l->trials);
     case SKIPPED: return part((double)l->skipped, (double)l->tiles);
-    case CERTIFICATE: return l->certificate;
+    case BOUND: return l->certificate;
     case ATTENTION: return l->mode == DENSE ? 1 : part(l->attention, l->dense_attention);
     default: return part(l->time, l->dense_time);
     }
@@ -567,7 +559,7 @@ static const struct {
     { "Recall: letters right, %", RECALL, SCORE, 100, 100 },
     { "Held-out text: loss above dense, bits per byte", TEXT, CHANGE, 1, 0.02 },
     { "Recall: key tiles left out, %", RECALL, SKIPPED, 100, 100 },
-    { "Recall: largest certificate of a row", RECALL, CERTIFICATE, 1, 1 },
+    { "Recall: largest certificate of a row", RECALL, BOUND, 1, 1 },
     { "Recall: processor time of attention, dense = 1", RECALL, ATTENTION, 1, 1.2 },
 };
 static const char *const column_names[COLUMNS] = { "FACTOR for prompts", "FACTOR for decoding", "EPS" };

@@ -171,18 +171,19 @@ typedef struct play {
 
 /* What a request got. */
 typedef struct outcome {
-    int32_t len, prompt_len, scored, shared, sent_back, steps, rows;
+    int32_t len, prompt_len, shared, sent_back, steps, rows;
     int32_t *token;
     float *logits;                  /* [len][vocab]; those before `from` were not wanted */
     unsigned char *seen;
-    double logprob;
 } outcome;
 
 typedef struct result {
     int32_t n, vocab;
     outcome of[MOST];
     stats stats;
-    int32_t classes, calls, pauses, most_running, most_users, hints;
+    int32_t classes, calls, pauses, most_running, most_users;
+    int32_t hints, right_hints;     /* that were tried; that were the next token */
+    int32_t hint[MOST], hint_at[MOST];
     int32_t together;               /* steps with rows of both phases */
     const engine *e;
 } result;
@@ -212,22 +213,28 @@ static request *submit_order(engine *e, const order *w, outcome *o, int32_t voca
     r->key = (uint64_t)w->key;
     r->forced = w->forced;
     r->forced_len = w->forced_len;
-    r->score_prompt = w->score;
+    r->all_logits = w->score;
     o->logits = (float *)calloc((size_t)r->max_len * (size_t)vocab, sizeof(float));
     o->seen = (unsigned char *)calloc((size_t)r->max_len, 1);
     if (!o->logits || !o->seen) abort();
     return r;
 }
 
-/* Every page is free, or kept without users, when nobody runs. */
-static void check_pages(engine *e) {
+static int32_t kept_pages(const engine *e) {
     int32_t p, kept = 0;
+    for (p = 0; p < e->o.pages; p++) kept += e->page[p].kept != 0;
+    return kept;
+}
+
+/* No page has a user when nobody runs, and what a kept page follows is kept. */
+static void check_pages(const engine *e) {
+    int32_t p;
     for (p = 0; p < e->o.pages; p++) {
-        CHECK(!e->page[p].users, "page %d has %d users", p, e->page[p].users);
-        kept += e->page[p].kept != 0;
+        const page *g = &e->page[p];
+        CHECK(!g->users, "page %d has %d users", p, g->users);
+        CHECK(!g->kept || g->parent < 0 || e->page[g->parent].kept, "page %d follows page %d", p, g->parent);
     }
-    CHECK(kept == e->idle_pages && e->free_pages + kept == e->o.pages, "%d pages: %d free, %d kept (%d counted)",
-          e->o.pages, e->free_pages, kept, e->idle_pages);
+    CHECK(e->free_pages == e->o.pages, "%d pages: %d free", e->o.pages, e->free_pages);
 }
 
 static void watch(result *all, const engine *e) {
@@ -236,7 +243,15 @@ static void watch(result *all, const engine *e) {
         running += e->slot[i] != NULL;
         phases[e->net[0].phase[i]] += e->net[0].q_len[i] > 0;
     }
-    for (i = 0; i < e->requests; i++) all->hints += e->request[i]->hints > 0;
+    for (i = 0; i < e->requests; i++) {
+        const request *r = e->request[i];
+        if (all->hint_at[i] && r->len > all->hint_at[i]) {
+            all->hints++;
+            all->right_hints += r->token[all->hint_at[i]] == all->hint[i];
+        }
+        all->hint_at[i] = r->hints ? r->len : 0;
+        all->hint[i] = r->token[r->len];
+    }
     for (i = 0; i < e->o.pages; i++) {
         if (e->page[i].users > all->most_users) all->most_users = e->page[i].users;
     }
@@ -273,8 +288,6 @@ static void play_on(engine *e, const play *p, result *all) {
         CHECK(r->state == DONE, "request %d is not done", i);
         o->len = r->len;
         o->prompt_len = r->prompt_len;
-        o->scored = r->scored;
-        o->logprob = r->logprob;
         o->shared = r->shared;
         o->sent_back = r->sent_back;
         o->steps = r->steps;
@@ -391,27 +404,6 @@ static void check_rings(const subject *s, options o) {
     engine_close(e);
 }
 
-static double log_probability(const double *logits, int32_t vocab, int32_t token) {
-    double largest = logits[0], sum = 0;
-    int32_t i;
-    for (i = 1; i < vocab; i++) largest = fmax(largest, logits[i]);
-    for (i = 0; i < vocab; i++) sum += exp(logits[i] - largest);
-    return logits[token] - largest - log(sum);
-}
-
-/* A log-probability moves by at most twice what the logits move. */
-static void check_score(const result *all, const double *logits, const int32_t *token, double tolerance) {
-    double want = 0;
-    int32_t p;
-    for (p = 0; p + 1 < TOKENS_IN_ALL; p++) {
-        want += log_probability(logits + (size_t)p * (size_t)all->vocab, all->vocab, token[p + 1]);
-    }
-    CHECK(all->of[0].scored == TOKENS_IN_ALL - 1, "%d tokens have been scored", all->of[0].scored);
-    CHECK(fabs(all->of[0].logprob - want) <= 2 * tolerance * TOKENS_IN_ALL, "log-probability %g instead of %g",
-          all->of[0].logprob, want);
-    CHECK(fabs(want) > 1e3 * tolerance * TOKENS_IN_ALL, "a coarse comparison: %g", want);
-}
-
 static void test_logits(void) {
     int32_t token[TOKENS_IN_ALL], i, spec;
     for (i = 0; i < SHAPES; i++) {
@@ -433,7 +425,6 @@ static void test_logits(void) {
             play_given(&s, o, token, &all);
             off = logits_off(&all, want);
             CHECK(off <= tolerance, "%s, %d drafts: off by %g, may be %g", shape_names[i], spec, off, tolerance);
-            check_score(&all, want, token, tolerance);
             CHECK(all.of[0].steps == (spec ? (FORCED + spec) / (spec + 1) : FORCED), "%d steps", all.of[0].steps);
             close_result(&all);
         }
@@ -536,7 +527,7 @@ static const variant variants[] = {
     { .name = "pages of 64, chunks of 1000", .batch = 3, .chunk = 1000, .page = 64 },
     { .name = "chunks of 1", .batch = 2, .chunk = 1, .page = 16 },
     { .name = "late arrivals", .batch = 5, .chunk = 64, .page = 16, .late = 9 },
-    { .name = "few pages", .batch = 6, .chunk = 64, .page = 16, .few = 4 },
+    { .name = "few pages", .batch = 6, .chunk = 64, .page = 16, .few = 3 },
     { .name = "few pages, late", .batch = 3, .chunk = 30, .page = 8, .few = 2, .late = 3 },
     { .name = "threads", .batch = 6, .chunk = 256, .page = 16, .threads = 3 },
     { .name = "frames", .batch = 6, .chunk = 100, .page = 16, .row_tile = 32, .budget = 0.02, .late = 40 },
@@ -610,6 +601,8 @@ static void check_variant(const result *all, const variant *v, const play *p) {
     CHECK(v->drafter == SAME_MODEL || s->drafts > tokens - all->n - steps, "%s: no draft was rejected", v->name);
     CHECK(!v->tree || p->o.temperature <= 0 || v->drafter == SAME_MODEL || all->hints > 0,
           "%s: no side branch was accepted", v->name);
+    CHECK(20 * all->right_hints >= 19 * all->hints, "%s: %d hints of %d were right", v->name, all->right_hints,
+          all->hints);
     for (i = 0; i < all->n && v->drafter == SAME_MODEL; i++) { /* every guess of the first branch is right */
         int32_t depth = v->tree ? (v->spec + 1) / 2 : v->spec, rest = all->of[i].len - all->of[i].prompt_len - 1;
         CHECK(all->of[i].steps == (rest + depth) / (depth + 1) || p->order[i].forced || s->sent_back,
@@ -628,6 +621,7 @@ static void run_variants(int shape, attn_type kv, float temperature, int32_t lon
     run_play(&p, &plain);
     CHECK(plain.stats.shared_tokens == 0 && plain.most_running == 1 && plain.stats.sent_back == 0, "not plain");
     for (i = first; i < VARIANTS; i += stride) {
+        if (variants[i].few && longest == LONGEST) continue; /* the others would find room beside each other */
         vary(&p, &variants[i], other.m);
         run_play(&p, &all);
         check_results(&all, &plain, variants[i].name);
@@ -641,6 +635,13 @@ static void run_variants(int shape, attn_type kv, float temperature, int32_t lon
 
 static void test_greedy(void) {
     run_variants(MIXED, ATTN_F16, 0, LONGEST, 0, 1);
+}
+
+static void test_greedy_in_few_pages(void) {
+    int32_t i;
+    for (i = 0; i < VARIANTS; i++) {
+        if (variants[i].few) run_variants(MIXED, ATTN_F32, 0, SHORTER, i, VARIANTS); /* no rounding hides a bit */
+    }
 }
 
 static void test_sampled(void) {
@@ -790,13 +791,14 @@ static void test_sent_back_text(void) {
     enum { LEN = 50, MORE = 60 };
     int32_t prompt[2][LEN + MORE], i;
     subject s;
-    result both;
+    result both, plain;
     engine *e;
     play p;
     open_subject(&s, &shapes[MIXED], 36);
     for (i = 0; i < 2; i++) draw_tokens(27 + (uint64_t)i, s.ref.vocab, prompt[i], LEN);
     p = one_prompt(&s, prompt[0], LEN);
     p.o.pages = 10;
+    p.o.kv = ATTN_F32;
     p.order[0].count = MORE;
     p.order[1] = p.order[0];
     p.order[1].prompt = prompt[1];
@@ -804,13 +806,18 @@ static void test_sent_back_text(void) {
     e = open_engine(&p);
     play_on(e, &p, &both);
     CHECK(both.of[1].sent_back == 1 && both.of[0].sent_back == 0, "sent back %d times", both.of[1].sent_back);
+    p.o = plain_options(p.o.kv, 0);
+    run_play(&p, &plain);
+    check_results(&both, &plain, "sent back");
     memcpy(prompt[1], both.of[1].token, sizeof prompt[1]);
+    p.o = e->o;
     p.orders = 1;
     p.order[0].prompt = prompt[1];
     p.order[0].prompt_len = LEN + MORE;
     p.order[0].count = PREFIX_TOKENS;
     CHECK(run_warm(e, &p, p.o.kv, "what was sent back") == LEN / PREFIX_PAGE * PREFIX_PAGE, "another beginning");
     close_result(&both);
+    close_result(&plain);
     engine_close(e);
     close_subject(&s);
 }
@@ -819,7 +826,7 @@ static void test_sent_back_text(void) {
 static void test_pages_in_common(void) {
     int32_t token[130];
     subject s;
-    result warm, both, plain;
+    result warm, both, twins, plain;
     engine *e;
     play p;
     open_subject(&s, &shapes[MIXED], 33);
@@ -833,9 +840,13 @@ static void test_pages_in_common(void) {
     play_on(e, &p, &both);
     CHECK(both.most_users == 3, "a page had %d users", both.most_users);
     CHECK(warm.most_users == 1, "a page had %d users", warm.most_users);
+    run_play(&p, &twins);
+    CHECK(twins.most_users == 3 && twins.stats.shared_tokens == 0, "a page had %d users", twins.most_users);
     p.o = plain_options(p.o.kv, 0);
     run_play(&p, &plain);
     check_results(&both, &plain, "in common");
+    check_results(&twins, &plain, "computed at the same time");
+    close_result(&twins);
     engine_close(e);
     close_result(&warm);
     close_result(&both);
@@ -853,6 +864,7 @@ static void test_eviction(void) {
     open_subject(&s, &shapes[MIXED], 34);
     p = one_prompt(&s, token[0], LEN);
     p.o.pages = 3 * EACH;
+    p.o.context = 3 * EACH * PREFIX_PAGE;
     e = open_engine(&p);
     for (i = 0; i < PROMPTS; i++) {
         draw_tokens(25 + (uint64_t)i, s.ref.vocab, token[i], LEN);
@@ -867,6 +879,12 @@ static void test_eviction(void) {
     CHECK(run_warm(e, &p, p.o.kv, "the last again") == 96, "the latest prompt was forgotten");
     p.order[0].prompt = token[0];
     CHECK(run_warm(e, &p, p.o.kv, "the first again") == 0, "the oldest prompt is still there");
+    p.order[0].prompt_len = 1;
+    p.order[0].count = 3 * EACH * PREFIX_PAGE - 1;
+    CHECK(run_warm(e, &p, p.o.kv, "a long text") == 0 && kept_pages(e) == 0, "%d pages are kept", kept_pages(e));
+    p.order[0].prompt_len = LEN;
+    p.order[0].count = PREFIX_TOKENS;
+    CHECK(run_warm(e, &p, p.o.kv, "after a long text") == 0, "its pages hold a text now");
     engine_close(e);
     close_subject(&s);
 }
@@ -893,9 +911,9 @@ static void test_reset(void) {
     }
     CHECK(paused > 3 && calls > 9, "%d calls, %d pauses", calls, paused);
     CHECK(e->request[1]->shared == 96, "%d tokens were found", e->request[1]->shared);
-    CHECK(e->idle_pages == 8, "%d pages are kept", e->idle_pages);
+    CHECK(kept_pages(e) == 8, "%d pages are kept", kept_pages(e));
     CHECK(!engine_reset_prefixes(e) && !*e->error, "%s", e->error);
-    CHECK(e->idle_pages == 0 && e->free_pages == e->o.pages, "%d pages are kept", e->idle_pages);
+    CHECK(kept_pages(e) == 0 && e->free_pages == e->o.pages, "%d pages are kept", kept_pages(e));
     CHECK(run_warm(e, &p, p.o.kv, "after a reset") == 0, "something was left");
     CHECK(run_warm(e, &p, p.o.kv, "then again") == 128, "nothing is kept any more");
     engine_close(e);
@@ -940,6 +958,54 @@ static void test_queue(void) {
         check_pages(e);
         engine_close(e);
     }
+    close_subject(&s);
+}
+
+/* Nobody joins into pages that another request will need for its prompt. */
+static void test_admission(void) {
+    enum { LEN = 90 };
+    int32_t token[2][LEN], after;
+    subject s;
+    open_subject(&s, &shapes[MIXED], 37);
+    for (after = 0; after < 2; after++) {
+        play p = one_prompt(&s, token[0], LEN);
+        result all;
+        int32_t i;
+        for (i = 0; i < 2; i++) draw_tokens(28 + (uint64_t)i, s.ref.vocab, token[i], LEN);
+        p.o.pages = 10; /* a prompt needs 6, and the second finds 7 free */
+        p.order[0].count = 4;
+        p.order[1] = p.order[0];
+        p.order[1].prompt = token[1];
+        p.order[1].after = after;
+        p.orders = 2;
+        run_play(&p, &all);
+        CHECK(all.most_running == 1 && all.stats.sent_back == 0, "%d at once, %d sent back", all.most_running,
+              (int)all.stats.sent_back);
+        close_result(&all);
+    }
+    close_subject(&s);
+}
+
+/* With the time up from the beginning a call does one task. Here every job is one. */
+static void test_short_frames(void) {
+    enum { STAGES = 8 }; /* q, k, v, attention, o, and three of the FFN */
+    const llm_shape shape = { LLM_LM, LLM_F32, 1, 16, 16, 2, 2, 1, 8, 16, 800, { 0 }, { 8, 8 }, 1e4, 1e-5, 0 };
+    static const int32_t token[3] = { 1, 2, 3 };
+    int32_t pauses = 0, did = STEP_COMPLETE;
+    subject s;
+    engine *e;
+    play p;
+    open_subject(&s, &shape, 38);
+    p = one_prompt(&s, token, 3);
+    e = open_engine(&p);
+    CHECK(engine_submit(e, token, 3, 2), "%s", e->error);
+    while (did > 0) {
+        did = engine_step(e, 1e-3);
+        pauses += did == TIME_IS_UP;
+    }
+    CHECK(pauses >= 2 * STAGES * s.m->layers, "%d pauses", pauses);
+    CHECK(e->request[0]->state == DONE, "it is not done");
+    engine_close(e);
     close_subject(&s);
 }
 
@@ -1122,7 +1188,7 @@ static void test_distribution(void) {
         q.o.kv = ATTN_F32;
         q.o.temperature = temperatures[k];
         q.o.top_p = top_ps[k];
-        q.o.seed = 7 + (uint64_t)k;
+        q.o.seed = 7 + k;
         e = open_engine(&q);
         for (i = 0; i < DRAWS; i++) engine_submit(e, prompt, 2, 1);
         while (engine_step(e, 0) > 0) {}
@@ -1206,13 +1272,14 @@ typedef struct witness {
     int64_t rows, skipped, moved;   /* rows that were looked at, that have a certificate, whose o it has moved */
     double largest[2];              /* certificate of each phase */
     double tightest;                /* the largest share of a bound that was used up */
+    double logits;                  /* a sum over all rows */
 } witness;
 
 /* Where key `key` of a request has its k and v, in a contiguous cache. */
 static int64_t key_at(const net *t, int32_t slot, int32_t key, int32_t kv_head) {
     const attn_layer *layer = &t->classes[t->class_of[t->layer]].layer;
     if (layer->ring) key %= layer->ring;
-    return slot * t->io.k_page + ((int64_t)key * layer->kv_heads + kv_head) * layer->head_dim;
+    return slot * t->io[t->layer].k_page + ((int64_t)key * layer->kv_heads + kv_head) * layer->head_dim;
 }
 
 /* o of one row and head, densely; also what rounding may cost and how far apart the values are. */
@@ -1228,7 +1295,7 @@ static void dense_head(const net *t, int32_t slot, int32_t position, const float
         high[i] = -INFINITY;
     }
     for (key = first; key <= position; key++) {
-        const float *k = (const float *)t->io.k + key_at(t, slot, key, kv_head);
+        const float *k = (const float *)t->io[t->layer].k + key_at(t, slot, key, kv_head);
         double size = 0;
         logit[key] = 0;
         for (i = 0; i < d; i++) {
@@ -1241,7 +1308,7 @@ static void dense_head(const net *t, int32_t slot, int32_t position, const float
     for (key = first; key <= position; key++) sum += exp(logit[key] - largest);
     *rounding = 0;
     for (key = first; key <= position; key++) {
-        const float *v = (const float *)t->io.v + key_at(t, slot, key, kv_head);
+        const float *v = (const float *)t->io[t->layer].v + key_at(t, slot, key, kv_head);
         for (i = 0; i < d; i++) {
             o[i] += exp(logit[key] - largest) / sum * (double)v[i];
             low[i] = fmin(low[i], (double)v[i]);
@@ -1263,10 +1330,12 @@ static void watch_attention(void *user, engine *e, const net *t) {
             for (h = 0; h < m->heads; h++) {
                 int64_t at = (int64_t)row * m->heads + h;
                 double o[64], rounding, spread, off = 0;
-                double certificate = t->io.certificate ? (double)t->io.certificate[at] : 0;
-                dense_head(t, i, t->kv_len[i] - t->q_len[i] + j, t->q + at * m->head_dim, h / (m->heads / m->kv_heads),
-                           o, &rounding, &spread);
-                for (c = 0; c < m->head_dim; c++) off = fmax(off, fabs((double)t->o[at * m->head_dim + c] - o[c]));
+                double certificate = (double)t->buffer[CERTIFICATE][at];
+                dense_head(t, i, t->kv_len[i] - t->q_len[i] + j, t->buffer[QUERY] + at * m->head_dim,
+                           h / (m->heads / m->kv_heads), o, &rounding, &spread);
+                for (c = 0; c < m->head_dim; c++) {
+                    off = fmax(off, fabs((double)t->buffer[ATTENDED][at * m->head_dim + c] - o[c]));
+                }
                 CHECK(off <= certificate * spread + rounding, "layer %d, row %d: off by %g, certificate %g * %g + %g",
                       t->layer, row, off, certificate, spread, rounding);
                 w->rows++;
@@ -1277,6 +1346,10 @@ static void watch_attention(void *user, engine *e, const net *t) {
             }
         }
     }
+}
+
+static void add_logits(void *user, const request *r, int32_t position, const float *logits) {
+    ((witness *)user)->logits += (double)logits[position % 2] * (r->cached % 3 + 1);
 }
 
 enum { SKIP_PROMPT = 700, SKIP_GIVEN = 24 };
@@ -1297,6 +1370,7 @@ static void play_skip(const subject *s, attn_skip skip, float lambda, const int3
     memset(w, 0, sizeof *w);
     e = open_engine(&p);
     e->on_attention = watch_attention;
+    e->on_logits = add_logits;
     e->user = w;
     r = engine_submit(e, token, SKIP_PROMPT, SKIP_GIVEN);
     if (!r) abort();
@@ -1305,7 +1379,6 @@ static void play_skip(const subject *s, attn_skip skip, float lambda, const int3
     while (engine_step(e, 0) > 0) {}
     CHECK(r->state == DONE && !*e->error, "%s", e->error);
     all->stats = e->stats;
-    all->of[0].logprob = r->logprob;
     engine_close(e);
 }
 
@@ -1328,11 +1401,11 @@ static void test_skipping(void) {
         int phase;
         play_skip(&s, modes[i], 0.03f, token, &all, &w);
         CHECK(w.rows > 700, "%d rows", (int)w.rows);
-        if (!i) dense = all.of[0].logprob;
+        if (!i) dense = w.logits;
         CHECK(i ? w.skipped > w.rows / 20 && w.moved > 9 && w.tightest > 0.1 : w.skipped == 0 && w.moved == 0,
               "mode %d: %d rows, %d skip, %d are moved, up to %g of the bound", modes[i].mode, (int)w.rows,
               (int)w.skipped, (int)w.moved, w.tightest);
-        CHECK((all.of[0].logprob == dense) == (i == 0), "mode %d: the same log-probability", modes[i].mode);
+        CHECK((w.logits == dense) == (i == 0), "mode %d: the same logits", modes[i].mode);
         for (phase = 0; phase < 2; phase++) {
             double most = modes[i].mode == ATTN_SKIP_EPS ? 0.05 / 1.05 * 1.00001 : 1;
             CHECK((t->counters[phase].tiles > 0) == (i > 0), "%d tiles", (int)t->counters[phase].tiles);
@@ -1413,7 +1486,7 @@ static void test_what_is_missing(void) {
     CHECK(strstr(error, "2048") && strstr(error, " 12 bytes"), "%s", error);
     CHECK(!loads(&b, b.count - 4, error) && strstr(error, "classifier"), "%s", error);
     CHECK(!loads(&b, first - 1, error) && strstr(error, "embedding"), "%s", error);
-    CHECK(!loads(&b, 20, error) && strstr(error, "heads"), "%s", error);
+    CHECK(!loads(&b, 20, error) && strstr(error, "header"), "%s", error);
     free(b.at);
     remove(path_of("model"));
     CHECK(!model_load(path_of("nothing"), error) && strstr(error, path_of("nothing")), "%s", error);
@@ -1746,10 +1819,11 @@ int main(int argc, char **argv) {
     open_folder();
     test_run("llm: two formulations of the oracle agree", test_oracle);
     test_run("llm: the oracle agrees with pencil and paper", test_oracle_by_hand);
-    test_run("llm: logits and log-probabilities as in double, both formats, all shapes", test_logits);
+    test_run("llm: logits as in double, both formats, all shapes", test_logits);
     test_run("llm: logits with a cache of 16 and 8 bits", test_kv_types);
     test_run("llm: batched, chunked, paged, threaded, in frames, speculating: greedy text and logits are the same bits",
              test_greedy);
+    test_run("llm: the same where pages are few", test_greedy_in_few_pages);
     test_run("llm: the same for sampled text", test_sampled);
     test_run("llm: the same for other models and types of the cache", test_other_types);
     test_run("llm: threads that meet", test_lanes);
@@ -1760,6 +1834,8 @@ int main(int argc, char **argv) {
     test_run("llm: old prompts make room", test_eviction);
     test_run("llm: shared pages are reset, but not under a live request", test_reset);
     test_run("llm: requests wait for a slot and for pages, in order", test_queue);
+    test_run("llm: nobody joins into pages that others will need", test_admission);
+    test_run("llm: a frame that is over ends with the next job", test_short_frames);
     test_run("llm: what can never run is refused", test_refusals);
     test_run("llm: options that cannot work are refused", test_bad_options);
     test_run("llm: a stop token ends a text", test_stop);
