@@ -220,6 +220,8 @@ static void first(void) {
     s.layer.heads = 4;
     s.layer.kv_heads = 2;
     s.layer.head_dim = 40;
+    s.layer.scale_kind = ATTN_SCALE_PER_HEAD;
+    s.k_scale = s.v_scale = 1;
     s.n = 2;
     s.request[0].q_len = 37;
     s.request[0].kv_len = 150;
@@ -258,7 +260,7 @@ static void draw(case_spec *s, test_rng *r, int types, double work) {
     }
 }
 
-static int random_count = 18;
+static int random_count = 12;
 static uint64_t random_seed = 20261;
 
 static void random_cases(void) {
@@ -582,12 +584,12 @@ static void steep_units(void) {
 
 /* Shapes with paths of their own: latent attention, more columns of V than one pass takes, the ring cache. */
 static void special_shapes(void) {
-    static const int shapes[][5] = { { 16, 576, 512, 3, ATTN_V_IN_K }, { 2, 33, 600, 0, 0 }, { 5, 300, 1030, 0, 0 } };
+    static const int shapes[][5] = { { 16, 576, 512, 3, ATTN_V_IN_K }, { 2, 33, 600, 0, 0 }, { 5, 100, 1030, 0, 0 } };
     size_t i;
     int phase;
     if (!gpu_ready()) return;
     for (i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
+        for (phase = i ? ATTN_DECODE : ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
             case_spec s;
             test_case c;
             case_defaults(&s);
@@ -764,7 +766,7 @@ enum { SKIPS = sizeof skips / sizeof *skips, SKIP_REQUESTS = 5, SKIP_ROWS = 30, 
 
 static void skip_spec(case_spec *s, const skip_case *k) {
     static const int lengths[SKIP_REQUESTS][3] = {
-        { 3, 4200, ATTN_DECODE }, { 7, 300, ATTN_DECODE }, { 17, 450, ATTN_PREFILL }, { 2, 2500, ATTN_PREFILL },
+        { 3, 2900, ATTN_DECODE }, { 7, 300, ATTN_DECODE }, { 17, 450, ATTN_PREFILL }, { 2, 2500, ATTN_PREFILL },
         { 1, 2200, ATTN_DECODE }
     };
     int i;
