@@ -33,7 +33,7 @@ export CC
 
 # The implementation is compiled once; these tests have their own, to see what is private or because it stands in an
 # example.
-OWN      := maths plan llm llm_main cuda_tools
+OWN      := maths plan llm_main cuda_tools
 WITH_REF := attention engine properties sliding_window
 WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
 CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
@@ -104,7 +104,7 @@ $(B)/obj/attn.o: tests/compile/impl.c attn.h
 $(B)/obj/%.o: tests/%.c $(HEADERS)
 	$(COMPILE) -c -o $@ $<
 
-$(B)/llm $(B)/llm_main: examples/llm.c
+$(B)/llm $(B)/llm_main: $(wildcard examples/llm*)
 $(B)/%: tests/%.c $(HEADERS) $(OBJECTS)
 	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn.o) \
 	    $(if $(filter $*,$(WITH_REF)),$(B)/obj/ref.o $(B)/obj/cases.o) $(WITH_$*) $(LIBS)

@@ -18,8 +18,8 @@
    Writes  bench/curve.csv, bench/curve.svg; to standard output which settings are safe
    Result  exit status 0; 1 if an error exceeds its certificate, or a sentence on what is wrong.
    Takes   about 5 minutes on 2 cores; --long adds recall at 131072 tokens. */
-#define LLM_NO_MAIN
-#include "../examples/llm.c"
+#define ATTN_IMPLEMENTATION
+#include "../examples/llm_engine.h"
 
 #include <unistd.h>
 

@@ -1,7 +1,6 @@
-/* llm.c - examples/llm.c: its logits against an oracle in double; the same text and the same bits of logits whatever
-   happens around a request; files that are not what they should be; the tokenizer. */
-#define LLM_NO_MAIN
-#include "../examples/llm.c"
+/* llm.c - the engine of examples/llm.c: its logits against an oracle in double; the same text and the same bits of
+   logits whatever happens around a request; files that are not what they should be; the tokenizer. */
+#include "../examples/llm_engine.h"
 
 #include "llm_ref.h"
 #include "ref.h"
