@@ -1,6 +1,6 @@
 # fast_math.sh - the host's flags compile our code: whatever they allow a compiler to do, the bits must stay.
 # tests/ofast.c prints a hash per instruction set and case; each flag set below must print what -O2 prints, compiler by
-# compiler. Prints the lines of the test protocol. Run from the repository root.
+# compiler. Prints the lines of the test protocol. Run from the repository root. With an argument: more flag sets.
 out=$(mktemp -d "${TMPDIR:-/tmp}/attn-fast-math.XXXXXX") || exit 1
 trap 'rm -rf "$out"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -63,11 +63,11 @@ for compiler in gcc clang; do
         continue
     fi
     variant $compiler -Ofast -std=gnu11 -Ofast
-    variant $compiler "-O3 -funsafe-math-optimizations" -std=gnu11 -O3 -funsafe-math-optimizations
+    [ $# -eq 0 ] || variant $compiler "-O3 -funsafe-math-optimizations" -std=gnu11 -O3 -funsafe-math-optimizations
     case $(uname -m) in
         # the functions of this header then belong to the host: they are parsed before we can ask for IEEE rules
         x86_64)
-            variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h
+            [ $# -eq 0 ] || variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h
             if grep -q ' fma ' /proc/cpuinfo 2>/dev/null; then
                 variant $compiler "-O2 -mfma" -std=gnu11 -O2 -mfma
             fi
