@@ -746,7 +746,7 @@ static void random_variants(void) {
     int merges = 0;
     int strips = 0;
     int n;
-    for (n = 0; n < 400; n++) {
+    for (n = 0; n < 600; n++) {
         r.state = 77 + (uint64_t)n * 1000003u;
         case_random(&s, &r, n % 4 ? 1e6 : 1e7);
         t = s;
