@@ -38,7 +38,7 @@ WITH_REF := attention engine properties sliding_window
 WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
 CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
 NAMES    := $(filter-out ref cases llm_ref $(CUDA),$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
-SCRIPTS  := examples compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed
+SCRIPTS  := compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed
 HEADERS  := attn.h $(wildcard tests/*.h)
 
 # The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
@@ -57,7 +57,8 @@ SIM_OPT  := $(OPT:-O2=-O3) $(NATIVE) -fPIC -ffp-contract=off -fno-strict-aliasin
 CUDA_PART := $(if $(LINUX),$(CUDA),cuda)
 
 # What `make test` runs, one log each. The long ones come first, so that they do not trail.
-PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(filter-out examples,$(SCRIPTS)) $(filter-out $(WITH_REF) ofast,$(NAMES)) $(SIM_PART)
+PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(filter-out $(WITH_REF) ofast,$(NAMES)) \
+            $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
 .PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist bench \
