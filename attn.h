@@ -140,6 +140,7 @@
          page_table       [n][table_row]   req_to_token[req_index[i]][p * page_size] / page_size for the columns
                                            p < ceil(KV / page_size); -1 in the others and for evicted slots
          row_table        [rows][table_row]   page_table[i] again for each of its rows
+         row_q_len, row_kv_len [max_rows]  1 and seqlens_expand, 0 and 0 past the last row: row_batch has them
          pad_row          [n][max_q_len]   r for j < E, else -1: q_padded[i][j] = q[pad_row]
          unpad_row        [rows]           i * max_q_len + j: o[r] = o_padded[unpad_row]
          pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
@@ -149,12 +150,12 @@
       as io.page_table_row = 0 means. Strides are the capacities: with n, max_q_len, max_kv_len and max_rows given, each
       array has the same address and stride in every step. Entries past n, rows or rows + 1 keep what was there.
 
-      Rows as requests. meta.row_batch has n = rows, E = 1, kv_len = seqlens_expand and phase DECODE; with row_table as
-      the page table a plan of it gives the bits that the plan of the batch gives in phase DECODE. For kernels that take
-      one row a request; it rereads the keys for each row, so attn_forward does better with the batch. For CAUSAL (with
-      windows, sink keys, chunks) and TOPK; other masks let a row see keys past its own position. The cache must be
-      paged, without scales per request. Plan memory for every step: attn_plan_bytes of row_batch with n = max_rows. A
-      row without keys (E > KV) needs ATTN_FULL there.
+      Rows as requests. meta.row_batch has n = max_rows: first the rows, with E = 1, KV = seqlens_expand, phase DECODE,
+      then pads; so one captured graph serves all steps. With row_table as the page table a plan of it gives the bits
+      that the plan of the batch gives in phase DECODE. For kernels that take one row a request; it rereads the keys for
+      each row, so attn_forward does better with the batch. For CAUSAL (with windows, sink keys, chunks) and TOPK; other
+      masks let a row see keys past its own position. The cache must be paged, without scales per request. A row that
+      has no key (E > KV) needs ATTN_FULL there.
 
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
@@ -507,13 +508,13 @@ typedef struct attn_mode_input {
 /* attn_meta_make's `want` */
 typedef enum attn_meta_want {
     ATTN_META_CU_SEQLENS = 1,       /* cu_seqlens_q, cu_seqlens_k */
-    ATTN_META_EXPAND = 2,           /* seqlens_expand, row_batch */
+    ATTN_META_EXPAND = 2,           /* seqlens_expand */
     ATTN_META_POSITIONS = 4,        /* positions, row_request */
     ATTN_META_SPARSE = 8,           /* sparse_len, cu_sparse; needs input.topk */
     ATTN_META_INDEXER = 16,         /* indexer_ks, indexer_ke */
     ATTN_META_TOPK_OFFSET = 32,     /* topk_offset */
     ATTN_META_PAGE_TABLE = 64,      /* page_table; needs req_to_token and page_size */
-    ATTN_META_ROW_TABLE = 128,      /* row_table; the same */
+    ATTN_META_ROW_TABLE = 128,      /* row_table; the same; and row_q_len, row_kv_len, row_batch */
     ATTN_META_PAD = 256,            /* pad_row, unpad_row, pad_len */
     ATTN_META_ALL = 511
 } attn_meta_want;
@@ -540,7 +541,8 @@ typedef struct attn_meta {
     int32_t *indexer_ks, *indexer_ke, *topk_offset; /* [rows] */
     int32_t *page_table, *row_table;            /* [n][table_row], [rows][table_row] */
     int32_t *pad_row, *unpad_row, *pad_len;     /* [n][max_q_len], [rows], [n] */
-    attn_batch row_batch;           /* every row a request of its own, E = 1; goes with row_table */
+    int32_t *row_q_len, *row_kv_len;            /* [max_rows] */
+    attn_batch row_batch;           /* every row a request of its own; goes with row_table */
     size_t bytes;                   /* of memory used */
 } attn_meta;
 
@@ -4143,9 +4145,9 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     }
     for (i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        const attn__rule rule = { n.kv_len < n.q_len, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len,
-                                  n.q_len, 0 };
-        status = attn__check_rules(error, ATTN_E_BATCH, i, &rule, 1);
+        if (n.kv_len >= n.q_len) continue;
+        status = attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len, n.q_len,
+                               0);
     }
     return status;
 }
@@ -4761,7 +4763,8 @@ static const attn__meta_array attn__meta_arrays[] = {
     ATTN__ARRAY(indexer_ke, INDEXER, ROW, 0),           ATTN__ARRAY(topk_offset, TOPK_OFFSET, ROW, 0),
     ATTN__ARRAY(page_table, PAGE_TABLE, COLUMN, 0),     ATTN__ARRAY(row_table, ROW_TABLE, ROW_COLUMN, 0),
     ATTN__ARRAY(pad_row, PAD, Q, 0),                    ATTN__ARRAY(unpad_row, PAD, ROW, 0),
-    ATTN__ARRAY(pad_len, PAD, REQUEST, 0)
+    ATTN__ARRAY(pad_len, PAD, REQUEST, 0),              ATTN__ARRAY(row_q_len, ROW_TABLE, ROW, 0),
+    ATTN__ARRAY(row_kv_len, ROW_TABLE, ROW, 0)
 };
 #undef ATTN__ARRAY
 
@@ -4783,6 +4786,11 @@ static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
         if (!(want & a->want)) continue;
         if (at) memcpy((char *)m + a->offset, &at, sizeof at);
         used += attn__round_up(attn__min64(attn__meta_count(m, a->shape) + a->extra, (int64_t)1 << 58), 4);
+    }
+    if (m->row_q_len) {
+        attn_batch rows = { (int32_t)m->max_rows, m->row_q_len, m->row_kv_len, m->row_q_len, NULL, m->max_rows > 0,
+                            m->max_kv_len, m->max_rows }; /* a row's phase, DECODE, is 1 as its E */
+        m->row_batch = rows;
     }
     return attn__max64(4, used);
 }
@@ -4889,6 +4897,8 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     if (m->indexer_ks) m->indexer_ks[row] = first;
     if (m->indexer_ke) m->indexer_ke[row] = first + seen;
     if (m->topk_offset) m->topk_offset[row] = first;
+    if (m->row_q_len) m->row_q_len[row] = 1;
+    if (m->row_kv_len) m->row_kv_len[row] = seen;
     if (!m->sparse_len) return;
     m->sparse_len[row] = attn__min(seen, topk);
     m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
@@ -4912,6 +4922,7 @@ static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk)
     }
     if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
     if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
+    for (i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
@@ -4958,10 +4969,6 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     attn__meta_place(&m, want, (int32_t *)mem);
     attn__meta_fill(&m, batch, m.sparse_len ? input->topk : 0);
     if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
-    if (m.seqlens_expand) {
-        attn_batch rows = { m.rows, NULL, m.seqlens_expand, NULL, NULL, m.max_rows > 0, m.max_kv_len, m.max_rows };
-        m.row_batch = rows;
-    }
     *meta = m;
     return attn__succeed(error);
 }

@@ -207,8 +207,9 @@ ATTN_API int attn_cuda_plan_make(attn_cuda *cuda, attn_plan *plan, const attn_ba
 ATTN_API size_t attn_cuda_exec_bytes(const attn_cuda *cuda, const attn_plan *plan);
 
 /* attn_meta_make on the device; mem: attn_meta_bytes() bytes, aligned to 16. All capacities must be set. meta.rows and
-   keys are upper bounds, row_batch stays empty. Lengths that break a rule: nothing is written. A request whose
-   req_index or kv_len leaves the table of tokens gets a page table row of -1. */
+   keys are upper bounds; row_batch is ready for attn_cuda_plan_make, also in the same capture. Lengths that break a
+   rule: nothing is written. A request whose req_index or kv_len leaves the table of tokens gets a page table row of
+   -1. */
 ATTN_API int attn_cuda_meta_make(attn_cuda *cuda, attn_meta *meta, const attn_batch *batch,
                                  const attn_meta_input *input, int32_t want, void *mem, size_t bytes, void *stream,
                                  attn_error *error);
@@ -1845,6 +1846,8 @@ static void attn__cuda_meta_params(attn_cu_meta *p, const attn_meta *m, const at
     p->pad_row = attn__cuda_address(m->pad_row);
     p->unpad_row = attn__cuda_address(m->unpad_row);
     p->pad_len = attn__cuda_address(m->pad_len);
+    p->row_q_len = attn__cuda_address(m->row_q_len);
+    p->row_kv_len = attn__cuda_address(m->row_kv_len);
 }
 
 ATTN_API int attn_cuda_meta_make(attn_cuda *cuda, attn_meta *meta, const attn_batch *batch,

@@ -104,6 +104,7 @@ typedef struct attn_cu_meta {
     long long q_len, kv_len, req_to_token, req_index;
     long long cu_seqlens_q, cu_seqlens_k, seqlens_expand, positions, row_request, sparse_len, cu_sparse;
     long long indexer_ks, indexer_ke, topk_offset, page_table, row_table, pad_row, unpad_row, pad_len;
+    long long row_q_len, row_kv_len;
 } attn_cu_meta;
 
 /* attn_cu_merge: two results joined, [rows][heads][v_dim] and [rows][heads]. */

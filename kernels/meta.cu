@@ -105,6 +105,8 @@ DEVICE void put_row(const attn_cu_meta &m, const sums *s, int base, i64 row) {
     put(m.indexer_ke, row, s->keys[at] + seen);
     put(m.topk_offset, row, s->keys[at]);
     put(m.unpad_row, row, (int)((i64)(base + at) * m.max_q_len + j));
+    put(m.row_q_len, row, 1);
+    put(m.row_kv_len, row, seen);
     if (!m.sparse_len) return;
     i64 listed = clamped_sum(past + j + 1, m.sparse_topk) - clamped_sum(past, m.sparse_topk);
     put(m.sparse_len, row, min_(seen, m.sparse_topk));
@@ -157,6 +159,10 @@ extern "C" __global__ void __launch_bounds__(COUNTERS, 1) attn_cu_meta_make(cons
         for (i64 i = first_index(); i < requests; i += index_step()) put_request(m, &s, base, (int)i);
         for (i64 i = first_index(); i < t.rows - before; i += index_step()) put_row(m, &s, base, before + i);
         put_tables(m, &s, base, requests, t.rows - before);
+    }
+    for (i64 row = t.rows + first_index(); row < m.max_rows; row += index_step()) {
+        put(m.row_q_len, row, 0);
+        put(m.row_kv_len, row, 0);
     }
     if (first_index() > 0) return;
     put(m.cu_seqlens_q, m.n, (int)t.rows);

@@ -737,10 +737,12 @@ static int same_bytes(const void *wanted, const void *words, size_t bytes) {
 static void same_places(const attn_meta *a, const void *mem, const attn_meta *b, const void *words) {
     const int32_t *here[] = { a->cu_seqlens_q, a->cu_seqlens_k, a->seqlens_expand, a->positions, a->row_request,
                               a->sparse_len, a->cu_sparse, a->indexer_ks, a->indexer_ke, a->topk_offset,
-                              a->page_table, a->row_table, a->pad_row, a->unpad_row, a->pad_len };
+                              a->page_table, a->row_table, a->pad_row, a->unpad_row, a->pad_len,
+                              a->row_q_len, a->row_kv_len };
     const int32_t *there[] = { b->cu_seqlens_q, b->cu_seqlens_k, b->seqlens_expand, b->positions, b->row_request,
                                b->sparse_len, b->cu_sparse, b->indexer_ks, b->indexer_ke, b->topk_offset,
-                               b->page_table, b->row_table, b->pad_row, b->unpad_row, b->pad_len };
+                               b->page_table, b->row_table, b->pad_row, b->unpad_row, b->pad_len,
+                               b->row_q_len, b->row_kv_len };
     size_t i;
     for (i = 0; i < sizeof here / sizeof here[0]; i++) {
         int same = !here[i] == !there[i];
@@ -1066,6 +1068,160 @@ static void test_meta_rounds(void) {
     gpu_forget(c.graph);
 }
 
+/* ---- rows as requests -------------------------------------------------------------------------------------------- */
+
+enum { R_N = 4, R_ROWS = 14, R_KEYS = 600, R_PAGE = 16, R_COLUMNS = (R_KEYS + R_PAGE - 1) / R_PAGE };
+enum { R_HEADS = 4, R_KV_HEADS = 2, R_DIM = 8, R_OUT = R_ROWS * R_HEADS * R_DIM };
+enum { R_WANT = ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE, R_CACHE = R_N * R_COLUMNS * R_PAGE * R_KV_HEADS * R_DIM };
+
+/* A step of drafts on the device: metadata, then a plan of the batch (0) and one of its rows (1), each with its own
+   attention. */
+typedef struct row_step {
+    attn_batch batch[2];
+    attn_meta meta;
+    attn_meta_input in;
+    attn_plan plan[2];
+    attn_io io[2];
+    attn_exec exec[2];
+    void *arrays, *words[2], *cache, *q, *o[2];
+    size_t array_bytes, bytes[2];
+} row_step;
+
+static void launch_rows(row_step *x, const attn_layer *layer) {
+    attn_error error;
+    int i, status = attn_cuda_meta_make(gpu.cuda, &x->meta, &x->batch[0], &x->in, R_WANT, x->arrays, x->array_bytes,
+                                        gpu.stream, &error);
+    x->batch[1] = x->meta.row_batch;
+    x->io[0].page_table = x->meta.page_table;
+    x->io[1].page_table = x->meta.row_table;
+    for (i = 0; i < 2 && !status; i++) {
+        if (!x->words[i]) {
+            x->bytes[i] = attn_plan_bytes(&x->batch[i], layer);
+            x->words[i] = gpu_alloc(x->bytes[i]);
+        }
+        status = attn_cuda_plan_make(gpu.cuda, &x->plan[i], &x->batch[i], layer, x->words[i], x->bytes[i], gpu.stream,
+                                     &error);
+        if (!status && !x->exec[i].mem) {
+            x->exec[i].bytes = attn_cuda_exec_bytes(gpu.cuda, &x->plan[i]);
+            x->exec[i].mem = gpu_alloc(x->exec[i].bytes);
+            x->exec[i].stream = gpu.stream;
+        }
+        if (!status) status = attn_cuda_forward(gpu.cuda, &x->plan[i], layer, &x->io[i], &x->exec[i], &error);
+    }
+    CHECK(!status, "%s", error.text);
+}
+
+static void open_rows(row_step *x, step *s, tables *t, int windowed) {
+    static float data[R_CACHE];
+    test_rng r = { 13 };
+    attn_error error;
+    int i;
+    memset(x, 0, sizeof *x);
+    open_step(s, R_N);
+    s->layer.heads = R_HEADS;
+    s->layer.kv_heads = R_KV_HEADS;
+    s->layer.page_size = R_PAGE;
+    s->layer.window_left = windowed ? 270 : 0;
+    s->layer.sink_keys = windowed ? 20 : 0;
+    s->batch.max_q_len = 5;
+    s->batch.max_kv_len = R_KEYS;
+    s->batch.max_rows = R_ROWS;
+    for (i = 0; i < R_N; i++) s->phase[i] = ATTN_DECODE;
+    CHECK(!attn_cuda_geometry(gpu.cuda, &s->layer, &error), "%s", error.text);
+    CHECK(!attn_cuda_prepare(gpu.cuda, &s->layer, 1, -1, &error), "%s", error.text);
+    draw_tables(t, s, &r);
+    t->in.page_size = R_PAGE;
+    t->in.requests = R_N;
+    t->in.req_to_token_row = R_COLUMNS * R_PAGE;
+    t->in.req_index = NULL;
+    free(t->tokens);
+    t->in.req_to_token = t->tokens = (int32_t *)malloc(R_N * R_COLUMNS * R_PAGE * sizeof(int32_t));
+    for (i = 0; i < R_N * R_COLUMNS * R_PAGE; i++) {
+        t->tokens[i] = i / R_PAGE * 37 % (R_N * R_COLUMNS) * R_PAGE + i % R_PAGE;   /* 37 and 4 * 38 have no divisor */
+    }
+    for (i = 0; i < R_CACHE; i++) data[i] = test_uniform(&r);
+    x->batch[0] = device_batch(s);
+    x->in = device_tables(t, R_N);
+    x->array_bytes = attn_meta_bytes(&s->batch, &t->in, R_WANT);
+    x->arrays = gpu_alloc(x->array_bytes);
+    x->cache = gpu_upload(data, sizeof data);
+    x->q = gpu_upload(data, R_OUT * sizeof(float));
+    for (i = 0; i < 2; i++) {
+        x->o[i] = gpu_alloc(R_OUT * sizeof(float));
+        x->io[i].q = x->q;
+        x->io[i].k = x->io[i].v = x->cache;
+        x->io[i].o = x->o[i];
+        x->io[i].pages = R_N * R_COLUMNS;
+    }
+}
+
+/* The words of the rows' plan are those of attn.h, and the rows have the bits of the batch's own plan; pads write
+   nothing. */
+static void same_rows(const row_step *x, const step *s, const tables *t, int number) {
+    static float o[2][R_OUT];
+    attn_error error;
+    attn_meta here;
+    attn_plan host;
+    void *arrays = malloc(x->array_bytes), *mem = host_words(0, x->bytes[1]);
+    int i, rows;
+    CHECK(!attn_meta_make(&here, &s->batch, &t->in, R_WANT, arrays, x->array_bytes, &error), "%s", error.text);
+    CHECK(!attn_plan_make(&host, &here.row_batch, &s->layer, mem, x->bytes[1], &error), "%s", error.text);
+    rows = here.rows * R_HEADS;
+    for (i = 0; i < 2; i++) {
+        CHECK(!attn_cuda_error(gpu.cuda, &x->plan[i], &x->exec[i], &error), "%s", error.text);
+        gpu_read(o[i], x->o[i], sizeof o[i]);
+    }
+    gpu_wait();
+    same_words((const int32_t *)mem, x->words[1], x->bytes[1], R_ROWS);
+    CHECK(!memcmp(o[0], o[1], (size_t)rows * R_DIM * sizeof(float)), "replay %d: other bits", number);
+    for (i = 0; i < rows; i++) CHECK(o[1][i * R_DIM] == o[1][i * R_DIM], "replay %d: head %d is missing", number, i);
+    for (i = rows * R_DIM; i < R_OUT; i++) CHECK(o[1][i] != o[1][i], "replay %d: element %d of a pad", number, i);
+    free(arrays);
+}
+
+/* Captured once, then replayed with other lengths, row counts and pads. */
+static void test_row_batch(void) {
+    static const int32_t steps[][2][R_N] = { { { 4, 3, 1, 2 }, { 600, 257, 33, 512 } },
+                                             { { 1, 0, 5, 1 }, { 255, 0, 300, 1 } },
+                                             { { 0, 0, 0, 0 }, { 0, 0, 0, 0 } },
+                                             { { 5, 4, 3, 2 }, { 5, 513, 64, 600 } } };
+    static step s;
+    static tables t;
+    row_step x;
+    void *graph;
+    int windowed, i, j;
+    if (!gpu_ready()) return;
+    for (windowed = 0; windowed < 2; windowed++) {
+        open_rows(&x, &s, &t, windowed);
+        launch_rows(&x, &s.layer);      /* allocates, which a capture cannot */
+        gpu_wait();
+        gpu_record();
+        launch_rows(&x, &s.layer);
+        graph = gpu_recorded();
+        for (i = 0; i < 4; i++) {
+            memcpy(s.q_len, steps[i][0], sizeof steps[i][0]);
+            memcpy(s.kv_len, steps[i][1], sizeof steps[i][1]);
+            device_batch(&s);
+            for (j = 0; j < 2; j++) gpu_fill(x.o[j], POISON, R_OUT * sizeof(float));
+            gpu_fill(x.words[1], POISON, x.bytes[1]);
+            if (i == 0) gpu_fill(x.arrays, POISON, x.array_bytes);
+            gpu_replay(graph);
+            same_rows(&x, &s, &t, i);
+        }
+        gpu_forget(graph);
+        for (i = 0; i < 2; i++) {
+            gpu_free(x.words[i]);
+            gpu_free(x.exec[i].mem);
+            gpu_free(x.o[i]);
+        }
+        gpu_free(x.arrays);
+        gpu_free(x.cache);
+        gpu_free(x.q);
+        release_tables(&x.in);
+        free(t.tokens);
+    }
+}
+
 int main(int argc, char **argv) {
     test.only = argc > 1 ? argv[1] : NULL;
     if (argc > 2) random_cases = atoi(argv[2]);
@@ -1084,6 +1240,7 @@ int main(int argc, char **argv) {
     test_run("metadata: wrong lengths write nothing", test_meta_refused);
     test_run("captured metadata follow the lengths", test_meta_graph);
     test_run("captured metadata of long contexts", test_meta_rounds);
+    test_run("rows as requests of a captured step", test_row_batch);
     release_device();
     gpu_close();
     return test_close("cuda_plan");

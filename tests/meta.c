@@ -4,7 +4,7 @@
 #include "../attn.h"
 #include "test.h"
 
-enum { MAX_N = 64, GUARD = 64, POISON = 0x5a, ARRAYS = 15 };
+enum { MAX_N = 64, GUARD = 64, POISON = 0x5a, ARRAYS = 17 };
 
 typedef struct step {
     attn_batch batch;
@@ -158,7 +158,9 @@ static void shapes(const step *s, const attn_meta *m, shape *a) {
                                 { m->row_table, rows * row, cap * row, ATTN_META_ROW_TABLE },
                                 { m->pad_row, n * cap_q(s), n * cap_q(s), ATTN_META_PAD },
                                 { m->unpad_row, rows, cap, ATTN_META_PAD },
-                                { m->pad_len, n, n, ATTN_META_PAD } };
+                                { m->pad_len, n, n, ATTN_META_PAD },
+                                { m->row_q_len, cap, cap, ATTN_META_ROW_TABLE },
+                                { m->row_kv_len, cap, cap, ATTN_META_ROW_TABLE } };
     memcpy(a, all, sizeof all);
 }
 
@@ -175,6 +177,8 @@ static void expect_array(const step *s, int array, int32_t *to, int64_t row) {
             for (j = 0; j < cap_q(s); j++) to[at++] = j < e ? (int32_t)(rows_before(s, i) + j) : -1;
         } else if (array == 14) {
             to[i] = (int32_t)(s->kv_len[i] - e + cap_q(s));
+        } else if (array > 14) {
+            for (j = 0; j < e; j++) to[at++] = array == 15 ? 1 : (int32_t)keys_seen(s, i, j);
         } else {
             for (j = 0; j < e; j++, at++) {
                 for (c = 0; array == 11 && c < row; c++) to[at * row + c] = (int32_t)page_at(s, i, c);
@@ -186,6 +190,7 @@ static void expect_array(const step *s, int array, int32_t *to, int64_t row) {
         }
     }
     if (array == 6) to[at] = (int32_t)sum;
+    while (array > 14 && at < cap_rows(s)) to[at++] = 0;
 }
 
 static void check_fields(const step *s) {
@@ -197,13 +202,13 @@ static void check_fields(const step *s) {
     CHECK(m->bytes == s->bytes, "bytes");
     CHECK(m->table_row == (tables ? (cap_kv(s) + s->in.page_size - 1) / s->in.page_size : 0), "table_row %lld",
           (long long)m->table_row);
-    if (!(s->want & ATTN_META_EXPAND)) {
+    if (!(s->want & ATTN_META_ROW_TABLE)) {
         CHECK(m->row_batch.n == 0 && !m->row_batch.kv_len, "row_batch without its lengths");
         return;
     }
-    CHECK(m->row_batch.n == m->rows && m->row_batch.kv_len == m->seqlens_expand && !m->row_batch.q_len &&
-          !m->row_batch.phase && m->row_batch.max_kv_len == m->max_kv_len && m->row_batch.max_rows == m->max_rows,
-          "row_batch");
+    CHECK(m->row_batch.n == m->max_rows && m->row_batch.kv_len == m->row_kv_len && m->row_batch.q_len == m->row_q_len &&
+          m->row_batch.phase == m->row_q_len && m->row_batch.max_kv_len == m->max_kv_len &&
+          m->row_batch.max_rows == m->max_rows, "row_batch");
     CHECK(m->row_batch.max_q_len == (m->max_rows > 0), "row_batch.max_q_len = %d", m->row_batch.max_q_len);
 }
 
@@ -1070,7 +1075,7 @@ static void test_huge(void) {
     batch.n = 1024;
     batch.max_rows = 8192;
     if (sizeof(size_t) > 4) {
-        CHECK(attn_meta_bytes(&batch, &in, ATTN_META_ROW_TABLE) == (size_t)8192 * 1048576 * 4, "32 GiB");
+        CHECK(attn_meta_bytes(&batch, &in, ATTN_META_ROW_TABLE) == (size_t)8192 * (1048576 + 2) * 4, "32 GiB");
     }
 }
 
@@ -1220,7 +1225,6 @@ static void test_refresh(void) {
     static const int32_t e[] = { 4, 1, 3, 2 }, start[] = { 250, 254, 510, 700 };
     int32_t phase[4] = { ATTN_DECODE, ATTN_DECODE, ATTN_DECODE, ATTN_DECODE };
     attn_layer layer;
-    attn_batch whole;
     step s, fresh;
     size_t bytes;
     void *mem;
@@ -1235,12 +1239,8 @@ static void test_refresh(void) {
     add_buffer(&s);
     memset(memory_of(&s), 0xff, s.bytes);
     set_layer(&layer, 0, 0);
-    memset(&whole, 0, sizeof whole);
-    whole.n = 24;
-    whole.max_q_len = 1;
-    whole.max_kv_len = CONTEXT;
-    whole.max_rows = 24;
-    bytes = attn_plan_bytes(&whole, &layer);
+    check(&s);
+    bytes = attn_plan_bytes(&s.meta.row_batch, &layer);
     mem = malloc(bytes);
     memset(mem, 0xff, bytes);
     for (t = 0; t < 12; t++) {
