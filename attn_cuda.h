@@ -221,11 +221,13 @@ ATTN_API int attn_cuda_append(attn_cuda *cuda, const attn_plan *plan, const attn
 ATTN_API int attn_cuda_forward(attn_cuda *cuda, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
                                const attn_exec *exec, attn_error *error);
 
-/* attn_merge, attn_rope (inv_freq is not checked), attn_index_score. */
+/* attn_merge, attn_rope, attn_index_score. exec.mem of rope: 64 bytes, aligned to 64; inv_freq is checked then, and if
+   it is wrong nothing is written. NULL: unchecked. */
 ATTN_API int attn_cuda_merge(attn_cuda *cuda, const attn_layer *layer, int64_t rows, const void *a_o,
                              const float *a_lse, const void *b_o, const float *b_lse, void *o, float *lse,
                              void *stream, attn_error *error);
-ATTN_API int attn_cuda_rope(attn_cuda *cuda, const attn_rope_input *input, void *stream, attn_error *error);
+ATTN_API int attn_cuda_rope(attn_cuda *cuda, const attn_rope_input *input, const attn_exec *exec,
+                            attn_error *error);
 ATTN_API int attn_cuda_index_score(attn_cuda *cuda, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
                                    const float *weights, const int32_t *ks, float *scores, int64_t score_row,
                                    const attn_exec *exec, attn_error *error);
@@ -241,8 +243,8 @@ ATTN_API int attn_cuda_check(attn_cuda *cuda, const attn_plan *plan, const attn_
                              const attn_exec *exec, attn_error *error);
 
 /* What the device found wrong, in the words of attn.h: the lengths of the plan, then the arrays of the last append,
-   forward, index_score or topk on exec. Waits for exec.stream. plan or exec.mem may be NULL: then the other alone;
-   exec.mem must be NULL while no call has used it. */
+   forward, index_score, rope or topk on exec. Waits for exec.stream. plan or exec.mem may be NULL: then the other
+   alone; exec.mem must be NULL while no call has used it. */
 ATTN_API int attn_cuda_error(attn_cuda *cuda, const attn_plan *plan, const attn_exec *exec, attn_error *error);
 
 #endif /* ATTN_CUDA_H ---- end of header -------------------------------------------------------------------------- */
@@ -364,7 +366,7 @@ enum { ATTN__CUDA_CUBIN = 1, ATTN__CUDA_AS_PTX = 2 };
 
 /* A loaded module; its functions in the order of attn__cuda_families. */
 typedef struct attn__cuda_module {
-    void *module, *functions[6];
+    void *module, *functions[7];
     int32_t kind;
     const char *origin;
 } attn__cuda_module;
@@ -693,22 +695,25 @@ static int attn__cuda_open_nvrtc(attn_cuda *c, attn__cuda_nvrtc **nvrtc, attn_er
 /* A family of modules: what is compiled, and which functions it has. */
 typedef struct attn__cuda_family {
     const char *name, *text;
-    const char *functions[7];
+    const char *functions[8];
 } attn__cuda_family;
 
 static const attn__cuda_family attn__cuda_families[] = {
     { "plan", "#include \"plan.cu\"\n#include \"meta.cu\"\n#include \"check.cu\"\n",
-      { "attn_cu_plan_make", "attn_cu_meta_make", "attn_cu_check", NULL, NULL, NULL, NULL } },
+      { "attn_cu_plan_make", "attn_cu_meta_make", "attn_cu_check", NULL, NULL, NULL, NULL, NULL } },
     { "tools", "#include \"tools.cu\"\n#include \"sparse.cu\"\n",
-      { "attn_cu_append", "attn_cu_join_rows", "attn_cu_rope", "attn_cu_index_score", "attn_cu_topk_check",
-        "attn_cu_topk", NULL } },
+      { "attn_cu_append", "attn_cu_join_rows", "attn_cu_rope_check", "attn_cu_rope", "attn_cu_index_score",
+        "attn_cu_topk_check", "attn_cu_topk", NULL } },
     { "plain", "#include \"plain.cu\"\n",
-      { "attn_cu_forward", "attn_cu_merge_runs", NULL, NULL, NULL, NULL, NULL } }
+      { "attn_cu_forward", "attn_cu_merge_runs", NULL, NULL, NULL, NULL, NULL, NULL } }
 };
 
 /* Positions in these lists. */
 enum { ATTN__CUDA_MAKE_PLAN, ATTN__CUDA_MAKE_META, ATTN__CUDA_CHECK };
-enum { ATTN__CUDA_APPEND, ATTN__CUDA_JOIN, ATTN__CUDA_ROPE, ATTN__CUDA_SCORE, ATTN__CUDA_TOPK_CHECK, ATTN__CUDA_TOPK };
+enum {
+    ATTN__CUDA_APPEND, ATTN__CUDA_JOIN, ATTN__CUDA_ROPE_CHECK, ATTN__CUDA_ROPE, ATTN__CUDA_SCORE,
+    ATTN__CUDA_TOPK_CHECK, ATTN__CUDA_TOPK
+};
 enum { ATTN__CUDA_FORWARD, ATTN__CUDA_MERGE };
 
 static const attn__cuda_family *attn__cuda_family_of(int32_t module) {
@@ -1721,15 +1726,27 @@ static int attn__cuda_end(const attn_cuda *c, int status, attn_error *error) {
     return attn__cuda_leave(c, status);
 }
 
-/* For what needs no plan: one kernel of the tools. */
-static int attn__cuda_run_tool(attn_cuda *c, int tool, int64_t blocks, unsigned threads, void *stream, void *params,
-                               attn_error *error) {
+/* For what needs no plan: one kernel of the tools, `checker` before it where exec has memory for the verdict. */
+static int attn__cuda_run_tool(attn_cuda *c, int checker, int tool, int64_t blocks, unsigned threads,
+                               const attn_exec *exec, void *params, attn_error *error) {
     void *const *functions;
     int status = attn__cuda_enter(c, error);
     if (status) return status;
-    status = attn__cuda_use(c, ATTN__CUDA_TOOLS, stream, &functions, error);
-    if (!status) status = attn__cuda_launch(c, functions[tool], blocks, threads, stream, params, error);
+    status = attn__cuda_use(c, ATTN__CUDA_TOOLS, exec->stream, &functions, error);
+    if (!status && exec->mem) {
+        status = attn__cuda_clear_verdict(c, exec, error);
+        if (!status) {
+            status = attn__cuda_launch(c, functions[checker], attn__max64(1, blocks), 256, exec->stream, params, error);
+        }
+    }
+    if (!status) status = attn__cuda_launch(c, functions[tool], blocks, threads, exec->stream, params, error);
     return attn__cuda_end(c, status, error);
+}
+
+/* For their exec. */
+static int attn__cuda_check_verdict(const attn_cuda *c, const attn_exec *exec, attn_error *error) {
+    if (!c || !exec) return attn__fail(error, ATTN_E_ARGUMENT, c ? "exec is NULL" : "cuda is NULL", 0, 0);
+    return exec->mem ? attn__check_memory("exec.mem", exec->mem, exec->bytes, 64, 64, error) : ATTN_OK;
 }
 
 /* ---- >>steps: plan, metadata, append, forward -------------------------------------------------------------------- */
@@ -1929,6 +1946,7 @@ ATTN_API int attn_cuda_merge(attn_cuda *cuda, const attn_layer *layer, int64_t r
                              void *stream, attn_error *error) {
     attn_layer l;
     attn_cu_join p;
+    attn_exec exec;
     int32_t align;
     int status = attn__resolve(layer, &l, error);
     if (status) return status;
@@ -1952,16 +1970,19 @@ ATTN_API int attn_cuda_merge(attn_cuda *cuda, const attn_layer *layer, int64_t r
     p.heads = l.heads;
     p.v_dim = l.v_dim;
     p.o_type = (int)l.o_type;
+    memset(&exec, 0, sizeof exec);
+    exec.stream = stream;
     if (!cuda) return attn__fail(error, ATTN_E_ARGUMENT, "cuda is NULL", 0, 0);
-    return attn__cuda_run_tool(cuda, ATTN__CUDA_JOIN, attn__cuda_grid(cuda, rows, ATTN__CUDA_ROW_BLOCKS), 128, stream,
+    return attn__cuda_run_tool(cuda, 0, ATTN__CUDA_JOIN, attn__cuda_grid(cuda, rows, ATTN__CUDA_ROW_BLOCKS), 128, &exec,
                                &p, error);
 }
 
-ATTN_API int attn_cuda_rope(attn_cuda *cuda, const attn_rope_input *input, void *stream, attn_error *error) {
+ATTN_API int attn_cuda_rope(attn_cuda *cuda, const attn_rope_input *input, const attn_exec *exec, attn_error *error) {
     attn_rope_input checked;
     attn_cu_turn p;
-    int status;
-    if (!cuda || !input) return attn__fail(error, ATTN_E_ARGUMENT, cuda ? "input is NULL" : "cuda is NULL", 0, 0);
+    int status = attn__cuda_check_verdict(cuda, exec, error);
+    if (!status && !input) status = attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
+    if (status) return status;
     checked = *input;
     checked.inv_freq = NULL; /* its values are on the device */
     status = attn__rope_check(&checked, error);
@@ -1981,8 +2002,9 @@ ATTN_API int attn_cuda_rope(attn_cuda *cuda, const attn_rope_input *input, void 
     p.interleaved = input->interleaved != 0;
     p.base = (int)attn__bits_of(input->base != 0 ? input->base : 10000.0f);
     p.magnitude = (int)attn__bits_of(input->magnitude != 0 ? input->magnitude : 1.0f);
-    return attn__cuda_run_tool(cuda, ATTN__CUDA_ROPE, attn__cuda_grid(cuda, input->rows, ATTN__CUDA_ROW_BLOCKS), 128,
-                               stream, &p, error);
+    p.verdict = attn__cuda_address(exec->mem);
+    return attn__cuda_run_tool(cuda, ATTN__CUDA_ROPE_CHECK, ATTN__CUDA_ROPE,
+                               attn__cuda_grid(cuda, input->rows, ATTN__CUDA_ROW_BLOCKS), 128, exec, &p, error);
 }
 
 ATTN_API int attn_cuda_index_score(attn_cuda *cuda, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
@@ -2017,11 +2039,8 @@ ATTN_API int attn_cuda_index_score(attn_cuda *cuda, const attn_plan *plan, const
 ATTN_API int attn_cuda_topk(attn_cuda *cuda, const float *scores, int64_t score_row, int64_t rows, const int32_t *ks,
                             const int32_t *ke, int32_t topk, int32_t *indices, const attn_exec *exec,
                             attn_error *error) {
-    void *const *functions;
     attn_cu_select p;
-    int64_t blocks;
-    int status = cuda ? ATTN_OK : attn__fail(error, ATTN_E_ARGUMENT, "cuda is NULL", 0, 0);
-    if (!status && !exec) status = attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
+    int status = attn__cuda_check_verdict(cuda, exec, error);
     if (!status && rows < 0) status = attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
     if (!status && topk < 1) {
         status = attn__fail(error, ATTN_E_ARGUMENT, "topk = %a, but it must be at least 1", topk, 0);
@@ -2030,8 +2049,6 @@ ATTN_API int attn_cuda_topk(attn_cuda *cuda, const float *scores, int64_t score_
     if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
     if (!status) status = attn__check_pointer("ke", ke, rows > 0, 4, error);
     if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
-    if (!status && exec->mem) status = attn__check_memory("exec.mem", exec->mem, exec->bytes, 64, 64, error);
-    if (!status) status = attn__cuda_enter(cuda, error);
     if (status) return status;
     memset(&p, 0, sizeof p);
     p.scores = attn__cuda_address(scores);
@@ -2042,16 +2059,8 @@ ATTN_API int attn_cuda_topk(attn_cuda *cuda, const float *scores, int64_t score_
     p.indices = attn__cuda_address(indices);
     p.topk = topk;
     p.verdict = attn__cuda_address(exec->mem);
-    blocks = attn__cuda_grid(cuda, rows, ATTN__CUDA_ROW_BLOCKS);
-    status = attn__cuda_use(cuda, ATTN__CUDA_TOOLS, exec->stream, &functions, error);
-    if (!status && exec->mem) {
-        status = attn__cuda_clear_verdict(cuda, exec, error);
-        if (!status) {
-            status = attn__cuda_launch(cuda, functions[ATTN__CUDA_TOPK_CHECK], blocks, 256, exec->stream, &p, error);
-        }
-    }
-    if (!status) status = attn__cuda_launch(cuda, functions[ATTN__CUDA_TOPK], blocks, 1024, exec->stream, &p, error);
-    return attn__cuda_end(cuda, status, error);
+    return attn__cuda_run_tool(cuda, ATTN__CUDA_TOPK_CHECK, ATTN__CUDA_TOPK,
+                               attn__cuda_grid(cuda, rows, ATTN__CUDA_ROW_BLOCKS), 1024, exec, &p, error);
 }
 
 /* ---- >>faults: what the device found, in words ------------------------------------------------------------------- */
@@ -2081,7 +2090,8 @@ static const struct {
     { ATTN_E_ARGUMENT, "topk[%a][%b] = %c stands in the list twice" },
     { ATTN_E_PLAN, "phase[%d] = %a, but indexer scores need DECODE" },
     { ATTN_E_ARGUMENT, "ks[%a] = %b: the row's keys do not fit score_row = %c" },
-    { ATTN_E_ARGUMENT, "ke[%a] = %b must be ks[%a] = %c .. score_row = %d" }
+    { ATTN_E_ARGUMENT, "ke[%a] = %b must be ks[%a] = %c .. score_row = %d" },
+    { ATTN_E_ARGUMENT, "input.inv_freq[%a] = %B, but it must be -65536 .. 65536" }
 };
 
 static int attn__cuda_fault_error(const attn_cu_fault *f, attn_error *error) {

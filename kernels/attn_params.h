@@ -53,11 +53,12 @@ enum {
     ATTN_CU_RULE_LIST_TWICE,                    /* row of all rows, slot, entry */
     ATTN_CU_RULE_SCORE_PHASE,                   /* phase[request] */
     ATTN_CU_RULE_SCORE_COLUMN,                  /* row of all rows, ks[row], -, (score_row); slot: row of the request */
-    ATTN_CU_RULE_SELECT                         /* row, ke[row], ks[row], (score_row); no request */
+    ATTN_CU_RULE_SELECT,                        /* row, ke[row], ks[row], (score_row); no request */
+    ATTN_CU_RULE_FREQUENCY                      /* index, bits of inv_freq[index]; no request */
 };
 
-/* The first 64 bytes of exec.mem, all 0 before attn_cu_check and attn_cu_topk_check. Behind the result stands what
-   their blocks share. */
+/* The first 64 bytes of exec.mem, all 0 before the kernels that check. Behind the result stands what their blocks
+   share. */
 typedef struct attn_cu_verdict {
     attn_cu_fault fault;
     long long first;                            /* ~ of where the first fault is; 0: none */
@@ -118,6 +119,7 @@ typedef struct attn_cu_turn {
     long long x, rows, x_row, x_head, positions, inv_freq;
     int type, heads, head_dim, rotary_dim, interleaved;
     int base, magnitude, unused;                /* bits of floats */
+    long long verdict;                          /* attn_cu_verdict; 0: unchecked */
 } attn_cu_turn;
 
 /* attn_cu_topk. */

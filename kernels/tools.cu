@@ -217,6 +217,22 @@ DEVICE void turn_pair(const attn_cu_turn &p, i64 first, i64 second, double c, do
     store_as(p.type, x, second, (float)((a * s + b * c) * magnitude));
 }
 
+/* The first frequency that is no number or too large. */
+extern "C" __global__ void __launch_bounds__(256) attn_cu_rope_check(const __grid_constant__ attn_cu_turn p) {
+    __shared__ u64 room[32];
+    attn_cu_verdict *verdict = pointer<attn_cu_verdict>(p.verdict);
+    const float *frequencies = pointer<float>(p.inv_freq);
+    int half = frequencies ? p.rotary_dim / 2 : 0;
+    u64 least = NO_FAULT;
+    for (int i = (int)(blockIdx.x * blockDim.x + threadIdx.x); i < half; i += (int)(gridDim.x * blockDim.x)) {
+        if (!(fabsf(frequencies[i]) <= 65536.0f)) least = min_(least, (u64)i);
+    }
+    least = block_min(least, room);
+    if (threadIdx.x || !agree(verdict, &least) || least == NO_FAULT) return;
+    attn_cu_fault fault = { ATTN_CU_RULE_FREQUENCY, -1, -1, (int)least, __float_as_int(frequencies[least]) };
+    verdict->fault = fault;
+}
+
 /* A thread keeps its pair, so its frequency, and walks down the rows. x_row, x_head: in elements. */
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 8) attn_cu_rope(const __grid_constant__ attn_cu_turn p) {
     u32 half = (u32)p.rotary_dim / 2;
@@ -226,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 8) attn_cu_rope(const _
     u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     double slope = -log_double(float_of(p.base)) / (int)half;
     double magnitude = float_of(p.magnitude);
-    if (thread >= rows * columns) return;
+    if (thread >= rows * columns || (p.verdict && pointer<attn_cu_verdict>(p.verdict)->fault.rule)) return;
     for (u32 i = thread % columns; i < half; i += columns) {
         u32 first = p.interleaved ? 2 * i : i;
         u32 second = p.interleaved ? 2 * i + 1 : i + half;

@@ -66,7 +66,7 @@ static int check_log(const char *module, int arch) {
 }
 
 static int compile_for(int arch, const attn_layer *layers, int count) {
-    static const int kernels[] = { 3, 6, 2 };
+    static const int kernels[] = { 3, 7, 2 };
     attn_cuda_desc desc;
     attn_cuda_image_data image;
     attn_cuda *cuda = NULL;

@@ -938,9 +938,10 @@ static void null_arguments(void) {
     REFUSED(attn_cuda_merge(cuda, &s.layer, -1, x, x, x, x, x, x, NULL, &e), "rows");
     REFUSED(attn_cuda_merge(cuda, &s.layer, 1, NULL, x, x, x, x, x, NULL, &e), "a_o");
     REFUSED(attn_cuda_merge(cuda, &s.layer, 1, x, x, x, x, NULL, x, NULL, &e), "o is NULL");
-    REFUSED(attn_cuda_rope(NULL, &rope, NULL, &e), "cuda");
-    REFUSED(attn_cuda_rope(cuda, NULL, NULL, &e), "input");
-    REFUSED(attn_cuda_rope(cuda, &rope, NULL, &e), "heads");
+    REFUSED(attn_cuda_rope(NULL, &rope, &s.exec, &e), "cuda");
+    REFUSED(attn_cuda_rope(cuda, NULL, &s.exec, &e), "input");
+    REFUSED(attn_cuda_rope(cuda, &rope, NULL, &e), "exec");
+    REFUSED(attn_cuda_rope(cuda, &rope, &s.exec, &e), "heads");
     REFUSED(attn_cuda_index_score(cuda, &s.plan, &s.layer, &s.io, NULL, NULL, x, 9, &s.exec, &e), "weights");
     REFUSED(attn_cuda_topk(NULL, x, 4, 1, NULL, &s.plan.n, 1, &s.plan.n, &s.exec, &e), "cuda");
     REFUSED(attn_cuda_topk(cuda, x, 4, 1, NULL, NULL, 1, &s.plan.n, &s.exec, &e), "ke");

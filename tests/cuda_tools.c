@@ -466,13 +466,25 @@ static void merge_with_nothing(void) {
 
 /* ---- rope -------------------------------------------------------------------------------------------------------- */
 
+/* The same on both sides; with memory for a verdict a wrong frequency has the CPU's words, and nothing is written. */
+static void rope_both(const attn_rope_input *in, const attn_rope_input *on_device, int number) {
+    attn_exec exec = { .stream = gpu.stream, .bytes = 64, .mem = number % 4 ? gpu_alloc(64) : NULL };
+    attn_error error, device_error;
+    int status = attn_rope(in, &error);
+    int device_status = attn_cuda_rope(gpu.cuda, on_device, &exec, &device_error);
+    if (!device_status && exec.mem) device_status = attn_cuda_error(gpu.cuda, NULL, &exec, &device_error);
+    same_error("rope", number, status, &error, device_status, &device_error);
+    compare_twins("rope", number);
+    gpu_wait();
+    gpu_free(exec.mem);
+}
+
 /* number 44: more rows than a grid of the device has threads for. */
 static void rope_case(test_rng *rng, int number) {
     static const int32_t far[] = { 0, 1, -1, 131071, 1048575, -1048576, INT32_MAX, INT32_MIN };
     attn_rope_input in = { .heads = test_range(rng, 1, 5), .head_dim = 2 * test_range(rng, 1, 70) }, on_device;
     int32_t i, half, with_frequencies = number % 3 == 2;
     twin *x, *positions, *frequencies = NULL;
-    attn_error error;
     in.type = (attn_type)(number % 3);
     if (number == 44) in.head_dim = 140;
     in.rows = number == 44 ? 700 : number % 11 == 10 ? 0 : test_range(rng, 1, 30);
@@ -501,11 +513,36 @@ static void rope_case(test_rng *rng, int number) {
     on_device.x = x->device;
     on_device.positions = (int32_t *)positions->device;
     on_device.inv_freq = frequencies ? (float *)frequencies->device : NULL;
-    CHECK(!attn_rope(&in, &error), "%s", error.text);
-    CHECK(!attn_cuda_rope(gpu.cuda, &on_device, gpu.stream, &error), "%s", error.text);
-    compare_twins("rope", number);
-    gpu_wait();
+    rope_both(&in, &on_device, number);
     free_twins();
+}
+
+/* Wrong frequencies: no number, too large; first, last and several, of many rows and of none. */
+static void rope_frequencies(void) {
+    enum { HALF = 600, ROWS = 3 };
+    static const float bad[] = { NAN, INFINITY, -65537.0f, 65536.008f };
+    static const int32_t places[] = { 0, 300, HALF - 1 };
+    int number, i;
+    if (!gpu_ready()) return;
+    for (number = 0; number < 16; number++) {
+        attn_rope_input in = { .heads = 1, .head_dim = 2 * HALF, .rows = number < 15 ? ROWS : 0 }, on_device;
+        twin *x = make_twin(ROWS * 2 * HALF * 4), *positions = make_twin(ROWS * 4), *frequencies = make_twin(HALF * 4);
+        memset(x->host, 0x33, x->bytes);
+        for (i = 0; i < HALF; i++) ((float *)frequencies->host)[i] = i % 2 ? 65536.0f : -65536.0f;
+        for (i = 0; i < 3; i++) {
+            if (number / 4 == i || number >= 12) ((float *)frequencies->host)[places[i]] = bad[(number + i) % 4];
+        }
+        upload_twins();
+        in.x = x->host;
+        in.positions = (int32_t *)positions->host;
+        in.inv_freq = (float *)frequencies->host;
+        on_device = in;
+        on_device.x = x->device;
+        on_device.positions = (int32_t *)positions->device;
+        on_device.inv_freq = (float *)frequencies->device;
+        rope_both(&in, &on_device, 4 * number + 1);
+        free_twins();
+    }
 }
 
 static void rope_equals_the_cpu(void) {
@@ -1199,6 +1236,7 @@ int main(int argc, char **argv) {
     test_run("merge_equals_the_cpu", merge_equals_the_cpu);
     test_run("merge_with_nothing", merge_with_nothing);
     test_run("rope_equals_the_cpu", rope_equals_the_cpu);
+    test_run("rope_frequencies", rope_frequencies);
     test_run("scores_equal_the_cpu", scores_equal_the_cpu);
     test_run("scores_keep_their_bits", scores_keep_their_bits);
     test_run("topk_equals_the_cpu", topk_equals_the_cpu);
