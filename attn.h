@@ -4225,25 +4225,29 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
     if (lse) *lse = attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
 }
 
+/* arrays: the six of attn_merge, in its order. */
+static int attn__check_merge(attn_layer *l, const attn_layer *layer, int64_t rows, const void *const *arrays,
+                             attn_error *error) {
+    static const char *const names[] = { "a_o", "a_lse", "b_o", "b_lse", "o", "lse" };
+    int status = attn__resolve(layer, l, error), i;
+    if (!status && rows < 0) status = attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
+    for (i = 0; i < 6 && !status; i++) {
+        int align = i % 2 ? 4 : attn__type_bytes(l->o_type);
+        status = attn__check_pointer(names[i], arrays[i], rows > 0 && i < 5, align, error);
+    }
+    return status;
+}
+
 ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, const float *a_lse, const void *b_o,
                         const float *b_lse, void *o, float *lse, attn_error *error) {
+    const void *const arrays[] = { a_o, a_lse, b_o, b_lse, o, lse };
     attn_layer l;
     int64_t i;
-    int32_t align;
-    int status = attn__resolve(layer, &l, error);
-    if (status) return status;
-    if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
-    align = attn__type_bytes(l.o_type);
-    status = attn__check_pointer("a_o", a_o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("a_lse", a_lse, rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("b_o", b_o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("b_lse", b_lse, rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("o", o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("lse", lse, 0, 4, error);
+    int status = attn__check_merge(&l, layer, rows, arrays, error);
     if (status) return status;
     if (!l.isa) l.isa = (int32_t)attn_isa_detect();
     for (i = 0; i < rows * l.heads; i++) {
-        int64_t at = i * l.v_dim * align;
+        int64_t at = i * l.v_dim * attn__type_bytes(l.o_type);
         attn__merge_row(&l, (const char *)a_o + at, a_lse[i], (const char *)b_o + at, b_lse[i], (char *)o + at,
                         lse ? lse + i : NULL);
     }

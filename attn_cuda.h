@@ -1944,20 +1944,11 @@ ATTN_API int attn_cuda_forward(attn_cuda *cuda, const attn_plan *plan, const att
 ATTN_API int attn_cuda_merge(attn_cuda *cuda, const attn_layer *layer, int64_t rows, const void *a_o,
                              const float *a_lse, const void *b_o, const float *b_lse, void *o, float *lse,
                              void *stream, attn_error *error) {
+    const void *const arrays[] = { a_o, a_lse, b_o, b_lse, o, lse };
     attn_layer l;
     attn_cu_join p;
     attn_exec exec;
-    int32_t align;
-    int status = attn__resolve(layer, &l, error);
-    if (status) return status;
-    if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
-    align = attn__type_bytes(l.o_type);
-    status = attn__check_pointer("a_o", a_o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("a_lse", a_lse, rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("b_o", b_o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("b_lse", b_lse, rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("o", o, rows > 0, align, error);
-    if (!status) status = attn__check_pointer("lse", lse, 0, 4, error);
+    int status = attn__check_merge(&l, layer, rows, arrays, error);
     if (status) return status;
     memset(&p, 0, sizeof p);
     p.rows = rows;
