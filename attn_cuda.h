@@ -56,9 +56,10 @@
       To compile kernels: NVRTC 12.0 or later, one library of the CUDA toolkit, with its second half (nvrtc-builtins)
       beside it; a program that brings its kernels along needs none, see >>shipping. Linux: libcuda.so.1, then
       libnvrtc.so.13 or .12; Windows: nvcuda.dll, then nvrtc64_130_0.dll or nvrtc64_120_0.dll. NVRTC is looked for at
-      desc.nvrtc; else at the path in the environment variable ATTN_CUDA_NVRTC; else where the loader looks, in
-      CONDA_PREFIX, CUDA_HOME, CUDA_PATH and /usr/local/cuda, the major version of the driver first. Python: the wheel
-      nvidia-cuda-nvrtc has it under site-packages/nvidia.
+      desc.nvrtc; else at the path in the environment variable ATTN_CUDA_NVRTC; else where the loader looks (what the
+      process has loaded already is found there), among the wheels of an active Python environment (VIRTUAL_ENV; the
+      wheel is nvidia-cuda-nvrtc, for version 12 nvidia-cuda-nvrtc-cu12), in CONDA_PREFIX, CUDA_HOME, CUDA_PATH and
+      /usr/local/cuda; the major version of the driver first.
 
    >>concepts  batch, layer, plan, io and exec are those of attn.h, and what its manual says of masks, layouts, scores
       and modes holds here. What differs:
@@ -360,7 +361,7 @@ typedef struct attn__cuda_nvrtc {
 } attn__cuda_nvrtc;
 #undef ATTN__CUDA_MEMBER
 
-enum { ATTN__CUDA_NAME = 64, ATTN__CUDA_PATH = 1024, ATTN__CUDA_TEXT = 2048 };
+enum { ATTN__CUDA_NAME = 64, ATTN__CUDA_PATH = 1024, ATTN__CUDA_TEXT = 4096 };
 enum { ATTN__CUDA_PLAN, ATTN__CUDA_TOOLS, ATTN__CUDA_PLAIN, ATTN__CUDA_MODULES = ATTN__CUDA_PLAIN + 3 * 6 * 3 * 2 };
 enum { ATTN__CUDA_CUBIN = 1, ATTN__CUDA_AS_PTX = 2 };
 
@@ -584,23 +585,44 @@ static int attn__cuda_open_driver(attn_cuda *c, attn_error *error) {
     return code ? attn__cuda_refused(c, error, code, "cuDriverGetVersion") : ATTN_OK;
 }
 
-/* Folders where NVRTC may lie; without a variable, the folder alone. */
+/* Folders where NVRTC may lie; without a variable, the folder alone. %a: its major version, of which `first` .. `last`
+   may lie here; %b: a minor version of Python, each of those below is tried. */
 typedef struct attn__cuda_place {
     const char *variable, *folder;
+    int32_t first, last;
 } attn__cuda_place;
+
+enum { ATTN__CUDA_ANY = 1000, ATTN__CUDA_PYTHON = 9, ATTN__CUDA_PYTHON_END = 15 };
 
 #if defined(_WIN32)
 #define ATTN__CUDA_LIBRARY "nvrtc64_%a0_0.dll"
 #define ATTN__CUDA_BUILTINS "nvrtc-builtins64_%a%b.dll"
 static const attn__cuda_place attn__cuda_places[] = {
-    { NULL, "" }, { "CONDA_PREFIX", "\\Library\\bin\\" }, { "CUDA_PATH", "\\bin\\x64\\" }, { "CUDA_PATH", "\\bin\\" }
+    { NULL, "", 0, ATTN__CUDA_ANY },
+    { "VIRTUAL_ENV", "\\Lib\\site-packages\\nvidia\\cuda_nvrtc\\bin\\", 12, 12 },
+    { "VIRTUAL_ENV", "\\Lib\\site-packages\\nvidia\\cu%a\\bin\\x86_64\\", 13, ATTN__CUDA_ANY },
+    { "CONDA_PREFIX", "\\Library\\bin\\", 0, ATTN__CUDA_ANY },
+    { "CUDA_PATH", "\\bin\\x64\\", 0, ATTN__CUDA_ANY },
+    { "CUDA_PATH", "\\bin\\", 0, ATTN__CUDA_ANY }
 };
 #else
+#if defined(__x86_64__)
+#define ATTN__CUDA_TARGET "/targets/x86_64-linux/lib/"
+#else
+#define ATTN__CUDA_TARGET "/targets/sbsa-linux/lib/"
+#endif
 #define ATTN__CUDA_LIBRARY "libnvrtc.so.%a"
 #define ATTN__CUDA_BUILTINS "libnvrtc-builtins.so.%a.%b"
 static const attn__cuda_place attn__cuda_places[] = {
-    { NULL, "" }, { "CONDA_PREFIX", "/lib/" }, { "CUDA_HOME", "/lib64/" }, { "CUDA_PATH", "/lib64/" },
-    { NULL, "/usr/local/cuda/lib64/" }
+    { NULL, "", 0, ATTN__CUDA_ANY },
+    { "VIRTUAL_ENV", "/lib/python3.%b/site-packages/nvidia/cuda_nvrtc/lib/", 12, 12 },
+    { "VIRTUAL_ENV", "/lib/python3.%b/site-packages/nvidia/cu%a/lib/", 13, ATTN__CUDA_ANY },
+    { "CONDA_PREFIX", "/lib/", 0, ATTN__CUDA_ANY },
+    { "CUDA_HOME", "/lib64/", 0, ATTN__CUDA_ANY },
+    { "CUDA_HOME", ATTN__CUDA_TARGET, 0, ATTN__CUDA_ANY },
+    { "CUDA_PATH", "/lib64/", 0, ATTN__CUDA_ANY },
+    { "CUDA_PATH", ATTN__CUDA_TARGET, 0, ATTN__CUDA_ANY },
+    { NULL, "/usr/local/cuda/lib64/", 0, ATTN__CUDA_ANY }
 };
 #endif
 
@@ -641,22 +663,32 @@ static int attn__cuda_try_nvrtc(const attn_cuda *c, attn__cuda_search *s, const 
     return 0;
 }
 
+static int attn__cuda_try_place(const attn_cuda *c, attn__cuda_search *s, const attn__cuda_place *p, int32_t major,
+                                attn__cuda_nvrtc *n) {
+    int32_t end = strstr(p->folder, "%b") ? ATTN__CUDA_PYTHON_END : ATTN__CUDA_PYTHON + 1, minor;
+    char path[ATTN__CUDA_PATH] = "";
+    size_t root;
+    if (p->variable) attn__cuda_env(p->variable, path, sizeof path);
+    if (major < p->first || major > p->last || (p->variable && !path[0])) return 0;
+    root = strlen(path);
+    for (minor = ATTN__CUDA_PYTHON; minor < end; minor++) {
+        attn__text t = { path, sizeof path, 0 };
+        t.length = root;
+        attn__put_format(&t, p->folder, major, minor, 0, 0);
+        attn__put_format(&t, ATTN__CUDA_LIBRARY, major, 0, 0, 0);
+        if (t.length < sizeof path && attn__cuda_try_nvrtc(c, s, path, n)) return 1;
+    }
+    return 0;
+}
+
 /* The version of the driver first, so that it can load what is compiled. */
 static int attn__cuda_search_nvrtc(const attn_cuda *c, attn__cuda_search *s, attn__cuda_nvrtc *n) {
-    int32_t best = c->driver_version ? c->driver_version / 1000 : 13, last = attn__max(13, best), major, i;
-    char path[ATTN__CUDA_PATH];
+    int32_t best = c->driver_version ? c->driver_version / 1000 : 13, last = attn__max(13, best), i;
     for (i = 0; i <= last - 12; i++) {
         const attn__cuda_place *p = attn__cuda_places;
-        major = best >= 12 + i ? best - i : 12 + i;
+        int32_t major = best >= 12 + i ? best - i : 12 + i;
         for (; p < attn__cuda_places + ATTN__COUNT(attn__cuda_places); p++) {
-            attn__text t = { path, sizeof path, 0 };
-            path[0] = 0;
-            if (p->variable) attn__cuda_env(p->variable, path, sizeof path);
-            if (p->variable && !path[0]) continue;
-            t.length = strlen(path);
-            attn__put(&t, p->folder);
-            attn__put_format(&t, ATTN__CUDA_LIBRARY, major, 0, 0, 0);
-            if (t.length < sizeof path && attn__cuda_try_nvrtc(c, s, path, n)) return 1;
+            if (attn__cuda_try_place(c, s, p, major, n)) return 1;
         }
     }
     return 0;

@@ -501,8 +501,17 @@ static void no_compiler(void) {
     CHECK(strstr(spy.said, "libnvrtc.so.13, ") && strstr(spy.said, ", libnvrtc.so.12"), "%s", spy.said);
     CHECK(strstr(spy.said, "/somewhere/lib64/libnvrtc.so.13") && strstr(spy.said, "/elsewhere/lib/libnvrtc.so.12") &&
           strstr(spy.said, "/usr/local/cuda/lib64/libnvrtc.so.12"), "every name tried: %s", spy.said);
+    CHECK(strstr(spy.said, "/somewhere/targets/"), "the folder of a cross toolkit: %s", spy.said);
     unsetenv("CUDA_HOME");
     unsetenv("CONDA_PREFIX");
+    setenv("VIRTUAL_ENV", "/venv", 1);
+    CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_NO_NVRTC, "%s", e.text);
+    CHECK(strstr(spy.said, ", /venv/lib/python3.9/site-packages/nvidia/cu13/lib/libnvrtc.so.13, ") &&
+          strstr(spy.said, ", /venv/lib/python3.14/site-packages/nvidia/cu13/lib/libnvrtc.so.13, ") &&
+          strstr(spy.said, ", /venv/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12, ") &&
+          strstr(spy.said, ", /usr/local/cuda/lib64/libnvrtc.so.12"), "%s", spy.said);
+    CHECK(!strstr(spy.said, "cu12") && !strstr(spy.said, "cuda_nvrtc/lib/libnvrtc.so.13"), "%s", spy.said);
+    unsetenv("VIRTUAL_ENV");
     setenv("ATTN_CUDA_NVRTC", "/given/libnvrtc.so", 1);
     CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_NO_NVRTC && strstr(e.text, "/given/libnvrtc.so"), "%s", e.text);
     unsetenv("ATTN_CUDA_NVRTC");
