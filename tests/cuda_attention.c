@@ -4,6 +4,7 @@
    Usage: cuda_attention [name part [random cases [seed]]] */
 #include "../attn_cuda.h"
 #include "cases.h"
+#include "cuda_pairs.h"
 #include "cuda_test.h"
 
 /* ---- cases on the device ----------------------------------------------------------------------------------------- */
@@ -234,17 +235,34 @@ static void first(void) {
     case_close(&c);
 }
 
-/* Types that are compiled, since each takes a second: the first six have every type of KV, all nine also every pair of
-   types of q and o. */
+/* Types that are compiled, since each takes a second. The first six have every type of KV, the first nine also every
+   pair of types of q and o; the others are for skipping. With the first one they are what cuda_pairs.h wants run. */
+enum { FEW_TYPES = 6, DENSE_TYPES = 9, ALL_TYPES = 12 };
+
+static const attn_type all_types[ALL_TYPES][3] = {
+    { ATTN_F32, ATTN_F32, ATTN_F32 },   { ATTN_F16, ATTN_F16, ATTN_F16 },   { ATTN_BF16, ATTN_BF16, ATTN_F16 },
+    { ATTN_F16, ATTN_E4M3, ATTN_F32 },  { ATTN_F16, ATTN_E5M2, ATTN_BF16 }, { ATTN_F32, ATTN_INT8, ATTN_BF16 },
+    { ATTN_BF16, ATTN_F32, ATTN_BF16 }, { ATTN_BF16, ATTN_INT8, ATTN_F32 }, { ATTN_F32, ATTN_F16, ATTN_F16 },
+    { ATTN_F32, ATTN_E4M3, ATTN_F32 },  { ATTN_F16, ATTN_F16, ATTN_BF16 },  { ATTN_BF16, ATTN_INT8, ATTN_F16 }
+};
+
 static void choose_types(attn_layer *l, int i) {
-    static const attn_type types[][3] = {
-        { ATTN_F32, ATTN_F32, ATTN_F32 },    { ATTN_F16, ATTN_F16, ATTN_F16 },   { ATTN_BF16, ATTN_BF16, ATTN_F32 },
-        { ATTN_F16, ATTN_E4M3, ATTN_BF16 },  { ATTN_BF16, ATTN_E5M2, ATTN_F16 }, { ATTN_F32, ATTN_INT8, ATTN_BF16 },
-        { ATTN_BF16, ATTN_F32, ATTN_BF16 },  { ATTN_F16, ATTN_INT8, ATTN_F32 },  { ATTN_F32, ATTN_F16, ATTN_F16 }
-    };
-    l->q_type = types[i][0];
-    l->kv_type = types[i][1];
-    l->o_type = types[i][2];
+    l->q_type = all_types[i][0];
+    l->kv_type = all_types[i][1];
+    l->o_type = all_types[i][2];
+}
+
+static void pairs_are_run(void) {
+    int i;
+    for (i = 0; i < PAIRS; i++) {
+        kernel_pair p = pair_at(i);
+        int found = p.device != 0, t = p.skips ? DENSE_TYPES : 0, end = p.skips ? ALL_TYPES : FEW_TYPES;
+        for (; t < end; t++) {
+            const attn_type *x = all_types[t];
+            found = found || ((int)x[0] == p.q_type && (int)x[1] == p.kv_type && (int)x[2] == p.o_type);
+        }
+        CHECK(found, "types %d, %d, %d are not run", p.q_type, p.kv_type, p.o_type);
+    }
 }
 
 /* A random case of compiled types. */
@@ -265,7 +283,7 @@ static uint64_t random_seed = 20261;
 
 static void random_cases(void) {
     test_rng r = { random_seed };
-    int types = random_count < 100 ? 6 : 9;
+    int types = random_count < 100 ? FEW_TYPES : DENSE_TYPES;
     int i;
     if (!gpu_ready()) return;
     for (i = 0; i < random_count; i++) {
@@ -749,18 +767,18 @@ typedef struct skip_case {
     const char *name;
     int mode;
     float prefill, decode;          /* LAMBDA: of the even and the odd requests */
-    int mask, left, sink_keys, split_keys, v_dim;
+    int mask, left, sink_keys, split_keys, v_dim, types;
 } skip_case;
 
 static const skip_case skips[] = {
-    { "factor", ATTN_SKIP_FACTOR, 8, 4, ATTN_CAUSAL, 0, 0, 0, 0 },
-    { "factor, split, window", ATTN_SKIP_FACTOR, 8, 4, ATTN_CAUSAL, 2600, 70, 2048, 0 },
-    { "factor above 1", ATTN_SKIP_FACTOR, 1e5f, 1e5f, ATTN_CAUSAL, 0, 0, 0, 0 },
-    { "lambda", ATTN_SKIP_LAMBDA, 0.002f, 0.01f, ATTN_CAUSAL, 0, 0, 2048, 20 },
-    { "lambda, only counting", ATTN_SKIP_LAMBDA, 1e-30f, 1e-30f, ATTN_FULL, 0, 0, 0, 0 },
-    { "lambda, wide v", ATTN_SKIP_LAMBDA, 0.004f, 0.004f, ATTN_CAUSAL, 0, 0, 2048, 516 },
-    { "eps", ATTN_SKIP_EPS, 0.02f, 0.05f, ATTN_CAUSAL, 0, 0, 0, 0 },
-    { "eps, tree, split", ATTN_SKIP_EPS, 0.03f, 0.03f, ATTN_TREE, 2500, 10, 2048, 0 },
+    { "factor", ATTN_SKIP_FACTOR, 8, 4, ATTN_CAUSAL, 0, 0, 0, 0, 9 },
+    { "factor, split, window", ATTN_SKIP_FACTOR, 8, 4, ATTN_CAUSAL, 2600, 70, 2048, 0, 10 },
+    { "factor above 1", ATTN_SKIP_FACTOR, 1e5f, 1e5f, ATTN_CAUSAL, 0, 0, 0, 0, 0 },
+    { "lambda", ATTN_SKIP_LAMBDA, 0.002f, 0.01f, ATTN_CAUSAL, 0, 0, 2048, 20, 11 },
+    { "lambda, only counting", ATTN_SKIP_LAMBDA, 1e-30f, 1e-30f, ATTN_FULL, 0, 0, 0, 0, 0 },
+    { "lambda, wide v", ATTN_SKIP_LAMBDA, 0.004f, 0.004f, ATTN_CAUSAL, 0, 0, 2048, 516, 10 },
+    { "eps", ATTN_SKIP_EPS, 0.02f, 0.05f, ATTN_CAUSAL, 0, 0, 0, 0, 0 },
+    { "eps, tree, split", ATTN_SKIP_EPS, 0.03f, 0.03f, ATTN_TREE, 2500, 10, 2048, 0, 9 },
 };
 enum { SKIPS = sizeof skips / sizeof *skips, SKIP_REQUESTS = 5, SKIP_ROWS = 30, SKIP_HEADS = 4 };
 
@@ -789,7 +807,9 @@ static void skip_spec(case_spec *s, const skip_case *k) {
     s->layer.workers = 6;
     s->q_amp = 4;
     s->edit = edit_tiles;
-    choose_types(&s->layer, 0);
+    choose_types(&s->layer, k->types);
+    s->k_scale = s->v_scale = s->layer.kv_type == ATTN_INT8;
+    if (s->k_scale) s->layer.scale_kind = ATTN_SCALE_PER_KEY;
 }
 
 /* What a call with skipping gives besides o and lse. */
@@ -837,6 +857,8 @@ static void same_counters(const attn_counters *a, const attn_counters *b, const 
 
 /* The device decides as attn.h does with the same tiles: the same counters, certificates and, but for rounding, o. */
 static void close_results(const skip_run *a, const skip_run *b, const char *name) {
+    static const double rounding[] = { 0, 1.0 / 1024, 1.0 / 128 };  /* of o's type: one unit in the last place */
+    double unit = rounding[a->c.layer.o_type];
     int i;
     int j;
     int h;
@@ -851,8 +873,9 @@ static void close_results(const skip_run *a, const skip_run *b, const char *name
                 CHECK(x >= y - 1e-3 * y && x <= y + 1e-3 * y, "%s: certificate of row %d.%d: %g, %g", name, i, j, x, y);
                 CHECK(lse < 5e-5 && lse > -5e-5, "%s: lse of row %d.%d is off by %g", name, i, j, lse);
                 for (d = 0; d < a->c.v_dim; d++) {
-                    double o = case_o(&a->c, i, j, h, d) - case_o(&b->c, i, j, h, d);
-                    CHECK(o < 5e-5 && o > -5e-5, "%s: o of row %d.%d is off by %g", name, i, j, o);
+                    double want = case_o(&b->c, i, j, h, d), o = case_o(&a->c, i, j, h, d) - want;
+                    double most = 5e-5 + unit * (want < 0 ? -want : want);
+                    CHECK(o < most && o > -most, "%s: o of row %d.%d is off by %g", name, i, j, o);
                 }
             }
         }
@@ -1102,6 +1125,7 @@ int main(int argc, char **argv) {
     if (argc > 3) random_seed = strtoull(argv[3], NULL, 10);
     gpu_open();
     case_use(&device);
+    test_run("cuda_pairs_are_run", pairs_are_run);
     test_run("cuda_first", first);
     test_run("cuda_random", random_cases);
     test_run("cuda_special_shapes", special_shapes);

@@ -1,17 +1,18 @@
 /* cuda_compile.c - every kernel compiles for real devices. Needs NVRTC, no driver.
-   By default PTX for compute_80, compute_90a and compute_120, the two back ends of NVRTC among them: each pair of a type
-   of q, of KV or of o, skipping or not, and one of these three occurs. ATTN_CUDA_ARCHS="75 80 90a": code for these
-   devices, the whole pairwise set for each, and nothing spilled. ATTN_CUDA_VARIANTS=all: all sets of types. */
+   By default PTX for compute_90a and compute_120, the two back ends of NVRTC: what falls to them of the pairwise set.
+   ATTN_CUDA_ARCHS="75 80 90a": code for these devices, the whole pairwise set for each, and nothing spilled.
+   ATTN_CUDA_VARIANTS=all: all sets of types. */
 #define _POSIX_C_SOURCE 200809L
 #include "attn_cuda.h"
 
+#include "cuda_pairs.h"
 #include "test.h"
 #include "threads.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
 
-enum { PAIRS = 18, VARIANTS = 108, ARCHS = 16, LOG = 20000 };
+enum { VARIANTS = 108, ARCHS = 16, LOG = 20000 };
 
 /* One module for one device, and what came of it. */
 typedef struct job {
@@ -164,25 +165,20 @@ static void add_job(const char *arch, int is_code, int index, attn_layer layer) 
     j->layer = layer;
 }
 
-/* Variant i of the pairwise set: q and KV count, and two Latin squares of them are o and, of three, the device. */
-static attn_layer pair(int i) {
-    int q = i / 6, kv = i % 6;
-    return layer_of(q, kv, (q + kv) % 3, (q + kv / 3) % 2);
-}
-
-static int device_of_pair(int i) { return (2 * (i / 6) + i % 6) % 3; }
-
 static void list_jobs(const char *archs) {
-    static char one[ARCHS][12] = { "80", "90a", "120" };
+    static char one[ARCHS][12] = { "90a", "120" };
     const char *which = getenv("ATTN_CUDA_VARIANTS");
-    int all = which && !strcmp(which, "all"), count = archs ? 0 : 3, length, a, i;
+    int all = which && !strcmp(which, "all"), count = archs ? 0 : 2, length, a, i;
     const char *rest = archs;
     for (; rest && count < ARCHS && sscanf(rest, " %11s%n", one[count], &length) == 1; rest += length) count++;
     for (a = 0; a < count; a++) {
         for (i = 0; i < 2; i++) add_job(one[a], archs != NULL, i, layer_of(0, 0, 0, 0));
         for (i = 0; i < (all ? VARIANTS : PAIRS); i++) {
-            if (!all && !archs && device_of_pair(i) != a) continue;
-            add_job(one[a], archs != NULL, 2, all ? layer_of(i / 36, i / 6 % 6, i / 2 % 3, i % 2) : pair(i));
+            kernel_pair p = pair_at(i);
+            attn_layer l = layer_of(p.q_type, p.kv_type, p.o_type, p.skips);
+            if (all) l = layer_of(i / 36, i / 6 % 6, i / 2 % 3, i % 2);
+            if (!all && !archs && p.device != a + 1) continue;
+            add_job(one[a], archs != NULL, 2, l);
         }
     }
 }
@@ -196,9 +192,8 @@ static void pairs(void) {
             char seen[36] = { 0 };
             int count = 0;
             for (i = 0; i < PAIRS; i++) {
-                attn_layer l = pair(i);
-                const int column[] = { (int)l.q_type, (int)l.kv_type, (int)l.o_type, l.skip.mode != ATTN_SKIP_OFF,
-                                       device_of_pair(i) };
+                kernel_pair p = pair_at(i);
+                const int column[] = { p.q_type, p.kv_type, p.o_type, p.skips, p.device };
                 char *s = &seen[column[a] * values[b] + column[b]];
                 count += !*s;
                 *s = 1;

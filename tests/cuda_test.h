@@ -86,6 +86,7 @@ static inline const char *gpu_connect(void) {
 #define CUDA_TEST_LOAD(type, name, parameters) gpu.is_simulated = gpu_symbol(#name, &gpu.name);
     CUDA_TEST_SIMULATOR(CUDA_TEST_LOAD)
 #undef CUDA_TEST_LOAD
+    if (gpu.is_simulated && !getenv("PTXSIM_CC")) gpu.ptxsim_set("PTXSIM_CC", "80");    /* see cuda_pairs.h */
     if (!good || gpu.cuInit(0) || gpu.cuDeviceGet(&device, 0)) return "no CUDA device";
     if (gpu.cuDeviceGetName(name, (int)sizeof name, device)) return "no CUDA device";
     if (gpu.cuDevicePrimaryCtxRetain(&gpu.context, device) || gpu.cuCtxPushCurrent_v2(gpu.context)) return "no context";
@@ -93,6 +94,7 @@ static inline const char *gpu_connect(void) {
     memset(&desc, 0, sizeof desc);
     desc.flags = ATTN_CUDA_LINE_INFO | (gpu.is_simulated ? ATTN_CUDA_PTX : 0);
     desc.message = gpu_message;
+    desc.cache_dir = getenv("ATTN_TEST_CACHE"); /* so that the programs of a run compile each module once */
     printf("device: %s\n", name);
     if (!attn_cuda_open(&gpu.cuda, &desc, &error)) return NULL;
     snprintf(gpu.text, sizeof gpu.text, "%s", error.text);
