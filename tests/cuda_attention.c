@@ -882,6 +882,21 @@ static void close_results(const skip_run *a, const skip_run *b, const char *name
     }
 }
 
+/* EPS: what a row lost is within the budget of its phase, and some row has used a good part of it. */
+static void within_budget(const skip_run *x, const skip_case *k) {
+    double most = 0;
+    int i, j;
+    for (i = 0; i < SKIP_REQUESTS; i++) {
+        double eps = (double)(x->c.phase[i] == ATTN_PREFILL ? k->prefill : k->decode), allowed = eps / (1 + eps);
+        for (j = 0; j < x->c.q_len[i] * SKIP_HEADS; j++) {
+            double lost = (double)x->certificate[x->c.first_row[i] * SKIP_HEADS + j] / allowed;
+            CHECK(lost <= 1, "%s: row %d of request %d lost %g of its budget", k->name, j / SKIP_HEADS, i, lost);
+            most = lost > most ? lost : most;
+        }
+    }
+    CHECK(most > 0.5, "%s: at most %g of a budget is used", k->name, most);
+}
+
 static void skips_as_attn_h(void) {
     static skip_run here;
     static skip_run there;
@@ -895,6 +910,7 @@ static void skips_as_attn_h(void) {
         open_skip_run(&there, &s, sk, &device);
         same_counters(&there.counters, &here.counters, sk->name);
         close_results(&there, &here, sk->name);
+        if (sk->mode == ATTN_SKIP_EPS) within_budget(&there, sk);
         if (k == 2) {
             CHECK(here.counters.dense_tiles == here.counters.tiles, "%s: not dense", sk->name);
         } else if (k != 4) {
