@@ -145,7 +145,8 @@ typedef struct attn_cuda_desc {
     void *(*open_library)(void *user, const char *name);                /* NULL: dlopen, LoadLibrary */
     void *(*find_symbol)(void *user, void *library, const char *name);  /* NULL: dlsym, GetProcAddress */
     /* Compiled kernels that the program keeps. get copies the image of this name, if `bytes` suffice, and returns its
-       size, 0 if there is none. put is told of every image that was compiled. */
+       size, 0 if there is none. put is told of every image that was compiled. As all of these functions they run on the
+       thread that uses the handle, on several if several do. */
     size_t (*get)(void *user, const char *name, void *image, size_t bytes);
     void (*put)(void *user, const char *name, const void *image, size_t bytes);
 } attn_cuda_desc;
@@ -177,8 +178,8 @@ ATTN_API void attn_cuda_close(attn_cuda *cuda);
 /* Device, driver, compiler and the kernels loaded so far, one fact a line; returns the length of all of it. */
 ATTN_API size_t attn_cuda_explain(const attn_cuda *cuda, char *text, size_t bytes);
 
-/* Device memory for programs that have no CUDA of their own. Copies wait for what was launched before on the default
-   stream (stream NULL). alloc returns NULL on an error. */
+/* Device memory for programs that have no CUDA of their own; no bytes are no error. Copies wait for what was launched
+   before on the default stream (stream NULL). alloc returns NULL on an error. */
 ATTN_API void *attn_cuda_alloc(attn_cuda *cuda, size_t bytes, attn_error *error);
 ATTN_API void attn_cuda_free(attn_cuda *cuda, void *p);
 ATTN_API int attn_cuda_write(attn_cuda *cuda, void *to, const void *from, size_t bytes, attn_error *error);
@@ -582,7 +583,10 @@ static int attn__cuda_open_driver(attn_cuda *c, attn_error *error) {
     if (code == 100) return attn__cuda_fail(c, error, ATTN_E_NO_DEVICE, "the driver finds no device", "", "", "");
     if (code) return attn__cuda_refused(c, error, code, "cuInit");
     code = c->driver.cuDriverGetVersion(&c->driver_version);
-    return code ? attn__cuda_refused(c, error, code, "cuDriverGetVersion") : ATTN_OK;
+    if (code) return attn__cuda_refused(c, error, code, "cuDriverGetVersion");
+    if (c->driver_version >= 12000) return ATTN_OK;
+    return attn__fail(error, ATTN_E_NO_DRIVER, "the NVIDIA driver is of CUDA %a.%b, but 12.0 is needed",
+                      c->driver_version / 1000, c->driver_version % 1000 / 10);
 }
 
 /* Folders where NVRTC may lie; without a variable, the folder alone. %a: its major version, of which `first` .. `last`
@@ -1187,7 +1191,9 @@ static int attn__cuda_load_built(attn_cuda *c, int32_t module, attn__cuda_module
         attn__cuda_release(c, image);
     }
     n->nvrtcDestroyProgram(&program);
-    return status;
+    if (!refused || n->major * 1000 + n->minor * 10 <= c->driver_version) return status;
+    return attn__fail_name(error, status, "", "the driver, of CUDA %a.%b, is too old for the code of NVRTC %c.%d",
+                           c->driver_version / 1000, c->driver_version % 1000 / 10, n->major, n->minor);
 }
 
 /* Loads a module. Two threads may do so at once: the first one to finish is the one that counts. */
@@ -1247,9 +1253,8 @@ static int attn__cuda_check_layers(const attn_cuda *c, const attn_layer *layers,
     attn_layer unused;
     int32_t module, i;
     if (!c) return attn__fail(error, ATTN_E_ARGUMENT, "cuda is NULL", 0, 0);
-    if (count < 0 || (count > 0 && !layers)) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "layers is NULL, or count = %a is negative", count, 0);
-    }
+    if (count < 0) return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is negative", count, 0);
+    if (count > 0 && !layers) return attn__fail(error, ATTN_E_ARGUMENT, "layers is NULL", 0, 0);
     for (i = 0; i < count; i++) {
         int status = attn__resolve(&layers[i], &unused, error);
         if (status) return status;
@@ -1363,9 +1368,12 @@ ATTN_API int attn_cuda_open(attn_cuda **cuda, const attn_cuda_desc *desc, attn_e
     *cuda = NULL;
     memset(&empty, 0, sizeof empty);
     if (desc) empty.desc = *desc;
-    if (empty.desc.flags & ~15 || empty.desc.arch < 0 || (empty.desc.arch && empty.desc.arch < 75)) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "desc.flags = %a has unknown bits, or desc.arch = %b is below 75",
-                          empty.desc.flags, empty.desc.arch);
+    if (empty.desc.flags & ~15) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "desc.flags = %a has unknown bits", empty.desc.flags, 0);
+    }
+    if (empty.desc.arch && empty.desc.arch < 75) {
+        return attn__fail(error, ATTN_E_ARGUMENT, "desc.arch = %a, but it must be 0 or at least 75", empty.desc.arch,
+                          0);
     }
     c = (attn_cuda *)attn__cuda_alloc(&empty, sizeof *c);
     if (!c) return attn__fail(error, ATTN_E_MEMORY, "desc.alloc gave no memory", 0, 0);
@@ -1450,7 +1458,7 @@ ATTN_API void *attn_cuda_alloc(attn_cuda *cuda, size_t bytes, attn_error *error)
     unsigned long long address = 0;
     int code;
     if (attn__cuda_enter(cuda, error)) return NULL;
-    code = cuda->driver.cuMemAlloc_v2(&address, bytes);
+    code = cuda->driver.cuMemAlloc_v2(&address, bytes ? bytes : 1);
     if (code) attn__cuda_refused(cuda, error, code, "cuMemAlloc");
     attn__cuda_leave(cuda, 0);
     return (void *)(uintptr_t)address;
@@ -1465,7 +1473,7 @@ ATTN_API void attn_cuda_free(attn_cuda *cuda, void *p) {
 ATTN_API int attn_cuda_write(attn_cuda *cuda, void *to, const void *from, size_t bytes, attn_error *error) {
     int status = attn__cuda_enter(cuda, error), code;
     if (status) return status;
-    code = cuda->driver.cuMemcpyHtoD_v2((unsigned long long)(uintptr_t)to, from, bytes);
+    code = bytes ? cuda->driver.cuMemcpyHtoD_v2((unsigned long long)(uintptr_t)to, from, bytes) : 0;
     status = code ? attn__cuda_refused(cuda, error, code, "cuMemcpyHtoD") : attn__succeed(error);
     return attn__cuda_leave(cuda, status);
 }
@@ -1473,7 +1481,7 @@ ATTN_API int attn_cuda_write(attn_cuda *cuda, void *to, const void *from, size_t
 ATTN_API int attn_cuda_read(attn_cuda *cuda, void *to, const void *from, size_t bytes, attn_error *error) {
     int status = attn__cuda_enter(cuda, error), code;
     if (status) return status;
-    code = cuda->driver.cuMemcpyDtoH_v2(to, (unsigned long long)(uintptr_t)from, bytes);
+    code = bytes ? cuda->driver.cuMemcpyDtoH_v2(to, (unsigned long long)(uintptr_t)from, bytes) : 0;
     status = code ? attn__cuda_refused(cuda, error, code, "cuMemcpyDtoH") : attn__succeed(error);
     return attn__cuda_leave(cuda, status);
 }

@@ -372,6 +372,31 @@ static void no_driver(void) {
     spy.hidden = NULL;
     gpu.ptxsim_set("PTXSIM_FAIL", "cuInit:1:804");
     CHECK(opens(&d, &e) == ATTN_E_DRIVER && strstr(e.text, "cuInit: error 804"), "%s", e.text);
+    fresh();
+    gpu.ptxsim_set("PTXSIM_DRIVER", "11080");
+    CHECK(opens(&d, &e) == ATTN_E_NO_DRIVER && strstr(e.text, "CUDA 11.8, but 12.0"), "%s", e.text);
+    fresh();
+    gpu.ptxsim_set("PTXSIM_DRIVER", "12000");
+    CHECK(opens(&d, &e) == ATTN_OK, "%s", e.text);
+}
+
+/* Nothing to allocate or to copy is no error; what cannot be is one, with the driver's words. */
+static void memory(void) {
+    attn_cuda_desc d = quick_desc();
+    attn_cuda *cuda = NULL;
+    attn_error e;
+    char bytes[4] = "abc";
+    void *p;
+    if (!fresh()) return;
+    CHECK(!attn_cuda_open(&cuda, &d, &e), "%s", e.text);
+    p = attn_cuda_alloc(cuda, 0, &e);
+    CHECK(p != NULL, "%s", e.text);
+    CHECK(!attn_cuda_write(cuda, p, NULL, 0, &e) && !attn_cuda_read(cuda, NULL, NULL, 0, &e), "%s", e.text);
+    attn_cuda_free(cuda, p);
+    CHECK(!attn_cuda_alloc(cuda, (size_t)1 << 62, &e) && strstr(e.text, "cuMemAlloc: error 2"), "%s", e.text);
+    CHECK(attn_cuda_write(cuda, NULL, bytes, 4, &e) == ATTN_E_DRIVER && strstr(e.text, "cuMemcpyHtoD"), "%s", e.text);
+    CHECK(attn_cuda_read(cuda, bytes, NULL, 4, &e) == ATTN_E_DRIVER && strstr(e.text, "cuMemcpyDtoH"), "%s", e.text);
+    closed(cuda);
 }
 
 static void no_device(void) {
@@ -404,7 +429,9 @@ static void bad_description(void) {
     CHECK(opens(&d, &e) == ATTN_E_ARGUMENT && strstr(e.text, "flags"), "%s", e.text);
     d.flags = 0;
     d.arch = 70;
-    CHECK(opens(&d, &e) == ATTN_E_ARGUMENT && strstr(e.text, "arch"), "%s", e.text);
+    CHECK(opens(&d, &e) == ATTN_E_ARGUMENT && strstr(e.text, "desc.arch = 70, but"), "%s", e.text);
+    d.arch = -90;
+    CHECK(opens(&d, &e) == ATTN_E_ARGUMENT && strstr(e.text, "desc.arch = -90, but"), "%s", e.text);
     d.arch = 0;
     spy.fail_at = 1;
     CHECK(opens(&d, &e) == ATTN_E_MEMORY, "%s", e.text);
@@ -593,6 +620,10 @@ static void refused_code(void) {
     attn_error e;
     char text[400];
     if (!has_compiler()) return;
+    gpu.ptxsim_set("PTXSIM_DRIVER", "12000");
+    CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_DRIVER &&
+          strstr(e.text, "CUDA 12.0, is too old for the code of NVRTC 1"), "%s", e.text);
+    fresh();
     d.flags = 0;
     CHECK(!attn_cuda_open(&cuda, &d, &e), "%s", e.text);
     CHECK(!attn_cuda_prepare(cuda, NULL, 0, 0, &e), "%s", e.text);
@@ -1226,6 +1257,7 @@ int main(int argc, char **argv) {
     test_run("cuda_host: names the device", names_the_device);
     test_run("cuda_host: no driver", no_driver);
     test_run("cuda_host: no device", no_device);
+    test_run("cuda_host: memory", memory);
     test_run("cuda_host: bad descriptions", bad_description);
     test_run("cuda_host: the search for a compiler", order_of_compilers);
     test_run("cuda_host: no compiler", no_compiler);
