@@ -1,7 +1,7 @@
 /* cuda_compile.c - every kernel compiles for real devices. Needs NVRTC, no driver.
    By default PTX for compute_90a and compute_120, the two back ends of NVRTC: what falls to them of the pairwise set.
    ATTN_CUDA_ARCHS="75 80 90a": code for these devices, the whole pairwise set for each, and nothing spilled.
-   ATTN_CUDA_VARIANTS=all: all sets of types. */
+   ATTN_CUDA_VARIANTS=all: all sets of types. ATTN_CUDA_KEEP: a folder for the PTX. */
 #define _POSIX_C_SOURCE 200809L
 #include "attn_cuda.h"
 
@@ -19,7 +19,7 @@ typedef struct job {
     const char *arch;               /* as NVRTC has it: "90a" */
     int is_code, index;             /* index: of attn_cuda_image */
     attn_layer layer;
-    int status, kernels, is_right;
+    int status, kernels, is_right, is_lost;
     char name[64], log[LOG];
     attn_error error;
 } job;
@@ -71,12 +71,25 @@ static int count_of(const char *text, const char *word) {
     return count;
 }
 
+/* Writes PTX into the folder that wants it; 0: could not. */
+static int keep(const char *folder, const attn_cuda_image_data *image, const char *ptx) {
+    char path[600];
+    FILE *file;
+    int good;
+    snprintf(path, sizeof path, "%s/%s.ptx", folder, image->name);
+    file = fopen(path, "w");
+    if (!file) return 0;
+    good = fputs(ptx, file) >= 0;
+    return !fclose(file) && good;
+}
+
 /* Looks at the code while the handle is open: an ELF file, or PTX of the architecture that was asked for. */
 static void look_at(job *j, const attn_cuda_image_data *image) {
-    const char *code = (const char *)image->data + 64;
+    const char *code = (const char *)image->data + 64, *folder = getenv("ATTN_CUDA_KEEP");
     char target[40];
     snprintf(target, sizeof target, ".target sm_%s\n", j->arch);
     memcpy(j->name, image->name, sizeof j->name);
+    j->is_lost = folder && !j->is_code && !keep(folder, image, code);
     j->is_right = j->is_code ? !memcmp(code, "\x7f" "ELF", 4) : strstr(code, target) != NULL;
     j->kernels = j->is_code ? count_of(j->log, "Compiling entry function '") : count_of(code, ".entry attn_cu_");
 }
@@ -139,6 +152,7 @@ static void check_job(const job *j) {
     CHECK(!j->status, "%s: %s", j->arch, j->error.text);
     if (j->status) return;
     if (!j->is_code) printf("  %s\n", j->name);
+    CHECK(!j->is_lost, "%s could not be written", j->name);
     CHECK(j->is_right, "%s is no %s for %s", j->name, j->is_code ? "code" : "PTX", j->arch);
     CHECK(j->kernels == kernels[j->index], "%s, types %d, %d, %d: %d kernels", j->name, (int)l->q_type, (int)l->kv_type,
           (int)l->o_type, j->kernels);

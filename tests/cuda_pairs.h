@@ -1,6 +1,6 @@
-/* cuda_pairs.h - which kernels `make test` compiles: of the types of q, KV and o, skipping or not, and three devices each
-   pair of values occurs. What falls to compute_80 is compiled and run by cuda_attention.c, on a simulated device of that
-   kind; cuda_compile.c has the rest. Include it behind attn_cuda.h. */
+/* cuda_pairs.h - which kernels `make test` compiles: of the types of q, KV and o, skipping or not, and three devices
+   each pair of values occurs. What falls to compute_80 is compiled and run by cuda_attention.c, on a simulated device
+   of that kind; cuda_compile.c has the rest. */
 #ifndef CUDA_PAIRS_H
 #define CUDA_PAIRS_H
 
