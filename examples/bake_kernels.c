@@ -1,11 +1,11 @@
 /* bake_kernels.c - kernels that travel with a program, so that its users need a driver and nothing else.
 
    Shows   attn_cuda_image on the developer's machine, which needs NVRTC, but no GPU; one file of images; desc.get,
-           which answers from that file in the program that ships.
+           which answers from that file in the program that ships, where NVRTC is never opened.
    Build   cc -I. examples/bake_kernels.c -o bake_kernels -ldl
    Run     ./bake_kernels kernels.bin 86 89 90 120    code for these, and PTX for every device from 7.5 on
            ./bake_kernels                             PTX alone, into a temporary file, as a test of this program
-   Result  exit status 0 if every image was made and found again; 0 with a line where there is no NVRTC. */
+   Result  exit status 0 if every image was made, found again and right; 0 with a line where there is no NVRTC. */
 #define ATTN_IMPLEMENTATION
 #include "attn_cuda.h"
 
@@ -74,6 +74,47 @@ static size_t get(void *user, const char *name, void *image, size_t bytes) {
     return found;
 }
 
+enum { KEYS = 3, HEADS = 8, KV_HEADS = 2, DIM = 64 };
+
+static void *on_gpu(attn_cuda *gpu, const void *data, size_t bytes) {
+    void *p = attn_cuda_alloc(gpu, bytes, NULL);
+    if (p && data) attn_cuda_write(gpu, p, data, bytes, NULL);
+    return p;       /* errors are left to attn_cuda_read at the end */
+}
+
+/* One row over three keys that weigh the same, with the values 1, 2 and 3: 2 comes out. The program's end frees the
+   memory. */
+static int use(attn_cuda *gpu, attn_error *err) {
+    static const uint16_t numbers[KEYS] = { 0x3c00, 0x4000, 0x4200 };   /* f16 */
+    static uint16_t zeros[KEYS * HEADS * DIM], v[KEYS * KV_HEADS * DIM], o[HEADS * DIM];
+    int32_t kv_len = KEYS;
+    attn_batch batch = { .n = 1, .max_q_len = 1, .max_kv_len = KEYS, .max_rows = 1 };
+    attn_layer layer = layers[0];
+    attn_exec exec = { .mem = NULL };
+    attn_plan plan;
+    for (int i = 0; i < KEYS * KV_HEADS * DIM; i++) v[i] = numbers[i / (KV_HEADS * DIM)];
+    batch.kv_len = on_gpu(gpu, &kv_len, sizeof kv_len);
+    attn_io io = { .q = on_gpu(gpu, zeros, sizeof o), .k = on_gpu(gpu, zeros, sizeof v) };
+    io.v = on_gpu(gpu, v, sizeof v);
+    io.o = on_gpu(gpu, NULL, sizeof o);
+    int status = attn_cuda_geometry(gpu, &layer, err);
+    size_t bytes = attn_plan_bytes(&batch, &layer);
+    void *mem = on_gpu(gpu, NULL, bytes);
+    if (!status) status = attn_cuda_plan_make(gpu, &plan, &batch, &layer, mem, bytes, NULL, err);
+    if (status) return status;
+    exec.bytes = attn_cuda_exec_bytes(gpu, &plan);
+    exec.mem = on_gpu(gpu, NULL, exec.bytes);
+    status = attn_cuda_forward(gpu, &plan, &layer, &io, &exec, err);
+    if (!status) status = attn_cuda_error(gpu, &plan, &exec, err);
+    if (!status) status = attn_cuda_read(gpu, o, io.o, sizeof o, err);
+    for (int i = 0; i < HEADS * DIM && !status; i++) {
+        if (o[i] != numbers[1]) status = -1;
+    }
+    if (status != -1) return status;
+    snprintf(err->text, sizeof err->text, "the result is wrong");
+    return status;
+}
+
 static int play(char *path) {
     attn_cuda_desc desc = { .flags = ATTN_CUDA_NO_JIT, .user = path, .get = get };
     attn_cuda *gpu;
@@ -85,6 +126,7 @@ static int play(char *path) {
         return 0;
     }
     if (!status) status = attn_cuda_prepare(gpu, layers, LAYERS, -1, &err);
+    if (!status) status = use(gpu, &err);
     if (status) printf("%s\n", err.text);
     if (!status && attn_cuda_explain(gpu, text, sizeof text)) printf("%s", text);
     attn_cuda_close(gpu);
