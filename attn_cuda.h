@@ -165,8 +165,9 @@ typedef struct attn_cuda_image_data {
 
 /* Thread safety, unless a comment says more: any thread, any number at a time, on one handle. Addresses in batches, io
    and exec and of memory are device addresses; `stream` is a CUstream (or cudaStream_t), NULL the default stream. Only
-   attn_cuda_read, write, check and error wait for the device. Shapes, units and errors are those of the function of
-   attn.h with the same name; each may also fail with an attn_cuda_status. */
+   attn_cuda_read, write, check and error wait for the device; the last two are an error while exec.stream captures.
+   Shapes, units and errors are those of the function of attn.h with the same name; each may also fail with an
+   attn_cuda_status. */
 
 /* Opens a device: loads the driver, nothing else. desc may be NULL. On an error *cuda is NULL, and the sentence names
    what was tried: ATTN_E_NO_DRIVER, ATTN_E_NO_DEVICE. */
@@ -1217,12 +1218,19 @@ static int attn__cuda_prepare_module(attn_cuda *c, int32_t module, attn_error *e
     return status;
 }
 
+static int attn__cuda_is_capturing(const attn_cuda *c, void *stream, int *capturing, attn_error *error) {
+    int code = c->driver.cuStreamIsCapturing(stream, capturing);
+    return code ? attn__cuda_refused(c, error, code, "cuStreamIsCapturing") : ATTN_OK;
+}
+
 /* The functions of a module for use on a stream now. */
 static int attn__cuda_use(attn_cuda *c, int32_t module, void *stream, void *const **functions, attn_error *error) {
     attn__cuda_module *m = (attn__cuda_module *)attn__cuda_peek(&c->modules[module]);
     int capturing = 0, status;
     if (!m) {
-        if (c->driver.cuStreamIsCapturing(stream, &capturing) || capturing) {
+        status = attn__cuda_is_capturing(c, stream, &capturing, error);
+        if (status) return status;
+        if (capturing) {
             return attn__cuda_fail(c, error, ATTN_E_NOT_PREPARED, "the stream is capturing, and the kernels of ",
                                    attn__cuda_family_of(module)->name, " are not loaded: attn_cuda_prepare", "");
         }
@@ -2148,6 +2156,17 @@ static int attn__cuda_read_words(const attn_cuda *c, void *to, const void *from,
     return code ? attn__cuda_refused(c, error, code, "cuStreamSynchronize") : ATTN_OK;
 }
 
+/* Where the device is waited for: while the stream captures, the copies would become part of the graph. */
+static int attn__cuda_enter_to_wait(const attn_cuda *c, void *stream, attn_error *error) {
+    int status = attn__cuda_enter(c, error), capturing = 0;
+    if (status) return status;
+    status = attn__cuda_is_capturing(c, stream, &capturing, error);
+    if (!status && capturing) {
+        status = attn__fail(error, ATTN_E_ARGUMENT, "exec.stream is capturing, so it cannot be waited for", 0, 0);
+    }
+    return status ? attn__cuda_leave(c, status) : ATTN_OK;
+}
+
 static int attn__cuda_read_plan(const attn_cuda *c, const attn_plan *plan, void *stream, attn_error *error) {
     int32_t header[ATTN__HEADER];
     attn_cu_fault fault;
@@ -2172,7 +2191,7 @@ ATTN_API int attn_cuda_check(attn_cuda *cuda, const attn_plan *plan, const attn_
                              const attn_exec *exec, attn_error *error) {
     attn_cu_call p;
     int status = attn__cuda_check_call(cuda, plan, layer, io, exec, ATTN__READ, error);
-    if (!status) status = attn__cuda_enter(cuda, error);
+    if (!status) status = attn__cuda_enter_to_wait(cuda, exec->stream, error);
     if (status) return status;
     attn__cuda_call(&p, cuda, plan, io, exec, ATTN__READ);
     status = attn__cuda_launch_check(cuda, &p, plan, exec, error);
@@ -2184,7 +2203,7 @@ ATTN_API int attn_cuda_check(attn_cuda *cuda, const attn_plan *plan, const attn_
 ATTN_API int attn_cuda_error(attn_cuda *cuda, const attn_plan *plan, const attn_exec *exec, attn_error *error) {
     int status = plan ? attn__cuda_check_plan(plan, error) : ATTN_OK;
     if (!status && !exec) status = attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
-    if (!status) status = attn__cuda_enter(cuda, error);
+    if (!status) status = attn__cuda_enter_to_wait(cuda, exec->stream, error);
     if (status) return status;
     if (plan) status = attn__cuda_read_plan(cuda, plan, exec->stream, error);
     if (!status && exec->mem && (!plan || attn__cuda_is_checked(&plan->resolved))) {
