@@ -1106,8 +1106,7 @@ typedef struct attn__task {
 
 /* Upper bounds from the capacities alone. */
 typedef struct attn__capacity {
-    int32_t n, max_q_len, max_kv_len, families; /* families: bit ATTN_PREFILL, bit ATTN_DECODE may occur */
-    int64_t max_rows, strips, tasks, merges, slots, words;
+    int64_t strips, tasks, merges, slots, words;
     int64_t rows;                               /* (row, kv head) pairs of the largest strip */
     int32_t depth;                              /* states that a run may hold at once */
 } attn__capacity;
@@ -1117,13 +1116,13 @@ typedef struct attn__view {
     int32_t *q_start, *kv_start, *phase, *prefix, *strips, *tasks, *merges;
 } attn__view;
 
-static attn__view attn__view_of(int32_t *words, const attn__capacity *c) {
+static attn__view attn__view_of(int32_t *words, int32_t n, const attn__capacity *c) {
     attn__view v;
     v.q_start = words + ATTN__HEADER;
-    v.kv_start = v.q_start + c->n + 1;
-    v.phase = v.kv_start + c->n + 1;
-    v.prefix = v.phase + c->n;
-    v.strips = v.prefix + c->n;
+    v.kv_start = v.q_start + n + 1;
+    v.phase = v.kv_start + n + 1;
+    v.prefix = v.phase + n;
+    v.strips = v.prefix + n;
     v.tasks = v.strips + c->strips * ATTN__STRIP;
     v.merges = v.tasks + c->tasks * ATTN__TASK;
     return v;
@@ -1209,16 +1208,16 @@ ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
 }
 
 /* The lengths of one request. rows, keys: the sums up to and with it. */
-static int attn__check_request(const attn_batch *batch, const attn_layer *layer, int32_t i, int64_t rows, int64_t keys,
+static int attn__check_request(const attn_batch *batch, attn_mask mask, int32_t i, int64_t rows, int64_t keys,
                                attn_error *error) {
     int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], max_e = batch->max_q_len, max_kv = batch->max_kv_len;
-    int32_t prefix = layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0, phase = attn__phase_of(batch, i);
+    int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0, phase = attn__phase_of(batch, i);
     const attn__rule rules[] = {
         { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
         { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
         { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
         { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
-        { layer->mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
+        { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
         { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
         { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv, 0 },
         { rows > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0 },
@@ -1228,90 +1227,77 @@ static int attn__check_request(const attn_batch *batch, const attn_layer *layer,
 }
 
 /* Every length, before anything is written. */
-ATTN__COLD int attn__check_lengths(const attn_batch *batch, const attn_layer *layer, attn_error *error) {
+ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn_error *error) {
     int64_t rows = 0, keys = 0;
     int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
-    if (batch->n > 0 && layer->mask == ATTN_PREFIX && !batch->prefix) {
+    if (batch->n > 0 && mask == ATTN_PREFIX && !batch->prefix) {
         return attn__fail(error, ATTN_E_BATCH, "batch.prefix is NULL, but the mask is PREFIX", 0, 0);
     }
     for (i = 0; i < batch->n; i++) {
         rows += attn__q_len(batch, i);
         keys += batch->kv_len[i];
-        if (attn__check_request(batch, layer, i, rows, keys, error)) return ATTN_E_BATCH;
+        if (attn__check_request(batch, mask, i, rows, keys, error)) return ATTN_E_BATCH;
     }
     if (!batch->max_rows || rows <= batch->max_rows) return ATTN_OK;
     return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
+/* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
+static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *error) {
+    int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
+    int32_t i;
+    if (reads && attn__check_lengths(batch, p->resolved.mask, error)) return ATTN_E_BATCH;
+    p->n = batch->n;
+    p->max_q_len = batch->max_q_len;
+    p->max_kv_len = batch->max_kv_len;
+    p->max_rows = batch->max_rows;
+    p->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
+    if (batch->phase) p->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
+    for (i = 0; i < batch->n && reads; i++) {
+        if (!batch->max_q_len) p->max_q_len = attn__max(p->max_q_len, attn__q_len(batch, i));
+        if (!batch->max_kv_len) p->max_kv_len = attn__max(p->max_kv_len, batch->kv_len[i]);
+        if (!batch->max_rows) p->max_rows += attn__q_len(batch, i);
+    }
+    return ATTN_OK;
+}
+
 /* Units that a strip can have at most. */
-static int64_t attn__unit_bound(const attn__capacity *c, const attn_layer *l, int32_t unit_keys) {
-    int64_t units = attn__ceil_div(c->max_kv_len, unit_keys);
+static int64_t attn__unit_bound(const attn_plan *p, int32_t unit_keys) {
+    const attn_layer *l = &p->resolved;
+    int64_t units = attn__ceil_div(p->max_kv_len, unit_keys);
     if (l->mask == ATTN_TOPK) return attn__min64(units, attn__ceil_div(l->topk, unit_keys));
     if ((l->mask != ATTN_CAUSAL && l->mask != ATTN_TREE) || !l->window_left) return units;
-    return attn__min64(units, ((int64_t)l->window_left - 1 + c->max_q_len) / unit_keys + 2 +
+    return attn__min64(units, ((int64_t)l->window_left - 1 + p->max_q_len) / unit_keys + 2 +
                               attn__ceil_div(l->sink_keys, unit_keys));
 }
 
-static int64_t attn__slot_bound(const attn__capacity *c, const attn_layer *l) {
-    int64_t units = attn__unit_bound(c, l, ATTN__UNIT), bound = 0;
-    if (c->families >> ATTN_DECODE & 1) bound = attn__min64(c->strips * units, (int64_t)l->workers * (c->depth - 1));
-    if ((c->families >> ATTN_PREFILL & 1) && l->split_keys) bound += c->strips * attn__unit_bound(c, l, l->split_keys);
-    return bound;
-}
-
-/* Fills in every bound from n, max_q_len, max_kv_len, max_rows and families. */
-static void attn__bound(attn__capacity *c, const attn_layer *l) {
-    int64_t group = l->heads / l->kv_heads, splits = l->split_keys ? attn__unit_bound(c, l, l->split_keys) : 1;
+/* The bounds that follow from the layer, n, max_q_len, max_kv_len, max_rows and families of a plan. */
+static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *p) {
+    const attn_layer *l = &p->resolved;
+    int64_t group = l->heads / l->kv_heads, units = attn__unit_bound(p, ATTN__UNIT);
+    int64_t splits = l->split_keys ? attn__unit_bound(p, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
-    int32_t levels = attn__bit_length((uint32_t)attn__unit_bound(c, l, ATTN__UNIT)) + (l->window_left > 0);
+    int32_t levels = attn__bit_length((uint32_t)units) + (l->window_left > 0);
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
-    c->strips = l->kv_heads * (c->max_rows * group / l->row_tile + c->n);
-    if (l->mask == ATTN_TOPK) c->strips = l->kv_heads * c->max_rows * attn__ceil_div(group, l->row_tile);
+    c->strips = l->kv_heads * (p->max_rows * group / l->row_tile + p->n);
+    if (l->mask == ATTN_TOPK) c->strips = l->kv_heads * p->max_rows * attn__ceil_div(group, l->row_tile);
     c->strips = attn__min64(c->strips, (int64_t)1 << 31);
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
     c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
     c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
-    c->rows = attn__min64(l->row_tile, c->max_q_len * group * l->kv_heads);
-    c->slots = attn__slot_bound(c, l);
-    c->words = ATTN__HEADER + 4 * (int64_t)c->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
+    c->rows = attn__min64(l->row_tile, p->max_q_len * group * l->kv_heads);
+    c->slots = 0;
+    if (p->families >> ATTN_DECODE & 1) c->slots = attn__min64(c->strips * units, l->workers * (c->depth - 1));
+    if ((p->families >> ATTN_PREFILL & 1) && l->split_keys) c->slots += c->strips * splits;
+    c->words = ATTN__HEADER + 4 * (int64_t)p->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
                c->merges * ATTN__MERGE;
-}
-
-/* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
-static int attn__measure(attn__capacity *c, const attn_batch *batch, const attn_layer *resolved, attn_error *error) {
-    int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
-    int64_t rows = 0;
-    int32_t i;
-    if (reads && attn__check_lengths(batch, resolved, error)) return ATTN_E_BATCH;
-    c->n = batch->n;
-    c->max_q_len = batch->max_q_len;
-    c->max_kv_len = batch->max_kv_len;
-    c->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
-    if (batch->phase) c->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
-    for (i = 0; i < batch->n && reads; i++) {
-        if (!batch->max_q_len) c->max_q_len = attn__max(c->max_q_len, attn__q_len(batch, i));
-        if (!batch->max_kv_len) c->max_kv_len = attn__max(c->max_kv_len, batch->kv_len[i]);
-        rows += attn__q_len(batch, i);
-    }
-    c->max_rows = batch->max_rows ? batch->max_rows : rows;
-    attn__bound(c, resolved);
-    return ATTN_OK;
-}
-
-static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *plan) {
-    c->n = plan->n;
-    c->max_q_len = plan->max_q_len;
-    c->max_kv_len = plan->max_kv_len;
-    c->max_rows = plan->max_rows;
-    c->families = plan->families;
-    attn__bound(c, &plan->resolved);
 }
 
 static attn__view attn__view_of_plan(const attn_plan *plan) {
     attn__capacity c;
     attn__capacity_of_plan(&c, plan);
-    return attn__view_of(plan->words, &c);
+    return attn__view_of(plan->words, plan->n, &c);
 }
 
 /* What attn_plan_make builds up. */
@@ -1440,37 +1426,41 @@ static void attn__add_strips(attn__planner *p) {
     }
 }
 
-static int attn__plan_check(const attn_batch *batch, const attn_layer *layer, attn_layer *resolved, attn__capacity *c,
-                            attn_error *error) {
-    int64_t ring;
-    int status = attn__check_capacity(batch, error);
-    if (!status) status = attn__resolve(layer, resolved, error);
-    if (!status) status = attn__measure(c, batch, resolved, error);
-    if (status) return status;
-    ring = (int64_t)resolved->window_left - 1 + c->max_q_len;
-    if (resolved->ring && resolved->ring < ring) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b",
-                          resolved->ring, ring);
-    }
-    if (c->max_q_len * (int64_t)resolved->heads > INT32_MAX) {
-        return attn__fail(error, ATTN_E_BATCH,
-                          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", c->max_q_len,
-                          resolved->heads);
-    }
-    if (c->words > INT32_MAX || c->slots > INT32_MAX) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the plan would have more than 2^31-1 words",
-                          c->max_rows, 0);
-    }
-    return ATTN_OK;
-}
-
 /* Bytes as size_t; what a 32-bit machine cannot address becomes a size that no buffer has. */
 static size_t attn__to_size(int64_t bytes) { return (uint64_t)bytes > (uint64_t)SIZE_MAX ? SIZE_MAX : (size_t)bytes; }
 
+/* Checks all that the sizes depend on; fills in the layer, the capacities and bytes of *p, and their bounds. */
+static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *batch, const attn_layer *layer,
+                            attn_error *error) {
+    attn_layer *l = &p->resolved;
+    int64_t ring;
+    int status = attn__check_capacity(batch, error);
+    memset(p, 0, sizeof *p);
+    if (!status) status = attn__resolve(layer, l, error);
+    if (!status) status = attn__measure(p, batch, error);
+    if (status) return status;
+    attn__capacity_of_plan(c, p);
+    p->layer = *layer;
+    p->bytes = attn__to_size(c->words * 4);
+    ring = (int64_t)l->window_left - 1 + p->max_q_len;
+    if (l->ring && l->ring < ring) {
+        return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring,
+                          ring);
+    }
+    if (p->max_q_len * (int64_t)l->heads > INT32_MAX) {
+        return attn__fail(error, ATTN_E_BATCH,
+                          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len,
+                          l->heads);
+    }
+    if (c->words <= INT32_MAX && c->slots <= INT32_MAX) return ATTN_OK;
+    return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the plan would have more than 2^31-1 words",
+                      p->max_rows, 0);
+}
+
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
-    attn_layer resolved;
+    attn_plan plan;
     attn__capacity c;
-    return attn__plan_check(batch, layer, &resolved, &c, NULL) ? 0 : attn__to_size(c.words * 4);
+    return attn__plan_check(&plan, &c, batch, layer, NULL) ? 0 : plan.bytes;
 }
 
 ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
@@ -1506,29 +1496,20 @@ static void attn__write_header(const attn__planner *p) {
 
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error) {
-    attn_layer resolved;
     attn__capacity c;
     attn__planner p;
     int status;
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
-    status = attn__plan_check(batch, layer, &resolved, &c, error);
-    if (!status) status = attn__check_lengths(batch, &resolved, error);
-    if (!status) status = attn__check_memory("mem", mem, bytes, attn__to_size(c.words * 4), 4, error);
-    if (status) return status;
-    if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
     memset(&p, 0, sizeof p);
-    p.view = attn__view_of((int32_t *)mem, &c);
-    p.plan.layer = *layer;
-    p.plan.resolved = resolved;
-    p.plan.n = c.n;
-    p.plan.max_q_len = c.max_q_len;
-    p.plan.max_kv_len = c.max_kv_len;
-    p.plan.max_rows = c.max_rows;
-    p.plan.families = c.families;
+    status = attn__plan_check(&p.plan, &c, batch, layer, error);
+    if (!status) status = attn__check_lengths(batch, layer->mask, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, p.plan.bytes, 4, error);
+    if (status) return status;
+    if (!p.plan.resolved.isa) p.plan.resolved.isa = (int32_t)attn_isa_detect();
     p.plan.words = (int32_t *)mem;
-    p.plan.bytes = attn__to_size(c.words * 4);
+    p.view = attn__view_of(p.plan.words, p.plan.n, &c);
     attn__copy_lengths(&p, batch);
-    p.plan.rows = p.view.q_start[c.n];
+    p.plan.rows = p.view.q_start[p.plan.n];
     attn__add_strips(&p);
     attn__add_tasks(&p);
     ATTN_ASSERT(p.plan.strips <= c.strips && p.plan.tasks <= c.tasks);
@@ -2988,11 +2969,12 @@ static float *attn__take_floats(char *base, int64_t *used, int64_t count) {
 }
 
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
-static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, const attn__capacity *c) {
+static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, const attn__capacity *c) {
+    const attn_layer *l = &p->resolved;
     int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l->isa)->lanes, used = 0;
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
-    int64_t panel_rows = c->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, c->max_q_len * group) : 0;
-    int64_t decode_rows = c->families & 1 << ATTN_DECODE ? c->rows : 0;
+    int64_t panel_rows = p->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, p->max_q_len * group) : 0;
+    int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0;
     int64_t copies = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
     int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
@@ -3022,23 +3004,23 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_layer *l, co
     s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
     s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
-    s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? c->max_kv_len / 8 + 8 : 0);
-    s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, c->max_kv_len) + 1));
+    s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? p->max_kv_len / 8 + 8 : 0);
+    s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, p->max_kv_len) + 1));
     return used;
 }
 
-/* exec.mem: the task counter in the first 64 bytes, the slots, the lanes. */
-static int64_t attn__exec_size(const attn_layer *l, const attn__capacity *c, int32_t lanes) {
+/* exec.mem: the task counter in the first 64 bytes, the slots, the lanes; 64 bytes more to align the start. */
+static int64_t attn__exec_size(const attn_plan *plan, int32_t lanes) {
+    attn__capacity c;
     attn__scratch s;
-    int64_t slots = attn__round_up(c->slots * c->rows * attn__state_stride(l) * 4, 64);
-    return 128 + slots + attn__max(1, lanes) * attn__carve(&s, NULL, l, c); /* 64 of them to align the start */
+    attn__capacity_of_plan(&c, plan);
+    return 128 + attn__round_up(c.slots * c.rows * attn__state_stride(&plan->resolved) * 4, 64) +
+           attn__max(1, lanes) * attn__carve(&s, NULL, plan, &c);
 }
 
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes) {
-    attn__capacity c;
     if (attn__check_plan(plan, NULL) || lanes < 0 || lanes > 65536) return 0;
-    attn__capacity_of_plan(&c, plan);
-    return attn__to_size(attn__exec_size(&plan->resolved, &c, lanes));
+    return attn__to_size(attn__exec_size(plan, lanes));
 }
 
 static char *attn__exec_start(const attn_exec *exec) {
@@ -3116,15 +3098,15 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     int64_t slots, lane_bytes;
     attn__open_caches(r, plan, io);
     attn__capacity_of_plan(&c, plan);
-    r->view = attn__view_of(plan->words, &c);
+    r->view = attn__view_of(plan->words, plan->n, &c);
     r->group = r->layer->heads / r->layer->kv_heads;
     r->state_stride = attn__state_stride(r->layer);
     r->slot_floats = c.rows * r->state_stride;
     r->slots = (float *)(void *)start;
     r->counters = io->counters ? io->counters + lane : NULL;
     slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
-    lane_bytes = attn__carve(&r->scratch, NULL, r->layer, &c);
-    attn__carve(&r->scratch, start + slots + lane * lane_bytes, r->layer, &c);
+    lane_bytes = attn__carve(&r->scratch, NULL, plan, &c);
+    attn__carve(&r->scratch, start + slots + lane * lane_bytes, plan, &c);
 }
 
 static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
@@ -4175,21 +4157,20 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
 
 ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len) {
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
-    attn_layer resolved;
+    attn_plan plan;
     attn__capacity c;
-    if (attn__plan_check(&batch, layer, &resolved, &c, NULL) || layer->page_size) return 0;
-    if (!resolved.isa) resolved.isa = (int32_t)attn_isa_detect();
-    return attn__to_size(attn__round_up(c.words * 4, 64) + attn__exec_size(&resolved, &c, 1));
+    if (attn__plan_check(&plan, &c, &batch, layer, NULL) || layer->page_size) return 0;
+    if (!plan.resolved.isa) plan.resolved.isa = (int32_t)attn_isa_detect();
+    return attn__to_size(attn__round_up(c.words * 4, 64) + attn__exec_size(&plan, 1));
 }
 
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error) {
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     size_t plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
-    attn_layer resolved;
-    attn__capacity capacity;
     attn_plan plan;
-    int status = attn__plan_check(&batch, layer, &resolved, &capacity, error);
+    attn__capacity c;
+    int status = attn__plan_check(&plan, &c, &batch, layer, error);
     if (!status && layer->page_size) {
         return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
     }
@@ -4310,7 +4291,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     int64_t words, all;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, &resolved, error);
-    if (!status) status = attn__check_lengths(batch, &resolved, error);
+    if (!status) status = attn__check_lengths(batch, layer->mask, error);
     if (status) return status;
     if (request < 0 || request >= batch->n) {
         return attn__fail(error, ATTN_E_ARGUMENT, "request = %a, but there are %b requests", request, batch->n);
@@ -4811,36 +4792,28 @@ static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_
     return attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
 }
 
-/* Metadata serve every mask, so E > KV is the layer's affair. Only for the checks and bounds of >>plan. */
-static attn_layer attn__meta_layer(void) {
-    attn_layer layer;
-    memset(&layer, 0, sizeof layer);
-    layer.mask = ATTN_FULL;
-    layer.heads = layer.kv_heads = 1;
-    layer.row_tile = 16;
-    return layer;
-}
-
-/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. */
+/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. Metadata serve
+   every mask, so E > KV is the layer's affair: they are measured as a FULL one's. */
 ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
                             attn_error *error) {
-    attn_layer layer = attn__meta_layer();
-    attn__capacity c;
+    attn_plan plan;
     int64_t words;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__meta_check_input(in, want, error);
-    if (!status) status = attn__measure(&c, batch, &layer, error);
+    memset(&plan, 0, sizeof plan);
+    plan.resolved.mask = ATTN_FULL;
+    if (!status) status = attn__measure(&plan, batch, error);
     if (status) return status;
     memset(m, 0, sizeof *m);
-    m->n = c.n;
-    m->max_q_len = c.max_q_len;
-    m->max_kv_len = c.max_kv_len;
-    m->max_rows = c.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil_div(c.max_kv_len, in->page_size);
+    m->n = plan.n;
+    m->max_q_len = plan.max_q_len;
+    m->max_kv_len = plan.max_kv_len;
+    m->max_rows = plan.max_rows;
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
     words = attn__meta_place(m, want, NULL);
     if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
         return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
-                          c.max_rows, 0);
+                          m->max_rows, 0);
     }
     if (want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX) {
         return attn__fail(error, ATTN_E_BATCH,
@@ -4961,11 +4934,10 @@ ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error) {
     attn_meta m;
-    attn_layer layer = attn__meta_layer();
     int status;
     if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta is NULL", 0, 0);
     status = attn__meta_check(&m, batch, input, want, error);
-    if (!status) status = attn__check_lengths(batch, &layer, error);
+    if (!status) status = attn__check_lengths(batch, ATTN_FULL, error);
     if (!status) status = attn__meta_check_sums(&m, batch, input, want, error);
     if (!status && m.table_row) status = attn__meta_check_tables(batch, input, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);

@@ -1537,18 +1537,18 @@ static attn_cu_layer attn__cuda_layer(const attn_layer *l) {
 }
 
 static attn_cu_plan attn__cuda_plan(const attn_plan *plan, const attn__capacity *c) {
-    attn__view v = attn__view_of((int32_t *)plan->device, c);
+    attn__view v = attn__view_of((int32_t *)plan->device, plan->n, c);
     const int32_t *words = (const int32_t *)plan->device;
     attn_cu_plan out;
     memset(&out, 0, sizeof out);
     out.words = attn__cuda_address(words);
-    out.max_rows = c->max_rows;
+    out.max_rows = plan->max_rows;
     out.version = ATTN_VERSION;
     out.class_id = attn__class_of(&plan->resolved);
-    out.n = c->n;
-    out.max_q_len = c->max_q_len;
-    out.max_kv_len = c->max_kv_len;
-    out.families = c->families;
+    out.n = plan->n;
+    out.max_q_len = plan->max_q_len;
+    out.max_kv_len = plan->max_kv_len;
+    out.families = plan->families;
     out.strips = (int)c->strips;
     out.tasks = (int)c->tasks;
     out.merges = (int)c->merges;
@@ -1574,8 +1574,8 @@ static void attn__cuda_measure(attn__cuda_layout *s, const attn_cuda *cuda, cons
     attn__capacity_of_plan(&s->capacity, plan);
     if (!(plan->families >> ATTN_DECODE & 1)) s->capacity.depth = 1;
     depth = s->capacity.depth;
-    bits = l->mask == ATTN_TOPK ? ((int64_t)s->capacity.max_kv_len / 64 + 1) * 8 : 0;
-    picked = l->mask == ATTN_TOPK ? (attn__min64(l->topk, s->capacity.max_kv_len) + 1) * 4 : 0;
+    bits = l->mask == ATTN_TOPK ? ((int64_t)plan->max_kv_len / 64 + 1) * 8 : 0;
+    picked = l->mask == ATTN_TOPK ? (attn__min64(l->topk, plan->max_kv_len) + 1) * 4 : 0;
     s->slot_floats = s->capacity.rows * attn__state_stride(l);
     s->slots = ATTN__CUDA_HEAD;
     s->block = attn__round_up(depth * s->slot_floats * 4 + bits + picked, 256);
@@ -1808,8 +1808,8 @@ ATTN_API int attn_cuda_geometry(const attn_cuda *cuda, attn_layer *layer, attn_e
     return attn__succeed(error);
 }
 
-static int attn__cuda_check_batch(const attn_batch *batch, const attn_layer *layer, attn_layer *resolved,
-                                  attn__capacity *c, attn_error *error) {
+static int attn__cuda_check_batch(attn_plan *made, attn__capacity *c, const attn_batch *batch, const attn_layer *layer,
+                                  attn_error *error) {
     int status = attn__cuda_check_capacities(batch, error);
     if (status) return status;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
@@ -1817,7 +1817,7 @@ static int attn__cuda_check_batch(const attn_batch *batch, const attn_layer *lay
         return attn__fail(error, ATTN_E_LAYER, "layer.row_tile, key_tile and workers must be set: attn_cuda_geometry",
                           0, 0);
     }
-    status = attn__plan_check(batch, layer, resolved, c, error);
+    status = attn__plan_check(made, c, batch, layer, error);
     if (!status && batch->n > 0 && !batch->kv_len) {
         status = attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
     }
@@ -1834,37 +1834,27 @@ static int attn__cuda_check_batch(const attn_batch *batch, const attn_layer *lay
 ATTN_API int attn_cuda_plan_make(attn_cuda *cuda, attn_plan *plan, const attn_batch *batch, const attn_layer *layer,
                                  void *mem, size_t bytes, void *stream, attn_error *error) {
     void *const *functions;
-    attn_layer resolved;
     attn__capacity c;
     attn_cu_batch p;
     attn_plan made;
     int status = plan ? ATTN_OK : attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
-    if (!status) status = attn__cuda_check_batch(batch, layer, &resolved, &c, error);
-    if (!status) status = attn__check_memory("mem", mem, bytes, attn__to_size(c.words * 4), 16, error);
+    if (!status) status = attn__cuda_check_batch(&made, &c, batch, layer, error);
+    if (!status) status = attn__check_memory("mem", mem, bytes, made.bytes, 16, error);
     if (!status) status = attn__cuda_enter(cuda, error);
     if (status) return status;
-    memset(&made, 0, sizeof made);
-    made.layer = *layer;
-    made.resolved = resolved;
-    made.n = c.n;
-    made.max_q_len = c.max_q_len;
-    made.max_kv_len = c.max_kv_len;
-    made.max_rows = c.max_rows;
-    made.families = c.families;
-    made.rows = (int32_t)c.max_rows;
+    made.rows = (int32_t)made.max_rows;
     made.strips = (int32_t)c.strips;
     made.tasks = (int32_t)c.tasks;
     made.merges = (int32_t)c.merges;
     made.slots = (int32_t)c.slots;
     made.device = mem;
-    made.bytes = attn__to_size(c.words * 4);
     memset(&p, 0, sizeof p);
-    p.layer = attn__cuda_layer(&resolved);
+    p.layer = attn__cuda_layer(&made.resolved);
     p.plan = attn__cuda_plan(&made, &c);
     p.q_len = attn__cuda_address(batch->q_len);
     p.kv_len = attn__cuda_address(batch->kv_len);
     p.phase = attn__cuda_address(batch->phase);
-    p.prefix = resolved.mask == ATTN_PREFIX ? attn__cuda_address(batch->prefix) : 0;
+    p.prefix = layer->mask == ATTN_PREFIX ? attn__cuda_address(batch->prefix) : 0;
     status = attn__cuda_use(cuda, ATTN__CUDA_PLAN, stream, &functions, error);
     if (!status) status = attn__cuda_launch(cuda, functions[ATTN__CUDA_MAKE_PLAN], 1, 1024, stream, &p, error);
     if (!status) *plan = made;

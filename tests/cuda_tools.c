@@ -1080,7 +1080,7 @@ static void every_rule_everywhere(void) {
                 for (i = 2; i >= 0; i--) { /* the first one last: its lengths decide what the others' slots are */
                     if (place == 3 || place == i) made = spoil(&c, &rng, kind, places[i]) && made;
                 }
-                if (made && attn__check_lengths(&c.s.batch, &c.s.layer, NULL)) made = 0;
+                if (made && attn__check_lengths(&c.s.batch, c.s.layer.mask, NULL)) made = 0;
             }
             CHECK(made, "kind %d cannot be made", kind);
             if (open_step(&c.s)) status = judge(&c, "kind", 10 * kind + place, &error);
