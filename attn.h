@@ -397,7 +397,8 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes what the plan will do, in words, one fact a line; returns the length that all of it has, as snprintf does. */
+/* Writes what the plan will do, in words, one fact a line (of a plan on a device: its layer); returns the length that
+   all of it has, as snprintf does. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
 /* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
@@ -2673,7 +2674,8 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     int64_t one_lane;
     if (t.capacity) text[0] = 0;
     if (!plan || !plan->words) {
-        attn__put(&t, "no plan\n");
+        attn__put(&t, plan && plan->device ? "on a device\n" : "no plan\n");
+        if (plan && plan->device) attn__explain_layer(&t, &plan->resolved);
         return t.length;
     }
     attn__put(&t, "isa: ");

@@ -879,6 +879,10 @@ static void test_explain_layer(void) {
     for (i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         CHECK(strstr(text, wanted[i]), "no %s in %s", wanted[i], text);
     }
+    plan.words = NULL;
+    plan.device = memory;
+    CHECK(attn_plan_explain(&plan, text, sizeof text) == strlen(text), "the length, on a device");
+    CHECK(!strncmp(text, "on a device\nlayer: ", 19) && strstr(text, "softcap 30"), "on a device: %s", text);
 }
 
 static void test_explain(void) {
