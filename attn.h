@@ -4649,26 +4649,24 @@ static const attn__mode_rule attn__mode_rules[] = {
     { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DRAFT_DECODE: as before the first step */
 };
 
-static int32_t attn__mode_rows(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i) {
-    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return 0;
-    if (rule->rows == ATTN__GIVEN) return in->extend_lens[i];
-    return rule->rows == ATTN__ONE ? 1 : in->draft_tokens;
-}
-
-static int64_t attn__mode_keys(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i) {
-    if (rule->rows == ATTN__PAD || in->seq_lens[i] == -1) return 0;
-    return (int64_t)in->seq_lens[i] + rule->drafts * (int64_t)in->draft_tokens +
-           rule->steps * ((int64_t)in->draft_step + 1);
+/* E and KV of one request, none of a pad; returns its phase. */
+static int32_t attn__mode_lengths(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i, int32_t *rows,
+                                  int64_t *keys) {
+    int pad = rule->rows == ATTN__PAD || in->seq_lens[i] == -1;
+    int64_t more = rule->drafts * (int64_t)in->draft_tokens + rule->steps * ((int64_t)in->draft_step + 1);
+    *rows = pad ? 0 : rule->rows == ATTN__ONE ? 1 : rule->rows == ATTN__GIVEN ? in->extend_lens[i] : in->draft_tokens;
+    *keys = pad ? 0 : in->seq_lens[i] + more;
+    return in->phase ? in->phase[i] : rule->phase;
 }
 
 static int attn__mode_check_one(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i, attn_error *error) {
-    int pad = rule->rows == ATTN__PAD || in->seq_lens[i] == -1;
-    int32_t rows = attn__mode_rows(rule, in, i), seq_len = pad ? 0 : in->seq_lens[i];
-    int32_t phase = in->phase ? in->phase[i] : rule->phase;
-    int64_t keys = attn__mode_keys(rule, in, i), prefix = in->prefix_lens && !pad ? in->prefix_lens[i] : keys - rows;
+    int64_t keys, prefix;
+    int32_t rows, phase = attn__mode_lengths(rule, in, i, &rows, &keys);
+    int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
+    prefix = in->prefix_lens && seq_len != -1 ? in->prefix_lens[i] : keys - rows;
     const attn__rule rules[] = {
         { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
-        { seq_len < 0, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
+        { seq_len < -1, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
         { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
         { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
         { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0 },
@@ -4700,31 +4698,30 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error) {
     const attn__mode_rule *rule;
-    int32_t i, n;
+    int64_t keys, n;
+    int32_t i;
     int status;
-    if (!batch) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
+    if (!batch || !input) return attn__fail(error, ATTN_E_ARGUMENT, batch ? "input is NULL" : "batch is NULL", 0, 0);
     if ((int)mode < 0 || (int)mode >= ATTN__COUNT(attn__mode_rules)) {
         return attn__fail(error, ATTN_E_ARGUMENT, "mode = %a is no attn_mode", (int64_t)mode, 0);
     }
-    if (!input) return attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     rule = &attn__mode_rules[mode];
     status = attn__mode_check(rule, input, error);
     if (status) return status;
     n = input->n;
     if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem is NULL", 0, 0);
     if (count / 3 < (size_t)n) {
-        return attn__fail(error, ATTN_E_MEMORY, "count = %a is less than 3 * n = %b", (int64_t)count, 3 * (int64_t)n);
+        return attn__fail(error, ATTN_E_MEMORY, "count = %a is less than 3 * n = %b", (int64_t)count, 3 * n);
     }
     for (i = 0; i < n; i++) {
-        mem[i] = attn__mode_rows(rule, input, i);
-        mem[(int64_t)n + i] = (int32_t)attn__mode_keys(rule, input, i);
-        mem[2 * (int64_t)n + i] = input->phase ? input->phase[i] : rule->phase;
+        mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
+        mem[n + i] = (int32_t)keys;
     }
     memset(batch, 0, sizeof *batch);
-    batch->n = n;
+    batch->n = input->n;
     batch->q_len = mem;
     batch->kv_len = n ? mem + n : mem;
-    batch->phase = n ? mem + 2 * (int64_t)n : mem;
+    batch->phase = n ? mem + 2 * n : mem;
     batch->max_q_len = input->max_q_len;
     batch->max_kv_len = input->max_kv_len;
     batch->max_rows = input->max_rows;
@@ -4832,35 +4829,23 @@ static int64_t attn__clamped_sum(int64_t last, int64_t topk) {
     return last <= 0 ? 0 : x * (x + 1) / 2 + (last - x) * topk;
 }
 
-/* Sums of the sparse and padded lengths; E and KV were checked before. */
-static int attn__meta_check_sums(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
-                                 attn_error *error) {
-    int64_t sparse = 0;
-    int32_t i;
-    for (i = 0; i < batch->n; i++) {
-        int64_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
-        if (want & ATTN_META_PAD && kv - e + m->max_q_len > INT32_MAX) {
-            return attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a: padded it is above 2^31-1", kv, 0, 0);
-        }
-        if (!(want & ATTN_META_SPARSE)) continue;
-        sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
-        if (sparse <= INT32_MAX) continue;
-        return attn__fail_at(error, ATTN_E_BATCH, i, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0, 0);
-    }
-    return ATTN_OK;
-}
-
-static int attn__meta_check_tables(const attn_batch *batch, const attn_meta_input *in, attn_error *error) {
-    int32_t i, status = ATTN_OK;
+/* What the arrays make of the requests; E and KV were checked before. */
+static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in,
+                                     int32_t want, attn_error *error) {
+    int64_t sparse = 0, tokens = in ? in->req_to_token_row : 0;
+    int32_t requests = in ? in->requests : 0, i, status = ATTN_OK;
     for (i = 0; i < batch->n && !status; i++) {
-        int32_t row = in->req_index ? in->req_index[i] : i, keys = batch->kv_len[i];
+        int64_t e = attn__q_len(batch, i), kv = batch->kv_len[i], padded = kv - e + m->max_q_len;
+        int listed = m->table_row && kv > 0;
+        int32_t row = listed && in->req_index ? in->req_index[i] : i;
+        if (want & ATTN_META_SPARSE) sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
+        if (listed && !in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
         const attn__rule rules[] = {
-            { row < 0 || row >= in->requests, "req_index[%d] = %a, but input.requests = %b", row, in->requests, 0 },
-            { keys > in->req_to_token_row, "kv_len[%d] = %a is more than input.req_to_token_row = %b", keys,
-              in->req_to_token_row, 0 }
+            { want & ATTN_META_PAD && padded > INT32_MAX, "kv_len[%d] = %a: padded it is above 2^31-1", kv, 0, 0 },
+            { sparse > INT32_MAX, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0, 0 },
+            { listed && (row < 0 || row >= requests), "req_index[%d] = %a, but input.requests = %b", row, requests, 0 },
+            { listed && kv > tokens, "kv_len[%d] = %a is more than input.req_to_token_row = %b", kv, tokens, 0 }
         };
-        if (!keys) continue;
-        if (!in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
         status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
     }
     return status;
@@ -4940,8 +4925,7 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta is NULL", 0, 0);
     status = attn__meta_check(&m, batch, input, want, error);
     if (!status) status = attn__check_lengths(batch, ATTN_FULL, error);
-    if (!status) status = attn__meta_check_sums(&m, batch, input, want, error);
-    if (!status && m.table_row) status = attn__meta_check_tables(batch, input, error);
+    if (!status) status = attn__meta_check_requests(&m, batch, input, want, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
     if (status) return status;
     attn__meta_place(&m, want, (int32_t *)mem);
