@@ -893,7 +893,7 @@ static int attn__is_share(float x, int32_t mode) {
     return attn__is_finite(x) && x >= 0 && (mode != ATTN_SKIP_EPS || x < 1);
 }
 
-ATTN__COLD int attn__layer_check_values(const attn_layer *layer, attn_error *error) {
+ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
     int i;
     for (i = 0; i < ATTN__LAYER_INTEGERS; i++) {
         const attn__field *f = &attn__layer_fields[i];
@@ -901,16 +901,6 @@ ATTN__COLD int attn__layer_check_values(const attn_layer *layer, attn_error *err
         const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
         if (value >= f->low && value <= f->high) continue;
         return attn__fail_name(error, ATTN_E_LAYER, f->name, text, value, f->low, f->high, 0);
-    }
-    if (!attn__is_finite(layer->scale)) return attn__fail(error, ATTN_E_LAYER, "layer.scale is not finite", 0, 0);
-    if (!attn__is_finite(layer->softcap) || layer->softcap < 0 || (layer->softcap > 0 && layer->softcap < 1e-30f)) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0);
-    }
-    if (!attn__is_share(layer->skip.prefill, layer->skip.mode) ||
-        !attn__is_share(layer->skip.decode, layer->skip.mode)) {
-        return attn__fail(error, ATTN_E_LAYER,
-                          "layer.skip.prefill = %A and decode = %B must be 0 or more, finite, and with EPS below 1",
-                          attn__bits_of(layer->skip.prefill), attn__bits_of(layer->skip.decode));
     }
     return ATTN_OK;
 }
@@ -929,11 +919,17 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
     return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
 
-/* Combinations of fields that cannot work. given: the layer before the defaults. */
+/* Numbers and combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
     int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
     const attn__rule rules[] = {
+        { !attn__is_finite(l->scale), "layer.scale is not finite", 0, 0, 0 },
+        { !attn__is_finite(l->softcap) || !(l->softcap == 0 || l->softcap >= 1e-30f),
+          "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0, 0 },
+        { !attn__is_share(l->skip.prefill, skip) || !attn__is_share(l->skip.decode, skip),
+          "layer.skip.prefill = %A and decode = %B must be 0 or more, finite, and with EPS below 1",
+          attn__bits_of(l->skip.prefill), attn__bits_of(l->skip.decode), 0 },
         { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0, 0 },
         { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys, 0 },
         { ring && l->page_size && ring % l->page_size,
@@ -964,7 +960,7 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     int status;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    status = attn__layer_check_values(layer, error);
+    status = attn__check_ranges(layer, error);
     if (!status) status = attn__check_mask(layer, error);
     if (status) return status;
     *out = *layer;
@@ -2759,20 +2755,15 @@ ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, 
 }
 
 static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
-    const struct {
-        const char *name;
-        int64_t value;
-    } strides[] = {
-        { "io.q_row", io->q_row },   { "io.q_head", io->q_head }, { "io.o_row", io->o_row },
-        { "io.o_head", io->o_head }, { "io.k_page", io->k_page }, { "io.k_row", io->k_row },
-        { "io.k_head", io->k_head }, { "io.v_page", io->v_page }, { "io.v_row", io->v_row },
-        { "io.v_head", io->v_head }, { "io.page_table_row", io->page_table_row }
-    };
-    size_t i;
-    for (i = 0; i < sizeof strides / sizeof strides[0]; i++) {
-        if (strides[i].value >= 0 && !(strides[i].value >> 40)) continue; /* times page size or heads it must fit */
-        return attn__fail_name(error, ATTN_E_ARGUMENT, strides[i].name, " = %a, but it must be 0 .. 2^40 - 1",
-                               strides[i].value, 0, 0, 0);
+    static const char *const names[] = { "io.q_row",  "io.q_head", "io.o_row",  "io.o_head", "io.k_page", "io.k_row",
+                                         "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
+    const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
+                                io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
+    int i;
+    for (i = 0; i < ATTN__COUNT(strides); i++) {
+        if (strides[i] >= 0 && !(strides[i] >> 40)) continue; /* times page size or heads it must fit */
+        return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " = %a, but it must be 0 .. 2^40 - 1", strides[i], 0,
+                               0, 0);
     }
     return ATTN_OK;
 }
@@ -4371,16 +4362,14 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
 /* Rows lane, lane + lanes, ... of the batch. */
 static void attn__index_lane(void *context, int lane) {
     const attn__index *c = (const attn__index *)context;
-    int32_t lanes = attn__max(1, c->exec->lanes), i, j, row;
+    int32_t lanes = attn__max(1, c->exec->lanes), row, i = 0;
     attn__run r;
     attn__open(&r, c->plan, c->io, c->exec, lane);
-    for (i = 0; i < c->plan->n; i++) {
-        for (j = 0; j < attn__lengths_of(&r.view, i).q_len; j++) {
-            row = r.view.q_start[i] + j;
-            if (row % lanes != lane) continue;
-            attn__index_row(&r, i, j, c->weights + (int64_t)row * r.layer->heads,
-                            c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
-        }
+    for (row = 0; row < c->plan->rows; row++) {
+        while (row >= r.view.q_start[i + 1]) i++;
+        if (row % lanes != lane) continue;
+        attn__index_row(&r, i, row - r.view.q_start[i], c->weights + (int64_t)row * r.layer->heads,
+                        c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
     }
 }
 
@@ -4808,7 +4797,9 @@ ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const att
     m->max_q_len = plan.max_q_len;
     m->max_kv_len = plan.max_kv_len;
     m->max_rows = plan.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
+        m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
+    }
     words = attn__meta_place(m, want, NULL);
     if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
         return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
