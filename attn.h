@@ -600,19 +600,17 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__X86 0
 #endif
 
+/* ATTN__COLD: checks and texts, small code instead of fast code. */
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ATTN__INLINE static __forceinline
+#define ATTN__COLD static
 #define ATTN__TARGET(features)
 #elif defined(__GNUC__) || defined(__clang__)
 #define ATTN__INLINE static inline __attribute__((always_inline))
+#define ATTN__COLD static __attribute__((noinline, cold))
 #define ATTN__TARGET(features) __attribute__((target(features)))
 #else
 #define ATTN__INLINE static inline
-#endif
-
-#if defined(__GNUC__) || defined(__clang__)
-#define ATTN__COLD static __attribute__((noinline, cold)) /* checks and texts: small code instead of fast code */
-#else
 #define ATTN__COLD static
 #endif
 
@@ -1204,39 +1202,33 @@ ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
     return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0);
 }
 
-/* The lengths of one request. rows, keys: the sums up to and with it. */
-static int attn__check_request(const attn_batch *batch, attn_mask mask, int32_t i, int64_t rows, int64_t keys,
-                               attn_error *error) {
-    int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], max_e = batch->max_q_len, max_kv = batch->max_kv_len;
-    int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0, phase = attn__phase_of(batch, i);
-    const attn__rule rules[] = {
-        { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
-        { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
-        { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
-        { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
-        { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
-        { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
-        { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv, 0 },
-        { rows > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0 },
-        { keys > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0 }
-    };
-    return attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
-}
-
 /* Every length, before anything is written. */
 ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn_error *error) {
+    int32_t max_e = batch->max_q_len, max_kv = batch->max_kv_len, i, status = ATTN_OK;
     int64_t rows = 0, keys = 0;
-    int32_t i;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
     if (batch->n > 0 && mask == ATTN_PREFIX && !batch->prefix) {
         return attn__fail(error, ATTN_E_BATCH, "batch.prefix is NULL, but the mask is PREFIX", 0, 0);
     }
-    for (i = 0; i < batch->n; i++) {
-        rows += attn__q_len(batch, i);
-        keys += batch->kv_len[i];
-        if (attn__check_request(batch, mask, i, rows, keys, error)) return ATTN_E_BATCH;
+    for (i = 0; i < batch->n && !status; i++) {
+        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], phase = attn__phase_of(batch, i);
+        int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0;
+        const attn__rule rules[] = {
+            { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
+            { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
+            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+            { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
+            { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
+            { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
+            { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv, 0 },
+            { rows + e > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0 },
+            { keys + kv > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0 }
+        };
+        status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
+        rows += e;
+        keys += kv;
     }
-    if (!batch->max_rows || rows <= batch->max_rows) return ATTN_OK;
+    if (status || !batch->max_rows || rows <= batch->max_rows) return status;
     return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
