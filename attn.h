@@ -1152,8 +1152,11 @@ static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v,
 /* Unit number of entry i of a strip's list. */
 ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t i) { return i < s->lead ? i : s->unit - s->lead + i; }
 
-/* Height of the tree node above two units. */
-ATTN__INLINE int32_t attn__level(int32_t a, int32_t b) { return attn__bit_length((uint32_t)a ^ (uint32_t)b); }
+/* Is the tree node above units a and b higher than that above b and c: the highest bit in which they differ? */
+ATTN__INLINE int attn__higher(int32_t a, int32_t b, int32_t c) {
+    uint32_t ab = (uint32_t)a ^ (uint32_t)b, bc = (uint32_t)b ^ (uint32_t)c;
+    return bc < ab && bc < (ab ^ bc);
+}
 
 /* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
    belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
@@ -1164,12 +1167,12 @@ typedef struct attn__fold {
 
 /* Must the two topmost states merge before `next` (-1: nothing follows) is pushed? If so, pops one. */
 static int attn__fold_step(attn__fold *f, int32_t next) {
-    int32_t left, node;
+    int32_t left, right;
     if (f->depth < 2) return 0;
     left = f->unit[f->depth - 2];
-    node = attn__level(left, f->unit[f->depth - 1]);
-    if (next >= 0 && attn__level(f->unit[f->depth - 1], next) <= node) return 0;
-    if (f->before >= 0 && attn__level(f->before, left) <= node) return 0;
+    right = f->unit[f->depth - 1];
+    if (next >= 0 && !attn__higher(next, right, left)) return 0;
+    if (f->before >= 0 && !attn__higher(f->before, left, right)) return 0;
     f->depth--;
     return 1;
 }
