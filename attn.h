@@ -73,6 +73,7 @@
       FULL          all keys: encoders and cross attention. Any E and KV; the other masks need E <= KV.
       PREFIX        prefix-LM: keys below max(batch.prefix[i], P + j + 1).
       BLOCK         block diffusion, layer.chunk = L: keys below min(KV, P + L * (j / L + 1)).
+      TREE, TOPK    drafts that see their ancestors, lists of keys: see >>engines.
       chunk         n with CAUSAL: only the keys with key / n = (P + j) / n (chunked local attention).
       window_left   n: only the n keys up to the row's own position, itself included; 1 is the row itself, 0 no limit.
                     Engines that speak of a radius (sliding_window_size): attn_window_from_radius.
@@ -114,14 +115,14 @@
       Forward modes. An engine's seq_lens counts something else in each mode; attn_batch_from_mode takes the number as
       it is and makes E, KV and phase of it, once. D = draft_tokens, s = draft_step; P = KV - E as everywhere.
          mode               seq_lens counts           E               KV                 phase
-         EXTEND             prefix and new tokens     extend_lens     seq_lens           PREFILL
-         MIXED, SPLIT_PREFILL, DLLM_EXTEND: as EXTEND
+         EXTEND             prefix and new tokens     extend_lens     seq_lens           PREFILL   prompts, chunks
+         MIXED, SPLIT_PREFILL, DLLM_EXTEND: as EXTEND; with decoding requests, some layers at a time, diffusion blocks
          DECODE             the new token too         1               seq_lens           DECODE
-         DRAFT_DECODE       tokens before step 0      1               seq_lens + s + 1   DECODE
-         TARGET_VERIFY      the prefix only           D               seq_lens + D       DECODE
-         DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE
-         DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE
-         IDLE               not read                  0               0                  PREFILL
+         DRAFT_DECODE       tokens before step 0      1               seq_lens + s + 1   DECODE    a draft model's loop
+         TARGET_VERIFY      the prefix only           D               seq_lens + D       DECODE    drafts are scored
+         DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE    the draft model
+         DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE    takes them in
+         IDLE               not read                  0               0                  PREFILL   pads only
       The caller's phase array wins, so that a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0)
       in every mode: a captured batch of n requests replays a smaller one so. prefix_lens, if given, must agree with
       KV - E, which catches a mistaken mode. batch.prefix is left NULL.
@@ -234,18 +235,12 @@ typedef enum attn_status {
 
 typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
-    ATTN_E4M3,         /* the last three for K and V only. OCP FN: no infinities, largest value 448 */
-    ATTN_E5M2,         /* largest value 57344 */
-    ATTN_INT8          /* -127 .. 127, times k_scale or v_scale */
+    ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: OCP FN, up to 448, no infinities; up to 57344; -127 .. 127 */
 } attn_type;
 
+/* Which keys a row sees: >>masks. */
 typedef enum attn_mask {
-    ATTN_CAUSAL = 0,   /* query j of a request sees keys 0 .. kv_len - q_len + j (bottom-right aligned) */
-    ATTN_FULL,         /* every key: encoders, cross attention */
-    ATTN_PREFIX,       /* prefix-LM: causal, and everybody sees the first batch.prefix[i] keys */
-    ATTN_BLOCK,        /* diffusion: the new rows see all of their own block of layer.chunk rows, and what is before */
-    ATTN_TREE,         /* drafts: a row sees the cached keys and those of the new ones whose bits are set in io.tree */
-    ATTN_TOPK          /* sparse: of its causal keys a row sees those listed in io.topk */
+    ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK
 } attn_mask;
 
 /* attn_layer.scale_kind: the shape of io.k_scale and io.v_scale. */
@@ -269,13 +264,8 @@ typedef enum attn_flag {
 
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
 
-/* Skip-softmax: which key tiles are left out because they weigh next to nothing; see >>engines. */
-typedef enum attn_skip_mode {
-    ATTN_SKIP_OFF = 0,
-    ATTN_SKIP_FACTOR,  /* lambda = factor / kv_len of the request */
-    ATTN_SKIP_LAMBDA,  /* lambda = io.lambda[request] */
-    ATTN_SKIP_EPS      /* no row loses more than eps / (1 + eps) of its softmax */
-} attn_skip_mode;
+/* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
+typedef enum attn_skip_mode { ATTN_SKIP_OFF = 0, ATTN_SKIP_FACTOR, ATTN_SKIP_LAMBDA, ATTN_SKIP_EPS } attn_skip_mode;
 
 typedef struct attn_skip {
     int32_t mode;                   /* attn_skip_mode */
@@ -479,18 +469,11 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
 
-/* What an engine is doing in this step. The modes differ in what the engine's seq_lens counts. */
+/* What an engine is doing in this step, and so what its seq_lens counts: the table of >>engines. */
 typedef enum attn_mode {
-    ATTN_MODE_EXTEND = 0,           /* prompts, or chunks of prompts */
-    ATTN_MODE_DECODE,               /* one new token each */
-    ATTN_MODE_MIXED,                /* chunks of prompts together with decoding requests (E = 1) */
-    ATTN_MODE_IDLE,                 /* nothing to attend: every request is a pad */
-    ATTN_MODE_TARGET_VERIFY,        /* the target model scores draft_tokens drafts of each request */
-    ATTN_MODE_DRAFT_EXTEND,         /* the draft model takes in the accepted tokens, ragged */
-    ATTN_MODE_DRAFT_EXTEND_V2,      /* the draft model takes in all draft_tokens of each request */
-    ATTN_MODE_SPLIT_PREFILL,        /* EXTEND, some layers at a time */
-    ATTN_MODE_DLLM_EXTEND,          /* a block of a diffusion model */
-    ATTN_MODE_DRAFT_DECODE          /* the draft model decodes, step draft_step of its loop */
+    ATTN_MODE_EXTEND = 0, ATTN_MODE_DECODE, ATTN_MODE_MIXED, ATTN_MODE_IDLE, ATTN_MODE_TARGET_VERIFY,
+    ATTN_MODE_DRAFT_EXTEND, ATTN_MODE_DRAFT_EXTEND_V2, ATTN_MODE_SPLIT_PREFILL, ATTN_MODE_DLLM_EXTEND,
+    ATTN_MODE_DRAFT_DECODE
 } attn_mode;
 
 /* An engine's lengths, as they are. Arrays hold n int32; in every mode seq_lens[i] = -1 marks a pad. */
@@ -536,13 +519,9 @@ typedef struct attn_meta {
     int32_t max_q_len, max_kv_len;  /* capacities, resolved */
     int64_t max_rows;
     int64_t table_row;              /* columns of page_table and row_table: ceil(max_kv_len / page_size) */
-    int32_t *cu_seqlens_q, *cu_seqlens_k;       /* [n + 1] */
-    int32_t *seqlens_expand, *positions, *row_request; /* [rows] */
-    int32_t *sparse_len, *cu_sparse;            /* [rows], [rows + 1] */
-    int32_t *indexer_ks, *indexer_ke, *topk_offset; /* [rows] */
-    int32_t *page_table, *row_table;            /* [n][table_row], [rows][table_row] */
-    int32_t *pad_row, *unpad_row, *pad_len;     /* [n][max_q_len], [rows], [n] */
-    int32_t *row_q_len, *row_kv_len;            /* [max_rows] */
+    int32_t *cu_seqlens_q, *cu_seqlens_k, *seqlens_expand, *positions, *row_request, *sparse_len, *cu_sparse;
+    int32_t *indexer_ks, *indexer_ke, *topk_offset, *page_table, *row_table, *pad_row, *unpad_row, *pad_len;
+    int32_t *row_q_len, *row_kv_len; /* their shapes: >>engines */
     attn_batch row_batch;           /* every row a request of its own; goes with row_table */
     size_t bytes;                   /* of memory used */
 } attn_meta;
