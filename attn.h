@@ -782,17 +782,12 @@ ATTN__COLD int attn__fail(attn_error *error, int status, const char *format, int
     return attn__fail_name(error, status, "", format, a, b, 0, 0);
 }
 
-/* Adds the slot to an error. */
-static int attn__fail_slot(attn_error *error, int status, int32_t slot) {
-    if (error) error->slot = slot;
-    return status;
-}
-
-/* An error of one request, %d: "q_len[%d] = %a is negative". */
-ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, const char *format, int64_t a, int64_t b,
-                         int64_t c) {
+/* An error of one request, %d, and one slot of it, or -1: "q_len[%d] = %a is negative". */
+ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, int32_t slot, const char *format,
+                             int64_t a, int64_t b, int64_t c) {
     attn__fail_name(error, status, "", format, a, b, c, request);
     if (error) error->request = request;
+    if (error) error->slot = slot;
     return status;
 }
 
@@ -812,7 +807,7 @@ ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request,
     int i;
     for (i = 0; i < count; i++) {
         const attn__rule *r = &rules[i];
-        if (r->broken) return attn__fail_at(error, status, request, r->text, r->a, r->b, r->c);
+        if (r->broken) return attn__fail_at(error, status, request, -1, r->text, r->a, r->b, r->c);
     }
     return ATTN_OK;
 }
@@ -2766,9 +2761,8 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     for (key = first; key < last; key += size - key % size) {
         int32_t p = attn__slot_of(l, (int32_t)key) / size, page = io->page_table[request * table_row + p];
         if (page >= 0 && page < io->pages) continue;
-        attn__fail_at(error, ATTN_E_PAGE, request, "page_table[%d][%c] = %a, but there are %b pages", page, io->pages,
-                      p);
-        return attn__fail_slot(error, ATTN_E_PAGE, p);
+        return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages", page,
+                             io->pages, p);
     }
     return ATTN_OK;
 }
@@ -2783,7 +2777,7 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
         if (!n.q_len || columns <= table_row) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i,
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
                              "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
                              n.kv_len);
     }
@@ -2829,8 +2823,7 @@ static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_erro
         for (row = q_start[i]; row < q_start[i + 1]; row++) {
             int32_t own = (int32_t)row - q_start[i];
             if (attn__tree_bit(io->tree + row * words, own)) continue;
-            attn__fail_at(error, ATTN_E_ARGUMENT, i, "tree[%a] lacks bit %b, the row's own", row, own, 0);
-            return attn__fail_slot(error, ATTN_E_ARGUMENT, own);
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
         }
     }
     return ATTN_OK;
@@ -2856,7 +2849,7 @@ static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error
     }
     for (i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, "lambda[%d] = %A, but it must be 0 or more, and finite",
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
                              attn__bits_of(io->lambda[i]), 0, 0);
     }
     return status;
@@ -3312,10 +3305,9 @@ static int attn__check_list(const attn__run *r, int32_t request, int32_t row, at
         int32_t key = list[slot];
         uint64_t *word = &r->scratch.bits[attn__max(0, attn__min(key, n.kv_len)) / 64], bit = (uint64_t)1 << (key & 63);
         if (key < -1 || (key >= 0 && key < n.kv_len && (*word & bit))) {
-            attn__fail_at(error, ATTN_E_ARGUMENT, request, key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
-                                                                   : "topk[%a][%b] = %c stands in the list twice",
-                          at, slot, key);
-            return attn__fail_slot(error, ATTN_E_ARGUMENT, slot);
+            const char *text = key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
+                                       : "topk[%a][%b] = %c stands in the list twice";
+            return attn__fail_at(error, ATTN_E_ARGUMENT, request, slot, text, at, slot, key);
         }
         if (key < 0 || key >= n.kv_len) continue;
         *word |= bit;
@@ -4095,8 +4087,8 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
     for (i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         if (n.kv_len >= n.q_len) continue;
-        status = attn__fail_at(error, ATTN_E_BATCH, i, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len, n.q_len,
-                               0);
+        status = attn__fail_at(error, ATTN_E_BATCH, i, -1, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len,
+                               n.q_len, 0);
     }
     return status;
 }
@@ -4366,9 +4358,8 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
         for (j = 0; j < n.q_len && !status; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
             if (first >= 0 && (int64_t)first + last <= c->score_row) continue;
-            attn__fail_at(error, ATTN_E_ARGUMENT, i, "ks[%a] = %b: the row's keys do not fit score_row = %c", row,
-                          first, c->score_row);
-            return attn__fail_slot(error, ATTN_E_ARGUMENT, j);
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, j, "ks[%a] = %b: the row's keys do not fit score_row = %c",
+                                 row, first, c->score_row);
         }
     }
     return status;
