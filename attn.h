@@ -251,18 +251,15 @@ typedef enum attn_scale {
     ATTN_SCALE_PER_KEY              /* int8 only: [key][kv_head] or [page][slot][kv_head]; attn_append writes it */
 } attn_scale;
 
-/* attn_batch.phase. The phase alone chooses the kernel family; PREFILL tiles many rows, DECODE streams keys once. */
-typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase;
-
 typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512 } attn_isa;
+typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
+typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
 /* attn_layer.flags */
 typedef enum attn_flag {
     ATTN_TRUSTED = 1,  /* attn_forward and attn_append do not check page ids and top-k lists (known to be right) */
     ATTN_V_IN_K = 2    /* V is the first v_dim elements of each key (absorbed MLA); one kv head, scale given, no io.v */
 } attn_flag;
-
-typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;
 
 /* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
 typedef enum attn_skip_mode { ATTN_SKIP_OFF = 0, ATTN_SKIP_FACTOR, ATTN_SKIP_LAMBDA, ATTN_SKIP_EPS } attn_skip_mode;
@@ -1448,18 +1445,6 @@ ATTN__COLD int32_t attn__class_of(const attn_layer *l) {
     return (int32_t)hash;
 }
 
-static void attn__write_header(const attn__planner *p) {
-    const attn_plan *plan = &p->plan;
-    const attn_layer *l = &plan->resolved;
-    const int32_t header[ATTN__HEADER] = {
-        ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots, l->row_tile,
-        l->key_tile, l->workers, plan->max_q_len, plan->max_kv_len, plan->families,
-        (int32_t)(p->view.strips - plan->words), (int32_t)(p->view.tasks - plan->words),
-        (int32_t)(p->view.merges - plan->words), attn__class_of(l)
-    };
-    memcpy(plan->words, header, sizeof header);
-}
-
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error) {
     attn__capacity c;
@@ -1480,8 +1465,14 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     attn__add_tasks(&p);
     ATTN_ASSERT(p.plan.strips <= c.strips && p.plan.tasks <= c.tasks);
     ATTN_ASSERT(p.plan.merges <= c.merges && p.plan.slots <= c.slots);
-    attn__write_header(&p);
     *plan = p.plan;
+    const int32_t header[ATTN__HEADER] = {
+        ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots,
+        plan->resolved.row_tile, plan->resolved.key_tile, plan->resolved.workers, plan->max_q_len, plan->max_kv_len,
+        plan->families, (int32_t)(p.view.strips - plan->words), (int32_t)(p.view.tasks - plan->words),
+        (int32_t)(p.view.merges - plan->words), attn__class_of(&plan->resolved)
+    };
+    memcpy(plan->words, header, sizeof header);
     return attn__succeed(error);
 }
 
@@ -2649,9 +2640,9 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     attn__explain_layer(&t, &plan->resolved);
     attn__explain_tasks(&t, plan);
     one_lane = (int64_t)attn_exec_bytes(plan, 1);
-    attn__put_format(&t, "merge: %a tasks over %b partial results\n", plan->merges, plan->slots, 0, 0);
-    attn__put_format(&t, "work: %a row-key-head triples, the largest task has %b\n", plan->work, plan->largest_task, 0,
-                     0);
+    attn__put_format(&t, "merge: %a tasks over %b partial results\n"
+                         "work: %c row-key-head triples, the largest task has %d\n",
+                     plan->merges, plan->slots, plan->work, plan->largest_task);
     attn__put_format(&t, "memory: plan %a bytes, exec %b bytes for one lane and %c for each further one\n",
                      (int64_t)plan->bytes, one_lane, (int64_t)attn_exec_bytes(plan, 2) - one_lane, 0);
     return t.length;
@@ -4564,16 +4555,14 @@ static float attn__parse(const char *text) {
 ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name), attn_error *error) {
     static const char *const names[2] = { "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR",
                                           "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR" };
-    float values[2] = { 0, 0 };
+    float values[2];
     int i;
     if (!skip || !get) return attn__fail(error, ATTN_E_ARGUMENT, "skip or get is NULL", 0, 0);
     for (i = 0; i < 2; i++) {
         const char *text = get(names[i]);
-        if (!text) continue;
-        values[i] = attn__parse(text);
-        if (values[i] < 0) {
-            return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
-        }
+        values[i] = text ? attn__parse(text) : 0;
+        if (values[i] >= 0) continue;
+        return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
     }
     skip->mode = values[0] > 0 || values[1] > 0 ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
     skip->prefill = values[0];
