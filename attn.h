@@ -1410,14 +1410,13 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
         return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring,
                           ring);
     }
-    if (p->max_q_len * (int64_t)l->heads > INT32_MAX) {
-        return attn__fail(error, ATTN_E_BATCH,
-                          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len,
-                          l->heads);
-    }
-    if (c->words <= INT32_MAX && c->slots <= INT32_MAX) return ATTN_OK;
-    return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the plan would have more than 2^31-1 words",
-                      p->max_rows, 0);
+    const attn__rule rules[] = {
+        { p->max_q_len * (int64_t)l->heads > INT32_MAX,
+          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len, l->heads, 0 },
+        { c->words > INT32_MAX || c->slots > INT32_MAX,
+          "batch.max_rows = %a: the plan would have more than 2^31-1 words", p->max_rows, 0, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
 
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
@@ -4755,17 +4754,14 @@ ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const att
         m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
     }
     words = attn__meta_place(m, want, NULL);
-    if (words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t)) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a: the arrays would not fit into any memory",
-                          m->max_rows, 0);
-    }
-    if (want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX) {
-        return attn__fail(error, ATTN_E_BATCH,
-                          "batch.n = %a gives more than 2^31-1 padded rows with batch.max_q_len = %b", m->n,
-                          m->max_q_len);
-    }
     m->bytes = (size_t)words * sizeof(int32_t);
-    return ATTN_OK;
+    const attn__rule rules[] = {
+        { words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t),
+          "batch.max_rows = %a: the arrays would not fit into any memory", m->max_rows, 0, 0 },
+        { want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX,
+          "batch.n = %a gives more than 2^31-1 padded rows with batch.max_q_len = %b", m->n, m->max_q_len, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Sum of min(max(0, x), topk) over x <= last. */
