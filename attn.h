@@ -56,9 +56,8 @@
       q, o    [row][head][dim], the rows of all requests one after another in request order
       k, v    contiguous  [key][kv_head][dim]; request i starts after the keys of the requests before it (ragged), or
                           at i * k_page when k_page is set (a padded cache)
-              paged       [page][slot][kv_head][dim] with layer.page_size slots a page; key p of request i lies in page
-                          page_table[i][p / page_size], slot p % page_size. Any page size, any order, pages may be
-                          shared; entries that no row needs are never read
+              paged       [page][slot][kv_head][dim]; key p of request i in page page_table[i][p / page_size],
+                          slot p % page_size. Pages in any order, also shared; entries that no row needs are never read
               head-major  k_head = capacity * head_dim, k_row = head_dim
               latent      flag ATTN_V_IN_K: V is the first v_dim elements of K's row (absorbed MLA: 576 and 512).
                           kv_heads is 1; io.v, the v strides and new_v stay NULL and 0; scale must be given, since
@@ -84,7 +83,6 @@
    >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); + io.alibi[head] * (key - position); then
       the mask; o = sum of exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head]
       as one more logit that has no value (unscaled, uncapped). Without a visible key: o = 0, lse = the sink or -inf.
-      Pass sinks to only one of the parts that attn_merge joins.
 
    >>numerics  Sums are f32. A row's bits depend on its q, its visible keys and values, the layer, the phase and the
       instruction set, and on nothing else: not on the other requests or their order, on threads, on how a prompt is
@@ -93,14 +91,12 @@
       change bits. Between phases and instruction sets results agree within rounding. A NaN or inf among a row's visible
       inputs may spoil that row, never another; what lies past a length or in unused pages is not looked at.
       Types of q, o and KV: f32, f16, bf16, in any mixture, KV also of 8 bits; stores round to nearest even. The host's
-      fast-math flags do not reach our code (gcc, MSVC, and clang on x86-64). The promise needs float arithmetic in
-      float, not the x87 unit of 32-bit x86 without SSE.
+      fast-math flags do not reach our code (gcc, MSVC, clang on x86-64). On 32-bit x86 the bits need SSE, not x87.
 
    >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
-      block per lane, and, if requests may be in phase DECODE, room for the partial results of split rows, bounded by
-      layer.workers, not by the number of requests. (split_keys keeps one partial result per row tile and split.) Both
-      sizes follow from the layer, n, max_q_len, max_kv_len, max_rows and from which of q_len and phase are NULL: set
-      the capacities, and buffers once sized serve every step.
+      block per lane, and for requests in phase DECODE room for the partial results of split rows, bounded by
+      layer.workers, not by n. (split_keys keeps one partial result per row tile and split.) Both follow from the layer,
+      n, max_q_len, max_kv_len, max_rows and which of q_len and phase are NULL: with these, buffers serve every step.
 
    >>threads  None are started. With lanes > 1 attn_forward calls exec.parallel_for with a function that pulls tasks;
       or run the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count,
@@ -123,9 +119,8 @@
          DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE    the draft model
          DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE    takes them in
          IDLE               not read                  0               0                  PREFILL   pads only
-      The caller's phase array wins, so that a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0)
-      in every mode: a captured batch of n requests replays a smaller one so. prefix_lens, if given, must agree with
-      KV - E, which catches a mistaken mode. batch.prefix is left NULL.
+      The caller's phase array wins: a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0) in every
+      mode, so that a captured batch replays a smaller one. batch.prefix is left NULL.
 
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
@@ -153,10 +148,9 @@
 
       Rows as requests. meta.row_batch has n = max_rows: first the rows, with E = 1, KV = seqlens_expand, phase DECODE,
       then pads; so one captured graph serves all steps. With row_table as the page table a plan of it gives the bits
-      that the plan of the batch gives in phase DECODE. For kernels that take one row a request; it rereads the keys for
-      each row, so attn_forward does better with the batch. For CAUSAL (with windows, sink keys, chunks) and TOPK; other
-      masks let a row see keys past its own position. The cache must be paged, without scales per request. A row that
-      has no key (E > KV) needs ATTN_FULL there.
+      of the batch in phase DECODE. For kernels that take one row a request: attn_forward does better with the batch,
+      whose keys it reads once. Only CAUSAL (windows, sinks, chunks) and TOPK: with other masks rows see keys past their
+      position. The cache must be paged, without scales per request. Rows without keys (E > KV) need ATTN_FULL there.
 
       Trees of drafts, mask TREE. Row j sees the cached keys 0 .. P - 1 and draft P + b where bit b of its io.tree row
       is set: its ancestors and itself (its own bit is a must). Its position is P + depth, depth = its set bits - 1; a
@@ -372,8 +366,7 @@ typedef struct attn_plan {
 
 /* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
 
-/* The fastest instruction set of this CPU that was compiled in. Costs a few CPUID
-   instructions, which a virtual machine traps: call it once and put the result into attn_layer.isa. */
+/* The fastest instruction set of this CPU that was compiled in. Slow in virtual machines: keep it in attn_layer.isa. */
 ATTN_API attn_isa attn_isa_detect(void);
 
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
@@ -384,16 +377,14 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes what the plan will do, in words, one fact a line (of a plan on a device: its layer); returns the length that
-   all of it has, as snprintf does. */
+/* Writes the plan in words, one fact a line (of one on a device, its layer); returns all its length, as snprintf. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
 /* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
    in layer, n, capacities and in which of q_len and phase are NULL. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
-/* Attention of all rows of the step: o = softmax(mask(softcap(scale * q k^T))) v, and lse when io->lse is set.
-   `layer` must equal the plan's. */
+/* o = softmax(mask(softcap(scale * q k^T))) v for all rows of the step, and lse. `layer` must equal the plan's. */
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
@@ -530,9 +521,8 @@ typedef struct attn_meta {
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
-/* Bytes for the arrays in `want`, at least 16; 0 if the arguments are invalid: attn_meta_make then says why. Follows
-   from n, the capacities, page_size and want; lengths are read only where a capacity is 0. `input` may be NULL if no
-   table and no sparse length is wanted. */
+/* Bytes for the arrays in `want`, at least 16; 0: invalid arguments, attn_meta_make says why. Reads the lengths only
+   where a capacity is 0. `input` may be NULL if no table and no sparse length is wanted. */
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want);
 
 /* Writes the arrays in `want` (bits of attn_meta_want) to mem, attn_meta_bytes() bytes, aligned to 4. Each array starts
