@@ -4207,7 +4207,6 @@ static int attn__listed(const attn_batch *batch, const attn_layer *layer, const 
 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key) {
-    attn__lengths n = { 0, 0, 0 };
     attn__span s;
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
@@ -4216,9 +4215,8 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (layer->mask == ATTN_TOPK && (!io || !io->topk || !attn__listed(batch, layer, io->topk, request, row, key))) {
         return 0;
     }
-    n.q_len = attn__q_len(batch, request);
-    n.kv_len = batch->kv_len[request];
-    if (layer->mask == ATTN_PREFIX) n.prefix = batch->prefix[request];
+    const attn__lengths n = { attn__q_len(batch, request), batch->kv_len[request],
+                              layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0 };
     s = attn__key_span(layer, &n, row);
     return key < s.lead || (key >= s.lo && key < s.hi);
 }
