@@ -160,13 +160,10 @@
       Sparse rows, mask TOPK. Row r sees those of its causal keys (and window) that io.topk[r] lists, in any order, -1
       anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
       those seen: the bits depend on the set alone, and a list of all keys, without a window, gives those of CAUSAL.
-      Per layer:
-         attn_index_score   scores[r][key] of a small indexer: kv_heads 1, a DECODE plan and a cache of K of its own
-                            (attn_append with ATTN_V_IN_K writes K alone)
-         attn_topk          the lists, from columns 0 .. seqlens_expand, or indexer_ks .. indexer_ke of a matrix over
-                            all keys; they are positions in the request's own keys either way
-         attn_forward       with layer.topk; K and V of what is not listed are not read
-      It pays when the lists are much shorter than the context: every row has its own keys, so rows share no reads.
+      Per layer: attn_index_score, the scores of a small indexer (kv_heads 1, a DECODE plan, a cache of K of its own,
+      which attn_append with ATTN_V_IN_K writes); attn_topk, the lists, from columns 0 .. seqlens_expand, or
+      indexer_ks .. indexer_ke of a matrix over all keys; attn_forward with layer.topk, which reads no K and V but the
+      listed ones. It pays when the lists are much shorter than the context: the rows share no reads.
 
       KV of 8 bits. The cache holds x / scale and attention multiplies: k_scale into the logit (inside the softcap),
       v_scale into o. scale_kind says what a scale covers; NULL is 1, which int8 refuses. e4m3 and e5m2 saturate, NaN
@@ -2673,7 +2670,7 @@ static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) 
     return s;
 }
 
-static int attn__check_plan(const attn_plan *plan, attn_error *error) {
+ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     if (!plan->words || plan->words[0] != ATTN_VERSION || plan->words[1] != plan->n ||
         plan->words[2] != plan->rows || plan->words[3] != plan->strips || plan->words[4] != plan->tasks) {
