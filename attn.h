@@ -4586,23 +4586,6 @@ static int32_t attn__mode_lengths(const attn__mode_rule *rule, const attn_mode_i
     return in->phase ? in->phase[i] : rule->phase;
 }
 
-static int attn__mode_check_one(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i, attn_error *error) {
-    int64_t keys, prefix;
-    int32_t rows, phase = attn__mode_lengths(rule, in, i, &rows, &keys);
-    int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
-    prefix = in->prefix_lens && seq_len != -1 ? in->prefix_lens[i] : keys - rows;
-    const attn__rule rules[] = {
-        { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
-        { seq_len < -1, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
-        { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
-        { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
-        { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0 },
-        { prefix != keys - rows, "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
-          prefix, seq_len, keys - rows }
-    };
-    return attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
-}
-
 static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *in, attn_error *error) {
     const attn__rule rules[] = {
         { in->n < 0, "input.n = %a is negative", in->n, 0, 0 },
@@ -4618,7 +4601,22 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     int32_t i;
-    for (i = 0; i < in->n && !status; i++) status = attn__mode_check_one(rule, in, i, error);
+    for (i = 0; i < in->n && !status; i++) {
+        int64_t keys, prefix;
+        int32_t rows, phase = attn__mode_lengths(rule, in, i, &rows, &keys);
+        int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
+        prefix = in->prefix_lens && seq_len != -1 ? in->prefix_lens[i] : keys - rows;
+        const attn__rule request[] = {
+            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
+            { seq_len < -1, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
+            { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
+            { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
+            { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0 },
+            { prefix != keys - rows, "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
+              prefix, seq_len, keys - rows }
+        };
+        status = attn__check_rules(error, ATTN_E_BATCH, i, request, ATTN__COUNT(request));
+    }
     return status;
 }
 
