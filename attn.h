@@ -142,9 +142,8 @@
          pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
-      (a sliding-window pool) takes a second call with its own req_to_token. table_row = ceil(max_kv_len / page_size),
-      as io.page_table_row = 0 means. Strides are the capacities: with n, max_q_len, max_kv_len and max_rows given, each
-      array has the same address and stride in every step. Entries past n, rows or rows + 1 keep what was there.
+      (a sliding-window pool) takes a second call with its own req_to_token. Strides are the capacities: with these, an
+      array has the same address and stride in every step. Entries past n, rows or rows + 1 are not written.
 
       Rows as requests. meta.row_batch has n = max_rows: first the rows, with E = 1, KV = seqlens_expand, phase DECODE,
       then pads; so one captured graph serves all steps. With row_table as the page table a plan of it gives the bits
@@ -213,15 +212,10 @@
 
 /* ---- >>types ---------------------------------------------------------------------------------------------------- */
 
-/* Return value of every function that can fail: 0 or one of these. attn_error says the rest in words. */
+/* 0 or what is wrong: ARGUMENT, of the call; BATCH and LAYER, a field of these or how fields go together; PLAN, layer
+   or memory are not those of the plan; MEMORY, the caller's buffer; PAGE, a page id. attn_error says it in words. */
 typedef enum attn_status {
-    ATTN_OK = 0,
-    ATTN_E_ARGUMENT,   /* a pointer, size, count, stride or flag of the call */
-    ATTN_E_BATCH,      /* attn_batch: lengths, phases, capacities */
-    ATTN_E_LAYER,      /* attn_layer: a field that is out of range or a combination that cannot work */
-    ATTN_E_PLAN,       /* the layer, io or memory does not belong to this plan */
-    ATTN_E_MEMORY,     /* caller's buffer is missing, misaligned or too small */
-    ATTN_E_PAGE        /* a page table entry that would be read is out of range */
+    ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY, ATTN_E_PAGE
 } attn_status;
 
 typedef enum attn_type {
@@ -234,12 +228,10 @@ typedef enum attn_mask {
     ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK
 } attn_mask;
 
-/* attn_layer.scale_kind: the shape of io.k_scale and io.v_scale. */
+/* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
+   by attn_append, [key][kv_head] or [page][slot][kv_head]. */
 typedef enum attn_scale {
-    ATTN_SCALE_PER_TENSOR = 0,      /* [1] */
-    ATTN_SCALE_PER_HEAD,            /* [kv_head] */
-    ATTN_SCALE_PER_REQUEST,         /* [n][kv_head] */
-    ATTN_SCALE_PER_KEY              /* int8 only: [key][kv_head] or [page][slot][kv_head]; attn_append writes it */
+    ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST, ATTN_SCALE_PER_KEY
 } attn_scale;
 
 typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512 } attn_isa;
@@ -511,10 +503,9 @@ typedef struct attn_meta {
     size_t bytes;                   /* of memory used */
 } attn_meta;
 
-/* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, 3 * n int32 (count: how many
-   there are), which must not overlap the inputs and must live as long as the batch. Errors name the request whose
-   lengths cannot be (0 <= E <= KV is asserted). Capacities are held against the lengths by attn_plan_make and
-   attn_meta_make. Source: the length conventions of SGLang's ForwardMode. */
+/* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, count >= 3 * n int32, which must
+   not overlap the inputs and lives as long as the batch. Errors name the request whose lengths cannot be (0 <= E <= KV
+   is asserted). Source: the length conventions of SGLang's ForwardMode. */
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
@@ -800,8 +791,7 @@ ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request,
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
 
-/* Integer fields of attn_layer: name, offset, range; then the floats, which have rules of their own. The comparison of
-   layer and plan walks the same list. */
+/* Fields of attn_layer, for checks and comparisons: integers and their range, then floats, which have rules. */
 typedef struct attn__field {
     const char *name;
     size_t offset;
