@@ -772,7 +772,7 @@ static int attn__succeed(attn_error *error) { return attn__fail(error, ATTN_OK, 
 typedef struct attn__rule {
     int broken;
     const char *text;
-    int64_t a, b, c;
+    int64_t a, b;
 } attn__rule;
 
 #define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
@@ -782,7 +782,7 @@ ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request,
     int i;
     for (i = 0; i < count; i++) {
         const attn__rule *r = &rules[i];
-        if (r->broken) return attn__fail_at(error, status, request, -1, r->text, r->a, r->b, r->c);
+        if (r->broken) return attn__fail_at(error, status, request, -1, r->text, r->a, r->b, 0);
     }
     return ATTN_OK;
 }
@@ -854,13 +854,13 @@ ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
 /* What the masks need. */
 static int attn__check_mask(const attn_layer *l, attn_error *error) {
     const attn__rule rules[] = {
-        { l->topk > 0 && l->mask != ATTN_TOPK, "layer.topk = %a needs mask TOPK", l->topk, 0, 0 },
-        { l->topk <= 0 && l->mask == ATTN_TOPK, "layer.topk = 0, but mask TOPK needs the length of a list", 0, 0, 0 },
-        { l->mask == ATTN_BLOCK && !l->chunk, "layer.chunk = 0, but mask BLOCK needs the rows of a block", 0, 0, 0 },
+        { l->topk > 0 && l->mask != ATTN_TOPK, "layer.topk = %a needs mask TOPK", l->topk, 0 },
+        { l->topk <= 0 && l->mask == ATTN_TOPK, "layer.topk = 0, but mask TOPK needs the length of a list", 0, 0 },
+        { l->mask == ATTN_BLOCK && !l->chunk, "layer.chunk = 0, but mask BLOCK needs the rows of a block", 0, 0 },
         { l->chunk && l->mask != ATTN_CAUSAL && l->mask != ATTN_BLOCK,
-          "layer.chunk = %a needs mask CAUSAL or BLOCK", l->chunk, 0, 0 },
+          "layer.chunk = %a needs mask CAUSAL or BLOCK", l->chunk, 0 },
         { l->chunk && l->mask == ATTN_CAUSAL && l->sink_keys,
-          "layer.chunk = %a cannot be combined with layer.sink_keys = %b", l->chunk, l->sink_keys, 0 }
+          "layer.chunk = %a cannot be combined with layer.sink_keys = %b", l->chunk, l->sink_keys }
     };
     return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
@@ -870,34 +870,34 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
     int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
     const attn__rule rules[] = {
-        { !attn__is_finite(l->scale), "layer.scale is not finite", 0, 0, 0 },
+        { !attn__is_finite(l->scale), "layer.scale is not finite", 0, 0 },
         { !attn__is_finite(l->softcap) || !(l->softcap == 0 || l->softcap >= 1e-30f),
-          "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0, 0 },
+          "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0 },
         { !attn__is_share(l->skip.prefill, skip) || !attn__is_share(l->skip.decode, skip),
           "layer.skip.prefill = %A and decode = %B must be 0 or more, finite, and with EPS below 1",
-          attn__bits_of(l->skip.prefill), attn__bits_of(l->skip.decode), 0 },
-        { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0, 0 },
-        { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys, 0 },
+          attn__bits_of(l->skip.prefill), attn__bits_of(l->skip.decode) },
+        { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0 },
+        { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys },
         { ring && l->page_size && ring % l->page_size,
-          "layer.ring = %a is not a multiple of layer.page_size = %b", ring, l->page_size, 0 },
-        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0, 0 },
+          "layer.ring = %a is not a multiple of layer.page_size = %b", ring, l->page_size },
+        { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
         { latent && l->v_dim > l->head_dim,
-          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim, 0 },
+          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
         { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
-          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0, 0 },
-        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0, 0 },
-        { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads, 0 },
-        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0, 0 },
-        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0, 0 },
-        { split % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", split, 0, 0 },
-        { split && l->key_tile == 96, "layer.key_tile = 96 does not divide layer.split_keys = %a", split, 0, 0 },
+          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
+        { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
+        { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads },
+        { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
+        { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0 },
+        { split % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", split, 0 },
+        { split && l->key_tile == 96, "layer.key_tile = 96 does not divide layer.split_keys = %a", split, 0 },
         { valued && (skip == ATTN_SKIP_OFF || skip == ATTN_SKIP_LAMBDA),
-          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", skip, 0, 0 },
-        { skip && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK", skip, 0, 0 },
-        { skip && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a", skip, 0, 0 },
+          "layer.skip.mode = %a takes no layer.skip.prefill or layer.skip.decode", skip, 0 },
+        { skip && l->mask == ATTN_TOPK, "layer.skip.mode = %a cannot be combined with mask TOPK", skip, 0 },
+        { skip && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a", skip, 0 },
         { skip && split % ATTN__GROUP_KEYS,
-          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", split, skip, 0 },
-        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0, 0 }
+          "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", split, skip },
+        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
     };
     return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
@@ -1165,15 +1165,15 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], phase = attn__phase_of(batch, i);
         int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0;
         const attn__rule rules[] = {
-            { e < 0, "q_len[%d] = %a is negative", e, 0, 0 },
-            { kv < 0, "kv_len[%d] = %a is negative", kv, 0, 0 },
-            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
-            { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0, 0 },
-            { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e, 0 },
-            { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e, 0 },
-            { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv, 0 },
-            { rows + e > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0, 0 },
-            { keys + kv > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0, 0 }
+            { e < 0, "q_len[%d] = %a is negative", e, 0 },
+            { kv < 0, "kv_len[%d] = %a is negative", kv, 0 },
+            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0 },
+            { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0 },
+            { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e },
+            { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e },
+            { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv },
+            { rows + e > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0 },
+            { keys + kv > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0 }
         };
         status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
         rows += e;
@@ -1389,9 +1389,9 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
     }
     const attn__rule rules[] = {
         { p->max_q_len * (int64_t)l->heads > INT32_MAX,
-          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len, l->heads, 0 },
+          "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len, l->heads },
         { c->words > INT32_MAX || c->slots > INT32_MAX,
-          "batch.max_rows = %a: the plan would have more than 2^31-1 words", p->max_rows, 0, 0 }
+          "batch.max_rows = %a: the plan would have more than 2^31-1 words", p->max_rows, 0 }
     };
     return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
@@ -4309,16 +4309,16 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
     attn__view v = attn__view_of_plan(c->plan);
     int32_t i, j;
     const attn__rule rules[] = {
-        { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0, 0 },
-        { l->skip.mode, "layer.skip.mode = %a, but indexer scores skip nothing", l->skip.mode, 0, 0 },
+        { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0 },
+        { l->skip.mode, "layer.skip.mode = %a, but indexer scores skip nothing", l->skip.mode, 0 },
         { l->mask == ATTN_TREE || l->mask == ATTN_TOPK, "layer.mask = %a: indexer scores take no TREE and no TOPK",
-          l->mask, 0, 0 }
+          l->mask, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
     for (i = 0; i < c->plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int phase = n.q_len ? v.phase[i] : ATTN_DECODE;
-        const attn__rule rule = { phase != ATTN_DECODE, "phase[%d] = %a, but indexer scores need DECODE", phase, 0, 0 };
+        const attn__rule rule = { phase != ATTN_DECODE, "phase[%d] = %a, but indexer scores need DECODE", phase, 0 };
         status = attn__check_rules(error, ATTN_E_PLAN, i, &rule, 1);
         for (j = 0; j < n.q_len && !status; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
@@ -4447,19 +4447,18 @@ static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
     int32_t rotary = in->rotary_dim ? in->rotary_dim : in->head_dim, i;
     int64_t head = attn__or(in->x_head, in->head_dim), row = attn__or(in->x_row, in->heads * (int64_t)in->head_dim);
     const attn__rule rules[] = {
-        { (int)in->type < 0 || in->type > ATTN_BF16,
-          "input.type = %a, but it must be f32, f16 or bf16", in->type, 0, 0 },
+        { (int)in->type < 0 || in->type > ATTN_BF16, "input.type = %a, but it must be f32, f16 or bf16", in->type, 0 },
         { in->heads < 1 || in->heads > 65536 || in->head_dim < 1 || in->head_dim > 65536,
-          "input.heads = %a and input.head_dim = %b must be 1 .. 65536", in->heads, in->head_dim, 0 },
+          "input.heads = %a and input.head_dim = %b must be 1 .. 65536", in->heads, in->head_dim },
         { in->rotary_dim < 0 || in->rotary_dim > in->head_dim || rotary % 2,
-          "input.rotary_dim = %a must be even and at most input.head_dim = %b", rotary, in->head_dim, 0 },
-        { in->rows < 0, "input.rows = %a is negative", in->rows, 0, 0 },
+          "input.rotary_dim = %a must be even and at most input.head_dim = %b", rotary, in->head_dim },
+        { in->rows < 0, "input.rows = %a is negative", in->rows, 0 },
         { in->x_row < 0 || in->x_row >> 40 || in->x_head < 0 || in->x_head >> 40,
-          "input.x_row = %a and input.x_head = %b must be 0 .. 2^40 - 1", in->x_row, in->x_head, 0 },
+          "input.x_row = %a and input.x_head = %b must be 0 .. 2^40 - 1", in->x_row, in->x_head },
         { in->rows < INT64_MAX >> 20 && !attn__apart(in->rows, in->heads, row, head, in->head_dim),
-          "input.x_row = %a makes rows overlap with input.x_head = %b", row, head, 0 },
+          "input.x_row = %a makes rows overlap with input.x_head = %b", row, head },
         { !(in->base >= 0) || (in->base > 0 && in->base < 1) || !attn__is_finite(in->base) ||
-          !attn__is_finite(in->magnitude), "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0, 0 }
+          !attn__is_finite(in->magnitude), "input.base must be 0 or at least 1, and finite, as magnitude", 0, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     if (!status) status = attn__check_pointer("input.x", in->x, in->rows > 0, attn__type_bytes(in->type), error);
@@ -4578,16 +4577,16 @@ static int32_t attn__mode_lengths(const attn__mode_rule *rule, const attn_mode_i
 
 static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *in, attn_error *error) {
     const attn__rule rules[] = {
-        { in->n < 0, "input.n = %a is negative", in->n, 0, 0 },
+        { in->n < 0, "input.n = %a is negative", in->n, 0 },
         { rule->rows == ATTN__DRAFTS && in->draft_tokens < 1,
-          "input.draft_tokens = %a, but this mode needs 1 or more", in->draft_tokens, 0, 0 },
-        { in->draft_tokens < 0, "input.draft_tokens = %a is negative", in->draft_tokens, 0, 0 },
-        { in->draft_step < 0, "input.draft_step = %a is negative", in->draft_step, 0, 0 },
-        { in->max_q_len < 0, "input.max_q_len = %a is negative", in->max_q_len, 0, 0 },
-        { in->max_kv_len < 0, "input.max_kv_len = %a is negative", in->max_kv_len, 0, 0 },
-        { in->max_rows < 0, "input.max_rows = %a is negative", in->max_rows, 0, 0 },
-        { in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens, "input.seq_lens is NULL", 0, 0, 0 },
-        { in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0, 0 }
+          "input.draft_tokens = %a, but this mode needs 1 or more", in->draft_tokens, 0 },
+        { in->draft_tokens < 0, "input.draft_tokens = %a is negative", in->draft_tokens, 0 },
+        { in->draft_step < 0, "input.draft_step = %a is negative", in->draft_step, 0 },
+        { in->max_q_len < 0, "input.max_q_len = %a is negative", in->max_q_len, 0 },
+        { in->max_kv_len < 0, "input.max_kv_len = %a is negative", in->max_kv_len, 0 },
+        { in->max_rows < 0, "input.max_rows = %a is negative", in->max_rows, 0 },
+        { in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens, "input.seq_lens is NULL", 0, 0 },
+        { in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     int32_t i;
@@ -4597,15 +4596,17 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
         int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
         prefix = in->prefix_lens && seq_len != -1 ? in->prefix_lens[i] : keys - rows;
         const attn__rule request[] = {
-            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0, 0 },
-            { seq_len < -1, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0, 0 },
-            { rows < 0, "extend_lens[%d] = %a is negative", rows, 0, 0 },
-            { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0, 0 },
-            { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows, 0 },
-            { prefix != keys - rows, "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c",
-              prefix, seq_len, keys - rows }
+            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0 },
+            { seq_len < -1, "seq_lens[%d] = %a is negative; a pad has -1", seq_len, 0 },
+            { rows < 0, "extend_lens[%d] = %a is negative", rows, 0 },
+            { keys > INT32_MAX, "seq_lens[%d] = %a: with the draft tokens it is above 2^31-1", seq_len, 0 },
+            { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows }
         };
         status = attn__check_rules(error, ATTN_E_BATCH, i, request, ATTN__COUNT(request));
+        if (status || prefix == keys - rows) continue;
+        return attn__fail_at(error, ATTN_E_BATCH, i, -1,
+                             "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c", prefix,
+                             seq_len, keys - rows);
     }
     return status;
 }
@@ -4698,10 +4699,10 @@ static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_
     int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0, sparse = (want & ATTN_META_SPARSE) != 0;
     int32_t topk = in ? in->topk : 0, page_size = in ? in->page_size : 0;
     const attn__rule rules[] = {
-        { (want & ~ATTN_META_ALL) != 0, "want = %a has unknown bits", want, 0, 0 },
-        { (tables || sparse) && !in, "input is NULL", 0, 0, 0 },
-        { sparse && topk < 1, "input.topk = %a, but it must be at least 1", topk, 0, 0 },
-        { tables && page_size < 1, "input.page_size = %a, but it must be at least 1", page_size, 0, 0 }
+        { (want & ~ATTN_META_ALL) != 0, "want = %a has unknown bits", want, 0 },
+        { (tables || sparse) && !in, "input is NULL", 0, 0 },
+        { sparse && topk < 1, "input.topk = %a, but it must be at least 1", topk, 0 },
+        { tables && page_size < 1, "input.page_size = %a, but it must be at least 1", page_size, 0 }
     };
     return attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
 }
@@ -4730,9 +4731,9 @@ ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const att
     m->bytes = (size_t)words * sizeof(int32_t);
     const attn__rule rules[] = {
         { words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t),
-          "batch.max_rows = %a: the arrays would not fit into any memory", m->max_rows, 0, 0 },
+          "batch.max_rows = %a: the arrays would not fit into any memory", m->max_rows, 0 },
         { want & ATTN_META_PAD && attn__meta_count(m, ATTN__PER_Q) > INT32_MAX,
-          "batch.n = %a gives more than 2^31-1 padded rows with batch.max_q_len = %b", m->n, m->max_q_len, 0 }
+          "batch.n = %a gives more than 2^31-1 padded rows with batch.max_q_len = %b", m->n, m->max_q_len }
     };
     return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
@@ -4755,10 +4756,10 @@ static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch
         if (want & ATTN_META_SPARSE) sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
         if (listed && !in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
         const attn__rule rules[] = {
-            { want & ATTN_META_PAD && padded > INT32_MAX, "kv_len[%d] = %a: padded it is above 2^31-1", kv, 0, 0 },
-            { sparse > INT32_MAX, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0, 0 },
-            { listed && (row < 0 || row >= requests), "req_index[%d] = %a, but input.requests = %b", row, requests, 0 },
-            { listed && kv > tokens, "kv_len[%d] = %a is more than input.req_to_token_row = %b", kv, tokens, 0 }
+            { want & ATTN_META_PAD && padded > INT32_MAX, "kv_len[%d] = %a: padded it is above 2^31-1", kv, 0 },
+            { sparse > INT32_MAX, "q_len[%d] = %a: the sum of sparse_len is above 2^31-1", e, 0 },
+            { listed && (row < 0 || row >= requests), "req_index[%d] = %a, but input.requests = %b", row, requests },
+            { listed && kv > tokens, "kv_len[%d] = %a is more than input.req_to_token_row = %b", kv, tokens }
         };
         status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
     }
