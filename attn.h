@@ -4211,8 +4211,7 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                             uint32_t *bits, size_t count, attn_error *error) {
     attn_layer resolved;
-    int32_t row, key, q_len, kv_len;
-    int64_t words, all;
+    int32_t row, key;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, &resolved, error);
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
@@ -4220,17 +4219,16 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if (request < 0 || request >= batch->n) {
         return attn__fail(error, ATTN_E_ARGUMENT, "request = %a, but there are %b requests", request, batch->n);
     }
-    q_len = attn__q_len(batch, request);
-    kv_len = batch->kv_len[request];
-    words = attn__ceil_div(kv_len, 32);
-    if ((layer->mask == ATTN_TREE && !(io && io->tree)) || (layer->mask == ATTN_TOPK && !(io && io->topk))) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "io.tree or io.topk is NULL, but the mask needs it", 0, 0);
-    }
-    all = q_len * words;
-    if (!bits && all > 0) return attn__fail(error, ATTN_E_ARGUMENT, "bits is NULL", 0, 0);
-    if ((int64_t)count < all) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "count = %a is less than q_len * words = %b", (int64_t)count, all);
-    }
+    const int32_t q_len = attn__q_len(batch, request), kv_len = batch->kv_len[request];
+    const int64_t words = attn__ceil_div(kv_len, 32), all = q_len * words;
+    const attn__rule rules[] = {
+        { layer->mask == ATTN_TREE && !(io && io->tree), "io.tree is NULL, but the mask is TREE", 0, 0 },
+        { layer->mask == ATTN_TOPK && !(io && io->topk), "io.topk is NULL, but the mask is TOPK", 0, 0 },
+        { all > 0 && !bits, "bits is NULL", 0, 0 },
+        { (int64_t)count < all, "count = %a is less than q_len * words = %b", (int64_t)count, all }
+    };
+    status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
+    if (status) return status;
     if (all) memset(bits, 0, (size_t)all * sizeof *bits);
     for (row = 0; row < q_len; row++, bits += words) {
         for (key = 0; key < kv_len; key++) {
