@@ -96,7 +96,7 @@
    >>memory  The library allocates nothing. Plan memory: attn_plan_bytes. Scratch: attn_exec_bytes(plan, lanes): one
       block per lane, and for requests in phase DECODE room for the partial results of split rows, bounded by
       layer.workers, not by n. (split_keys keeps one partial result per row tile and split.) Both follow from the layer,
-      n, max_q_len, max_kv_len, max_rows and which of q_len and phase are NULL: with these, buffers serve every step.
+      n, max_q_len, max_kv_len, max_rows and which of q_len and phase are NULL: set these, and buffers serve every step.
 
    >>threads  None are started. With lanes > 1 attn_forward calls exec.parallel_for with a function that pulls tasks;
       or run the tasks in your own job system, some now and some in the next frame: attn_check, attn_task_count,
@@ -238,11 +238,9 @@ typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
-/* attn_layer.flags */
-typedef enum attn_flag {
-    ATTN_TRUSTED = 1,  /* attn_forward and attn_append do not check page ids and top-k lists (known to be right) */
-    ATTN_V_IN_K = 2    /* V is the first v_dim elements of each key (absorbed MLA); one kv head, scale given, no io.v */
-} attn_flag;
+/* attn_layer.flags. TRUSTED: attn_forward and attn_append do not check page ids and top-k lists, known to be right.
+   V_IN_K: V is the first v_dim elements of each key, see >>layouts, latent. */
+typedef enum attn_flag { ATTN_TRUSTED = 1, ATTN_V_IN_K = 2 } attn_flag;
 
 /* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
 typedef enum attn_skip_mode { ATTN_SKIP_OFF = 0, ATTN_SKIP_FACTOR, ATTN_SKIP_LAMBDA, ATTN_SKIP_EPS } attn_skip_mode;
@@ -466,18 +464,13 @@ typedef struct attn_mode_input {
     int64_t max_rows;               /* the longest context plus D */
 } attn_mode_input;
 
-/* attn_meta_make's `want` */
+/* attn_meta_make's `want`: the arrays of these names. POSITIONS is row_request, too, SPARSE sparse_len and cu_sparse
+   (with input.topk), INDEXER indexer_ks and indexer_ke, PAD pad_row, unpad_row and pad_len; ROW_TABLE comes with
+   row_q_len, row_kv_len and row_batch, and either table needs req_to_token and page_size. */
 typedef enum attn_meta_want {
-    ATTN_META_CU_SEQLENS = 1,       /* cu_seqlens_q, cu_seqlens_k */
-    ATTN_META_EXPAND = 2,           /* seqlens_expand */
-    ATTN_META_POSITIONS = 4,        /* positions, row_request */
-    ATTN_META_SPARSE = 8,           /* sparse_len, cu_sparse; needs input.topk */
-    ATTN_META_INDEXER = 16,         /* indexer_ks, indexer_ke */
-    ATTN_META_TOPK_OFFSET = 32,     /* topk_offset */
-    ATTN_META_PAGE_TABLE = 64,      /* page_table; needs req_to_token and page_size */
-    ATTN_META_ROW_TABLE = 128,      /* row_table; the same; and row_q_len, row_kv_len, row_batch */
-    ATTN_META_PAD = 256,            /* pad_row, unpad_row, pad_len */
-    ATTN_META_ALL = 511
+    ATTN_META_CU_SEQLENS = 1, ATTN_META_EXPAND = 2, ATTN_META_POSITIONS = 4, ATTN_META_SPARSE = 8,
+    ATTN_META_INDEXER = 16, ATTN_META_TOPK_OFFSET = 32, ATTN_META_PAGE_TABLE = 64, ATTN_META_ROW_TABLE = 128,
+    ATTN_META_PAD = 256, ATTN_META_ALL = 511
 } attn_meta_want;
 
 /* Where each token of each request lies, for the page tables. */
@@ -644,13 +637,6 @@ ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) { return a < b ? a : b; }
 ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) { return a > b ? a : b; }
 ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) { return attn__ceil_div(a, b) * b; }
-
-/* Number of bits of x: 0 for 0, 3 for 5. */
-static int32_t attn__bit_length(uint32_t x) {
-    int32_t n = 0;
-    for (; x; x >>= 1) n++;
-    return n;
-}
 
 /* ---- >>text ----------------------------------------------------------------------------------------------------- */
 
@@ -1215,10 +1201,11 @@ static int64_t attn__unit_bound(const attn_plan *p, int32_t unit_keys) {
 /* The bounds that follow from the layer, n, max_q_len, max_kv_len, max_rows and families of a plan. */
 static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *p) {
     const attn_layer *l = &p->resolved;
-    int64_t group = l->heads / l->kv_heads, units = attn__unit_bound(p, ATTN__UNIT);
+    int64_t group = l->heads / l->kv_heads, units = attn__unit_bound(p, ATTN__UNIT), left;
     int64_t splits = l->split_keys ? attn__unit_bound(p, l->split_keys) : 1;
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
-    int32_t levels = attn__bit_length((uint32_t)units) + (l->window_left > 0);
+    int32_t levels = l->window_left > 0;
+    for (left = units; left > 0; left /= 2) levels++;
     /* above 2^31 the plan is refused: the bound keeps the products below in range */
     c->strips = l->kv_heads * (p->max_rows * group / l->row_tile + p->n);
     if (l->mask == ATTN_TOPK) c->strips = l->kv_heads * p->max_rows * attn__ceil_div(group, l->row_tile);
@@ -3255,8 +3242,9 @@ static int32_t attn__low_bit(uint64_t bits) {
 #if defined(__GNUC__) || defined(__clang__)
     return __builtin_ctzll(bits);
 #else
-    uint32_t low = (uint32_t)bits;
-    return low ? attn__bit_length(low & (0u - low)) - 1 : 32 + attn__low_bit(bits >> 32);
+    int32_t n = 0;
+    for (; !(bits & 1); bits >>= 1) n++;
+    return n;
 #endif
 }
 
