@@ -99,6 +99,36 @@ int sim_shared(sim_machine *m, const sim_instruction *in, int lane, uint64_t add
     return 1;
 }
 
+/* The lowest and the highest address of some lanes, and the bits that occur in any of them. */
+typedef struct reach {
+    uint64_t low, high, bits;
+} reach;
+
+static reach reach_of(const uint64_t *address, uint32_t lanes) {
+    reach r = { ~(uint64_t)0, 0, 0 };
+    int i;
+    for (i = 0; i < LANES; i++) {
+        uint64_t on = 0 - (uint64_t)(lanes >> i & 1), low = address[i] | ~on, high = address[i] & on;
+        r.low = low < r.low ? low : r.low;
+        r.high = high > r.high ? high : r.high;
+        r.bits |= high;
+    }
+    return r;
+}
+
+/* 1: all of the lanes may do this. 0: one may not, or it takes a closer look. */
+static int all_shared(const sim_machine *m, uint32_t lanes, const uint64_t *address, uint32_t bytes) {
+    const sim_kernel *k = m->kernel;
+    reach r = reach_of(address, lanes);
+    uint64_t from = r.low - SHARED_FIRST, end = r.high - SHARED_FIRST + bytes;
+    int i;
+    if (r.low < SHARED_FIRST || r.high > SHARED_LIMIT + SHARED_FIRST || end > m->shared_bytes) return 0;
+    for (i = 0; i < k->red_zones; i++) {
+        if (from < k->red_zone[i][1] && end > k->red_zone[i][0]) return 0;
+    }
+    return !(r.bits & (bytes - 1));
+}
+
 /* The offset in the memory of the warp, or -1. */
 static int64_t local_offset(sim_machine *m, const sim_instruction *in, int lane, uint64_t address, uint32_t bytes) {
     size_t size = m->kernel->local_bytes;
@@ -116,11 +146,14 @@ static int64_t local_offset(sim_machine *m, const sim_instruction *in, int lane,
 }
 
 static int all_written(const uint8_t *written, uint32_t bytes) {
+    uint32_t four;
     static const uint8_t ones[64] = {
         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
         1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
     };
-    return !memcmp(written, ones, bytes);
+    if (bytes != 4) return !memcmp(written, ones, bytes);
+    memcpy(&four, written, 4);
+    return four == 0x01010101u;
 }
 
 /* 0 and a report when a byte was never written. */
@@ -148,25 +181,66 @@ uint64_t sim_count_sectors(const uint64_t *address, uint32_t active, uint32_t by
     return (uint64_t)n;
 }
 
-/* Waves of a shared access: lanes in groups of 128 bytes, each as many waves as words in its busiest bank. */
-static uint64_t count_waves(const uint64_t *address, uint32_t active, uint32_t bytes) {
-    int group = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, first, i, j;
-    uint64_t total = 0;
-    for (first = 0; first < LANES; first += group) {
-        uint64_t word[LANES][8], w;
-        int used[LANES] = { 0 }, most = 0;
-        for (i = first; i < first + group; i++) {
-            if (!(active >> i & 1)) continue;
-            for (w = address[i] / 4; w <= (address[i] + bytes - 1) / 4; w++) {
-                int bank = (int)(w % 32), known = used[bank] < 8 ? used[bank] : 8;
-                for (j = 0; j < known && word[bank][j] != w; j++) {}
-                if (j < known) continue;
-                if (used[bank] < 8) word[bank][used[bank]] = w;
-                used[bank]++;
-                most = used[bank] > most ? used[bank] : most;
-            }
+/* Lanes whose shared access of this size is served together: those of 128 bytes. */
+static int lanes_together(uint32_t bytes) {
+    return bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
+}
+
+/* Waves of the lanes from `first` on: as many as words in the busiest bank. */
+static uint64_t count_group(const uint64_t *address, uint32_t active, uint32_t bytes, int first) {
+    uint64_t word[LANES][8], w;
+    int used[LANES] = { 0 }, most = 0, i, j;
+    for (i = first; i < first + lanes_together(bytes); i++) {
+        if (!(active >> i & 1)) continue;
+        for (w = address[i] / 4; w <= (address[i] + bytes - 1) / 4; w++) {
+            int bank = (int)(w % 32), known = used[bank] < 8 ? used[bank] : 8;
+            for (j = 0; j < known && word[bank][j] != w; j++) {}
+            if (j < known) continue;
+            if (used[bank] < 8) word[bank][used[bank]] = w;
+            used[bank]++;
+            most = used[bank] > most ? used[bank] : most;
         }
-        total += (uint64_t)most;
+    }
+    return (uint64_t)most;
+}
+
+/* 1: the lanes ask each bank for one word at most. */
+static int is_free_of_conflicts(const uint64_t *address, uint32_t active, uint32_t bytes, int first) {
+    uint64_t word[LANES], w;
+    uint32_t asked = 0;
+    int i;
+    for (i = first; i < first + lanes_together(bytes); i++) {
+        if (!(active >> i & 1)) continue;
+        for (w = address[i] / 4; w <= (address[i] + bytes - 1) / 4; w++) {
+            uint32_t bank = w % 32;
+            if (asked >> bank & 1 && word[bank] != w) return 0;
+            asked |= 1u << bank;
+            word[bank] = w;
+        }
+    }
+    return 1;
+}
+
+/* 1: all lanes have the same address, or lane i that of lane 0 and i words, as most accesses are. */
+static int is_one_word_or_row(const uint64_t *address, uint32_t active) {
+    int first = sim_first_lane(active), i;
+    uint64_t start = address[first] - 4 * (uint64_t)first;
+    uint32_t same = 0, row = 0;
+    for (i = 0; i < LANES; i++) {
+        same |= (uint32_t)(address[i] == address[first]) << i;
+        row |= (uint32_t)(address[i] == start + 4 * (uint64_t)i) << i;
+    }
+    return !(active & ~same) || !(active & ~row);
+}
+
+static uint64_t count_waves(const uint64_t *address, uint32_t active, uint32_t bytes) {
+    int group = lanes_together(bytes), first;
+    uint64_t total = 0;
+    if (bytes == 4 && is_one_word_or_row(address, active)) return 1;
+    for (first = 0; first < LANES; first += group) {
+        int some = (active >> first & (group == LANES ? ~0u : (1u << group) - 1)) != 0;
+        if (is_free_of_conflicts(address, active, bytes, first)) total += (uint64_t)some;
+        else total += count_group(address, active, bytes, first);
     }
     return total;
 }
@@ -202,13 +276,6 @@ static const uint8_t *readable_global(sim_machine *m, const sim_instruction *in,
     return p;
 }
 
-static const uint8_t *readable_shared(sim_machine *m, const sim_instruction *in, int lane, uint64_t address,
-                                      uint32_t bytes) {
-    if (!sim_shared(m, in, lane, address, bytes, 0)) return NULL;
-    sim_shared_read(m, in, lane, (uint32_t)(address - SHARED_FIRST), bytes);
-    return m->shared + (address - SHARED_FIRST);
-}
-
 static const uint8_t *readable_local(sim_machine *m, const sim_instruction *in, int lane, uint64_t address,
                                      uint32_t bytes) {
     int64_t at = local_offset(m, in, lane, address, bytes);
@@ -231,46 +298,125 @@ static const uint8_t *readable_param(sim_machine *m, const sim_instruction *in, 
 static const uint8_t *readable(sim_machine *m, const sim_instruction *in, int lane, sim_space space, uint64_t address,
                                uint32_t bytes) {
     if (space == GLOBAL || space == CONSTANT) return readable_global(m, in, lane, address, bytes);
-    if (space == SHARED) return readable_shared(m, in, lane, address, bytes);
     if (space == LOCAL) return readable_local(m, in, lane, address, bytes);
     return readable_param(m, in, lane, address, bytes);
 }
 
-/* One value into a register that may be wider. */
-static void widen(void *to, int lane, const uint8_t *from, int bytes, int register_bytes, int is_signed) {
-    uint64_t value = 0;
-    memcpy(&value, from, (size_t)bytes);
-    if (is_signed && bytes < 8 && value >> (8 * bytes - 1)) value |= ~(uint64_t)0 << (8 * bytes);
-    memcpy((uint8_t *)to + lane * register_bytes, &value, (size_t)register_bytes);
+/* Of 1, 2, 4 or 8 bytes. */
+static uint64_t value_at(const uint8_t *from, int bytes) {
+    uint16_t half;
+    uint32_t word;
+    uint64_t both;
+    switch (bytes) {
+        case 1: return *from;
+        case 2:
+            memcpy(&half, from, 2);
+            return half;
+        case 4:
+            memcpy(&word, from, 4);
+            return word;
+        default:
+            memcpy(&both, from, 8);
+            return both;
+    }
 }
 
-static void put_lane(const sim_machine *m, const sim_instruction *in, int lane, const uint8_t *from) {
-    int k;
-    for (k = 0; k < in->vector; k++) {
-        if (in->operand[k] == NO_OPERAND) continue;
-        widen(sim_operand(m, in, k), lane, from + k * in->bytes, in->bytes, in->register_bytes, in->is_signed);
+static void set_value(uint8_t *to, uint64_t value, int bytes) {
+    uint16_t half = (uint16_t)value;
+    uint32_t word = (uint32_t)value;
+    switch (bytes) {
+        case 1: *to = (uint8_t)value; break;
+        case 2: memcpy(to, &half, 2); break;
+        case 4: memcpy(to, &word, 4); break;
+        default: memcpy(to, &value, 8); break;
     }
+}
+
+/* One value into a register that may be wider. */
+static void widen(uint8_t *to, int lane, const uint8_t *from, int bytes, int register_bytes, int is_signed) {
+    uint64_t value = value_at(from, bytes);
+    if (is_signed && bytes < 8 && value >> (8 * bytes - 1)) value |= ~(uint64_t)0 << (8 * bytes);
+    set_value(to + lane * register_bytes, value, register_bytes);
+}
+
+static void put_words(uint8_t *to, uint32_t lanes, const uint8_t *const *from, int at) {
+    int i;
+    for (i = 0; i < LANES; i++) {
+        if (lanes == ~0u || lanes >> i & 1) memcpy(to + 4 * i, from[i] + at, 4);
+    }
+}
+
+/* from: where the lanes read. */
+static void put(const sim_machine *m, const sim_instruction *in, uint32_t lanes, const uint8_t *const *from) {
+    int k, i;
+    for (k = 0; k < in->vector; k++) {
+        uint8_t *to;
+        if (in->operand[k] == NO_OPERAND) continue;
+        to = (uint8_t *)sim_operand(m, in, k);
+        if (in->bytes == 4 && in->register_bytes == 4) {
+            put_words(to, lanes, from, 4 * k);
+            continue;
+        }
+        for (i = 0; i < LANES; i++) {
+            if (!(lanes >> i & 1)) continue;
+            widen(to, i, from[i] + k * in->bytes, in->bytes, in->register_bytes, in->is_signed);
+        }
+    }
+}
+
+/* Shared memory is looked at for all lanes at once: what fits as a whole fits in each. */
+static void load_shared(sim_machine *m, const sim_instruction *in, uint32_t lanes, const uint64_t *address,
+                        uint32_t bytes) {
+    const uint8_t *from[LANES];
+    int i, fits = all_shared(m, lanes, address, bytes);
+    for (i = 0; i < LANES && !fits; i++) {
+        if (lanes >> i & 1 && !sim_shared(m, in, i, address[i], bytes, 0)) return;
+    }
+    sim_shared_read(m, in, lanes, address, bytes);
+    for (i = 0; i < LANES; i++) from[i] = lanes >> i & 1 ? m->shared + (address[i] - SHARED_FIRST) : NULL;
+    put(m, in, lanes, from);
+}
+
+/* A parameter at an address without a register, as nearly all are: the same for all lanes. */
+static void load_param(sim_machine *m, const sim_instruction *in, uint32_t bytes) {
+    const uint8_t *from[LANES];
+    int i;
+    from[0] = readable_param(m, in, sim_first_lane(m->active), (uint64_t)in->offset, bytes);
+    if (!from[0]) return;
+    for (i = 1; i < LANES; i++) from[i] = from[0];
+    put(m, in, m->active, from);
+}
+
+/* Lane by lane; generic addresses may turn out to be shared ones. */
+static void load_others(sim_machine *m, const sim_instruction *in, uint64_t *address, uint32_t bytes, sim_space *space,
+                        uint32_t *in_shared) {
+    const uint8_t *from[LANES];
+    int i;
+    for (i = 0; i < LANES; i++) {
+        if (!sim_active(m, i)) continue;
+        *space = resolve((sim_space)in->space, &address[i]);
+        if (*space == SHARED) {
+            *in_shared |= 1u << i;
+            continue;
+        }
+        from[i] = readable(m, in, i, *space, address[i], bytes);
+        if (!from[i]) return;
+        if (in->strong && *space == GLOBAL && !in->block_scope) sim_observe(m, address[i]);
+    }
+    put(m, in, m->active & ~*in_shared, from);
 }
 
 void sim_load(sim_machine *m, const sim_instruction *in) {
     uint64_t address[LANES];
-    uint8_t value[LANES][64];
-    uint32_t bytes = (uint32_t)in->bytes * in->vector;
+    uint32_t bytes = (uint32_t)in->bytes * in->vector, in_shared = in->space == SHARED ? m->active : 0;
     sim_space space = (sim_space)in->space;
-    int i;
+    if (space == PARAM && in->operand[in->vector] == NO_OPERAND) {
+        load_param(m, in, bytes);
+        return;
+    }
     addresses(m, in, in->vector, address);
-    for (i = 0; i < LANES; i++) {
-        const uint8_t *from;
-        if (!sim_active(m, i)) continue;
-        space = resolve((sim_space)in->space, &address[i]);
-        from = readable(m, in, i, space, address[i], bytes);
-        if (!from) return;
-        memcpy(value[i], from, bytes);
-        if (in->strong && space == GLOBAL && !in->block_scope) sim_observe(m, address[i]);
-    }
-    for (i = 0; i < LANES; i++) {
-        if (sim_active(m, i)) put_lane(m, in, i, value[i]);
-    }
+    if (!in_shared) load_others(m, in, address, bytes, &space, &in_shared);
+    if (in_shared) load_shared(m, in, in_shared, address, bytes);
     count(m, address, space, bytes, 0);
     if (in->acquire && !in->block_scope) sim_fence(m, in);
 }
@@ -329,7 +475,7 @@ void sim_store(sim_machine *m, const sim_instruction *in) {
         if (!sim_active(m, i)) continue;
         for (k = 0; k < in->vector; k++) {
             const uint8_t *from = (const uint8_t *)sim_operand(m, in, k) + i * in->register_bytes;
-            memcpy(value + k * in->bytes, from, in->bytes);
+            set_value(value + k * in->bytes, value_at(from, in->bytes), in->bytes);
         }
         space = resolve((sim_space)in->space, &address[i]);
         if (!write_lane(m, in, i, space, address[i], value, bytes)) return;

@@ -82,6 +82,7 @@ static void take(parser *p, const sim_form *f, const operand *o, int count, sim_
     in->run = f->run;
     in->class_ = f->class_;
     in->option = f->option;
+    in->results = f->run == sim_sync_lanes ? 0 : 1 + (f->operands[0] == 'P');
     for (i = 0; i < count; i++) {
         char c = f->operands[i];
         if (c == 'i') {
@@ -277,6 +278,7 @@ static int decode_load(parser *p, parts *s, const operand *o, int count, sim_ins
     if (in->read_only && in->space != GLOBAL) return parse_fail(p, ".nc is for global memory");
     in->run = sim_load;
     in->class_ = MEMORY;
+    in->results = in->vector;
     return add_data(p, in, &o[0], 1) || add_address(p, in, &o[1], &in->offset) ? -1 : 1;
 }
 
@@ -314,6 +316,7 @@ static int decode_atomic(parser *p, parts *s, const operand *o, int count, sim_i
     in->class_ = MEMORY;
     in->vector = 1;
     in->register_bytes = in->bytes;
+    in->results = 1;
     if (!returns || o[0].kind == NOTHING) add_operand(p->kernel, in, NO_OPERAND);
     else if (o[0].kind == REGISTER && o[0].width == in->bytes) add_operand(p->kernel, in, o[0].reg);
     else return parse_fail(p, "a bad destination");
@@ -387,12 +390,14 @@ static int decode_pack(parser *p, parts *s, const operand *o, int count, sim_ins
     if (o[0].kind == VECTOR && o[0].elements) {
         width = in->bytes / o[0].elements;
         in->run = sim_unpack;
+        in->results = o[0].elements;
         return width < 2 || width * o[0].elements != in->bytes || add_elements(p, in, &o[0], width, 1) ||
                add_source(p, in, &o[1], in->bytes) ? -1 : 1;
     }
     if (o[1].kind == VECTOR && o[1].elements && o[0].kind == REGISTER && o[0].width == in->bytes) {
         width = in->bytes / o[1].elements;
         in->run = sim_pack;
+        in->results = 1;
         add_operand(p->kernel, in, o[0].reg);
         return width < 2 || width * o[1].elements != in->bytes || add_elements(p, in, &o[1], width, 0) ? -1 : 1;
     }
@@ -412,6 +417,7 @@ static int decode_address(parser *p, parts *s, const operand *o, int count, sim_
     if (o[0].kind != REGISTER || o[0].width != 8 || !fits_source(&o[1], 8)) return 0;
     in->run = sim_add_window;
     in->class_ = INTEGER;
+    in->results = 1;
     add_operand(p->kernel, in, o[0].reg);
     add_operand(p->kernel, in, source(p->kernel, &o[1], 8));
     in->immediate = to ? 0 - window : window;

@@ -398,6 +398,7 @@ static int parse_kernel(parser *p) {
         k->red_zone[k->red_zones++][1] = (uint32_t)k->dynamic_offset;
     }
     for (i = 0; i < k->count; i++) k->code[i].operand = k->operands + k->code[i].first_operand;
+    sim_share_registers(k);
     p->symbol_count = globals;
     p->kernel = NULL;
     return 0;
@@ -494,6 +495,7 @@ static void free_kernel(sim_kernel *k) {
     free(k->name);
     free(k->code);
     free(k->operands);
+    free(k->register_at);
     free(k->constants);
     free(k);
 }

@@ -88,61 +88,95 @@ static int is_written_elsewhere(const sim_machine *m, const shared_cell *c, uint
            c->write_clock > m->warp->seen[c->write_warp];
 }
 
-static int is_written_by_other_lane(const sim_machine *m, const shared_cell *c, uint32_t mask, int lane) {
-    return c->write_clock && (c->write_bytes & mask) && c->write_warp == m->warp->index && c->write_lane != lane &&
-           c->write_lane_clock == m->warp->lane_clock;
+/* Those of the lanes that did not write it themselves, when another lane of the warp did. */
+static uint32_t lanes_beside_writer(const sim_machine *m, const shared_cell *c, uint32_t mask, uint32_t lanes) {
+    int fresh = c->write_clock && (c->write_bytes & mask) && c->write_warp == m->warp->index &&
+                c->write_lane_clock == m->warp->lane_clock;
+    return fresh ? lanes & ~(1u << c->write_lane) : 0;
 }
 
-void sim_shared_read(sim_machine *m, const sim_instruction *in, int lane, uint32_t offset, uint32_t bytes) {
-    uint32_t c, i, *clock = m->read_clock + (size_t)m->warp->index * m->cells;
-    uint8_t *read = m->read_bytes + (size_t)m->warp->index * m->cells;
-    if (!m->config->check) return;
+static void read_shared_cell(sim_machine *m, const sim_instruction *in, uint32_t lanes, uint32_t c, uint32_t mask) {
+    const sim_warp *w = m->warp;
+    size_t at = (size_t)w->index * m->cells + c;
+    shared_cell *s = &m->cell[c];
+    uint32_t others = lanes_beside_writer(m, s, mask, lanes);
+    if (s->in_flight) report_in_flight(m, in, sim_first_lane(lanes), c, "read");
+    if (is_written_elsewhere(m, s, mask)) {
+        sim_report(m, in, sim_first_lane(lanes), PTXSIM_SHARED_RACE, 0,
+                   "shared read at offset %u of a value of warp %u with no barrier between", c * 4,
+                   (unsigned)s->write_warp);
+    } else if (others) {
+        sim_report(m, in, sim_first_lane(others), PTXSIM_SHARED_RACE, 0,
+                   "shared read at offset %u of a value of lane %u of the same warp with no __syncwarp between", c * 4,
+                   (unsigned)s->write_lane);
+    }
+    m->read_bytes[at] = (uint8_t)(m->read_clock[at] == w->clock ? m->read_bytes[at] | mask : mask);
+    m->read_clock[at] = w->clock;
+    if (s->read_warp != w->index || s->read_lane_clock != w->lane_clock) s->read_lanes = 0;
+    s->read_warp = (uint8_t)w->index;
+    s->read_lane_clock = w->lane_clock;
+    s->read_lanes |= lanes;
+    s->readers |= 1u << w->index;
+}
+
+/* All of the lanes read this. */
+static void read_shared_bytes(sim_machine *m, const sim_instruction *in, uint32_t lanes, uint32_t offset,
+                              uint32_t bytes) {
+    uint32_t c, i;
     for (i = 0; i < bytes && m->shared_written[offset + i]; i++) {}
     if (i < bytes) {
-        sim_report(m, in, lane, PTXSIM_UNINITIALISED, 0, "shared read at offset %u of a byte that nobody wrote",
-                   offset + i);
+        sim_report(m, in, sim_first_lane(lanes), PTXSIM_UNINITIALISED, 0,
+                   "shared read at offset %u of a byte that nobody wrote", offset + i);
     }
     for (c = offset / 4; c <= (offset + bytes - 1) / 4; c++) {
-        shared_cell *s = &m->cell[c];
-        uint32_t mask = bytes_in_cell(c, offset, bytes);
-        if (s->in_flight) report_in_flight(m, in, lane, c, "read");
-        if (is_written_elsewhere(m, s, mask)) {
-            sim_report(m, in, lane, PTXSIM_SHARED_RACE, 0,
-                       "shared read at offset %u of a value of warp %u with no barrier between", c * 4,
-                       (unsigned)s->write_warp);
-        } else if (is_written_by_other_lane(m, s, mask, lane)) {
-            sim_report(m, in, lane, PTXSIM_SHARED_RACE, 0,
-                       "shared read at offset %u of a value of lane %u of the same warp with no __syncwarp between",
-                       c * 4, (unsigned)s->write_lane);
-        }
-        read[c] = (uint8_t)(clock[c] == m->warp->clock ? read[c] | mask : mask);
-        clock[c] = m->warp->clock;
-        if (s->read_warp != m->warp->index || s->read_lane_clock != m->warp->lane_clock) s->read_lanes = 0;
-        s->read_warp = (uint8_t)m->warp->index;
-        s->read_lane_clock = m->warp->lane_clock;
-        s->read_lanes |= 1u << lane;
+        read_shared_cell(m, in, lanes, c, bytes_in_cell(c, offset, bytes));
+    }
+}
+
+/* Those of the lanes that read at this address. */
+static uint32_t lanes_at(const uint64_t *address, uint64_t here, uint32_t lanes) {
+    uint32_t found = 0;
+    int i;
+    for (i = 0; i < LANES; i++) found |= (uint32_t)(address[i] == here) << i;
+    return found & lanes;
+}
+
+/* Lanes often read all the same, which is then looked up once. */
+void sim_shared_read(sim_machine *m, const sim_instruction *in, uint32_t lanes, const uint64_t *address,
+                     uint32_t bytes) {
+    uint32_t same = lanes_at(address, address[sim_first_lane(lanes)], lanes);
+    int i;
+    if (!m->config->check) return;
+    if (same == lanes) {
+        read_shared_bytes(m, in, lanes, (uint32_t)(address[sim_first_lane(lanes)] - SHARED_FIRST), bytes);
+        return;
+    }
+    for (i = 0; i < LANES; i++) {
+        if (lanes >> i & 1) read_shared_bytes(m, in, 1u << i, (uint32_t)(address[i] - SHARED_FIRST), bytes);
     }
 }
 
 /* A warp that may still read what is overwritten now, or -1. */
 static int late_reader(const sim_machine *m, uint32_t c, uint32_t mask) {
+    uint32_t others = m->cell[c].readers & ~(1u << m->warp->index);
     int w;
-    for (w = 0; w < m->warp_count; w++) {
+    for (w = 0; others; w++, others >>= 1) {
         size_t at = (size_t)w * m->cells + c;
-        if (w != m->warp->index && m->read_clock[at] > m->warp->seen[w] && (m->read_bytes[at] & mask)) return w;
+        if (others & 1 && m->read_clock[at] > m->warp->seen[w] && (m->read_bytes[at] & mask)) return w;
     }
     return -1;
 }
 
+/* Whoever is ordered behind this write is so behind the reads before it, which need not be looked at again. */
 static void check_write(sim_machine *m, const sim_instruction *in, int lane, uint32_t c, uint32_t mask, int changes) {
-    const shared_cell *s = &m->cell[c];
+    shared_cell *s = &m->cell[c];
     const sim_warp *w = m->warp;
     int reader = late_reader(m, c, mask);
     if (is_written_elsewhere(m, s, mask)) {
         sim_report(m, in, lane, PTXSIM_SHARED_RACE, 0,
                    "shared write at offset %u over a value of warp %u with no barrier between", c * 4,
                    (unsigned)s->write_warp);
-    } else if (changes && is_written_by_other_lane(m, s, mask, lane)) {
+    } else if (changes && lanes_beside_writer(m, s, mask, 1u << lane)) {
         sim_report(m, in, lane, PTXSIM_SHARED_RACE, 0,
                    "shared write at offset %u over another value of lane %u of the same warp", c * 4,
                    (unsigned)s->write_lane);
@@ -155,6 +189,7 @@ static void check_write(sim_machine *m, const sim_instruction *in, int lane, uin
                    "shared write at offset %u that another lane of the warp may still read: no __syncwarp between",
                    c * 4);
     }
+    if (mask == CELL_BYTES) s->readers = 0;
 }
 
 /* The kernel's own view of an atomic: it never races with another one. */

@@ -137,6 +137,9 @@ void parse_close_scope(parser *p) {
 
 int32_t parse_new_register(sim_kernel *k, int width) {
     int32_t at = k->register_bytes;
+    k->register_at = (int32_t *)sim_grow(k->register_at, &k->register_capacity, k->register_count + 1,
+                                         sizeof *k->register_at);
+    k->register_at[k->register_count++] = at;
     k->register_bytes += width * LANES;
     return at;
 }

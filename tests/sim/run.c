@@ -272,6 +272,23 @@ static void sync_lanes(sim_machine *m, sim_warp *w, const sim_instruction *in, u
     w->part[w->current].pc++;
 }
 
+/* Instructions that no guard and no other fragment can interrupt. Returns how many ran. */
+static uint64_t run_straight(sim_machine *m, sim_warp *w, uint64_t most) {
+    fragment *f = &w->part[0];
+    const sim_instruction *first = &m->kernel->code[f->pc], *in = first;
+    uint64_t count;
+    if (w->parts > 1) return 0;
+    set_active(m, f->lanes);
+    for (; in->flow == PLAIN && in->predicate < 0 && !m->error && (uint64_t)(in - first) < most; in++) {
+        m->by_class[in->class_]++;
+        in->run(m, in);
+    }
+    count = (uint64_t)(in - first);
+    m->counters->lanes += count * sim_popcount(f->lanes);
+    f->pc += (uint32_t)count;
+    return count;
+}
+
 static void step(sim_machine *m, sim_warp *w) {
     fragment *f;
     const sim_instruction *in;
@@ -324,6 +341,8 @@ static void run_warp(sim_machine *m, sim_warp *w) {
     m->warp = w;
     m->registers = w->registers;
     while (w->state == RUNNING && !m->error && slice) {
+        slice -= run_straight(m, w, slice);
+        if (m->error || !slice) break;
         step(m, w);
         slice--;
     }

@@ -2,10 +2,11 @@
 
      report.c   what went wrong, where              memory.c   memory of a device
      parse.c    tokens, symbols, operands           load.c     modules and kernels
-     forms.c    names of instructions to functions  integer.c float.c convert.c warp.c   the instructions
+     forms.c    names of instructions to functions  registers.c   places for registers
+     integer.c float.c convert.c warp.c             the instructions
      access.c   loads, stores, atomics              order.c    happens-before, shared and global
      async.c    cp.async                            run.c      fragments of warps, barriers, blocks
-     driver.c stream.c buffer.c program.c   the CUDA driver API on top of it
+     driver.c stream.c buffer.c program.c graph.c   the CUDA driver API on top of it
 
    A warp runs in lock-step: one instruction is one loop over 32 lanes. Registers are arrays of 32 values. */
 #ifndef SIM_H
@@ -151,7 +152,7 @@ enum { NO_MASK = 255 };         /* a form of warp.c that does not name lanes */
 struct sim_instruction {
     sim_run *run;
     const int32_t *operand;     /* offset into the registers, or ~offset into the constants, or NO_OPERAND */
-    int first_operand, operands;
+    int first_operand, operands, results;   /* results: so many operands, the first, are written and not read */
     int32_t predicate;          /* offset of the guard, or -1 */
     int32_t target;             /* of a branch */
     int32_t mask;               /* WARP_SYNC: the operand that names the lanes, -1: those that are here */
@@ -180,6 +181,8 @@ typedef struct sim_kernel {
     int params;
     size_t param_offset[64], param_size[64], param_bytes;
     int register_bytes;
+    int32_t *register_at;       /* offsets of the registers, until they share places */
+    int register_count, register_capacity;
     uint8_t *constants;
     int constant_bytes, constant_capacity;
     sim_special special[32];
@@ -266,6 +269,7 @@ typedef struct sim_barrier {
 
 typedef struct shared_cell {
     uint32_t write_clock, write_lane_clock, read_lane_clock, read_lanes;
+    uint32_t readers;                   /* warps that read since the last write of all four bytes */
     uint8_t write_warp, write_lane, write_bytes, write_atomic, read_warp, in_flight;
 } shared_cell;
 
@@ -330,6 +334,9 @@ int sim_module_load(sim_module **module, sim_memory *memory, const char *text, i
 void sim_module_free(sim_module *module);
 sim_kernel *sim_module_kernel(sim_module *module, const char *name);
 
+/* ---- registers.c ----------------------------------------------------------------------------------------------- */
+void sim_share_registers(sim_kernel *kernel);
+
 /* ---- the tables of instructions, and access.c, warp.c, async.c ------------------------------------------------- */
 extern const sim_form sim_integer_forms[], sim_float_forms[], sim_convert_forms[], sim_warp_forms[];
 void sim_pack(sim_machine *m, const sim_instruction *in);
@@ -358,7 +365,8 @@ void sim_async_close(sim_warp *w);
 
 /* ---- order.c --------------------------------------------------------------------------------------------------- */
 typedef enum shared_access { ORDINARY, ATOMIC, ASYNC_START, ASYNC_END } shared_access;
-void sim_shared_read(sim_machine *m, const sim_instruction *in, int lane, uint32_t offset, uint32_t bytes);
+void sim_shared_read(sim_machine *m, const sim_instruction *in, uint32_t lanes, const uint64_t *address,
+                     uint32_t bytes);
 void sim_shared_write(sim_machine *m, const sim_instruction *in, int lane, uint32_t offset, uint32_t bytes,
                       shared_access how, const uint8_t *data);
 void sim_global_read(sim_machine *m, const sim_instruction *in, int lane, sim_buffer *b, size_t at, uint32_t bytes);

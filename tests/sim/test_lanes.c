@@ -282,6 +282,73 @@ static void spaces(void) {
     CHECK(out[0] == 1, "a generic address of a parameter");
 }
 
+/* Lanes of one load in different windows. */
+static void mixed_spaces(void) {
+    static uint32_t in[WORDS], out[WORDS];
+    uint32_t t;
+    open_device();
+    count_up(in);
+    run_code(".shared .align 8 .b8 s[128];",
+             "mov.u64 d8, s;\nadd.u64 d8, d8, d2;\ncvta.shared.u64 d9, d8;\nld.global.u32 r8, [d3];\nnot.b32 r8, r8;\n"
+             "st.shared.u32 [d8], r8;\nand.b32 r9, r0, 3;\nsetp.eq.u32 p0, r9, 1;\nselp.b64 d10, d9, d3, p0;\n"
+             "ld.u32 r10, [d10];\nst.global.u32 [d4], r10;\nadd.u64 d11, d4, 128;\nselp.b64 d10, d9, d11, p0;\n"
+             "st.u32 [d10], r0;\nbar.warp.sync -1;\nld.u32 r11, [d10];\nst.global.u32 [d4+256], r11;", 1, 32, in, out);
+    for (t = 0; t < 32; t++) {
+        CHECK(out[t] == (t % 4 == 1 ? ~in[t] : in[t]), "lane %u: %x", (unsigned)t, (unsigned)out[t]);
+        CHECK(out[32 + t] == (t % 4 == 1 ? 0 : t), "lane %u: %u", (unsigned)t, (unsigned)out[32 + t]);
+        CHECK(out[64 + t] == t, "lane %u: %u", (unsigned)t, (unsigned)out[64 + t]);
+    }
+}
+
+/* Registers share places, see registers.c: a value must outlive whatever comes between its writing and its last use,
+   in another iteration, under a guard, in lanes that went elsewhere. */
+static void shared_registers(void) {
+    static uint32_t in[WORDS], out[WORDS];
+    uint32_t t, i, before, sum;
+    open_device();
+    count_up(in);
+    /* r8 from before the loop, r9 from iteration to iteration, r13 written at its end and read at its start */
+    run_code("", "ld.global.u32 r8, [d3];\nmov.u32 r9, 0;\nmov.u32 r10, 0;\nmov.u32 r13, 5;\nLOOP:\n"
+             "mad.lo.u32 r11, r10, 3, r8;\nxor.b32 r12, r11, r13;\nadd.u32 r9, r9, r12;\nmul.lo.u32 r14, r10, 7;\n"
+             "add.u32 r13, r14, 1;\nadd.u32 r10, r10, 1;\nsetp.lt.u32 p0, r10, 9;\n@p0 bra LOOP;\n"
+             "st.global.u32 [d4], r9;", 1, 32, in, out);
+    for (t = 0; t < 32; t++) {
+        for (sum = i = 0, before = 5; i < 9; before = 7 * i++ + 1) sum += (3 * i + in[t]) ^ before;
+        CHECK(out[t] == sum, "lane %u: %x, not %x", (unsigned)t, (unsigned)out[t], (unsigned)sum);
+    }
+    /* r8 is written under a guard and keeps its other lanes; r9 is needed by the lanes that come second alone */
+    run_code("", "ld.global.u32 r8, [d3];\nadd.u32 r9, r8, 1;\nsetp.lt.u32 p0, r0, 11;\n@p0 mov.u32 r8, 77;\n"
+             "@p0 bra LOW;\nadd.u32 r10, r9, 2;\nadd.u32 r11, r10, r10;\nst.global.u32 [d4], r11;\nbra OUT;\nLOW:\n"
+             "add.u32 r12, r0, 3;\nadd.u32 r13, r12, r12;\nadd.u32 r13, r13, r9;\nst.global.u32 [d4], r13;\nOUT:\n"
+             "st.global.u32 [d4+128], r8;", 1, 32, in, out);
+    for (t = 0; t < 32; t++) {
+        CHECK(out[t] == (t < 11 ? 2 * (t + 3) + in[t] + 1 : 2 * (in[t] + 3)), "lane %u: %x", (unsigned)t,
+              (unsigned)out[t]);
+        CHECK(out[32 + t] == (t < 11 ? 77 : in[t]), "the guard in lane %u: %x", (unsigned)t, (unsigned)out[32 + t]);
+    }
+    /* r8 is written under a guard, in one iteration of every lane, and read in all */
+    run_code("", "mov.u32 r8, 5;\nmov.u32 r9, 0;\nmov.u32 r10, 0;\nLOOP:\nsetp.eq.u32 p0, r10, r0;\n"
+             "@p0 mov.u32 r8, 77;\nadd.u32 r9, r9, r8;\nmul.lo.u32 r14, r10, 7;\nadd.u32 r13, r14, 1;\n"
+             "add.u32 r9, r9, r13;\nadd.u32 r10, r10, 1;\nsetp.lt.u32 p0, r10, 9;\n@p0 bra LOOP;\n"
+             "st.global.u32 [d4], r9;", 1, 32, in, out);
+    for (t = 0; t < 32; t++) {
+        for (sum = i = 0; i < 9; i++) sum += (i < t ? 5 : 77) + 7 * i + 1;
+        CHECK(out[t] == sum, "lane %u: %u, not %u", (unsigned)t, (unsigned)out[t], (unsigned)sum);
+    }
+    /* values of all widths, special registers that are read late, results of several words */
+    run_code("", "ld.global.v4.u32 {r8, r9, r10, r11}, [d0];\nmov.b64 d8, {r8, r9};\nmov.b32 {h0, h1}, r10;\n"
+             "add.u64 d9, d8, 1;\nadd.u16 h2, h0, h1;\nmov.b64 {r12, r13}, d9;\ncvt.u32.u16 r14, h2;\n"
+             "shfl.sync.bfly.b32 r15|p0, r14, 1, 31, -1;\nselp.u32 r16, r15, 0, p0;\nmov.u32 r17, %laneid;\n"
+             "mov.u32 r18, %ntid.x;\nadd.u32 r17, r17, r18;\nmul.wide.u32 d10, r0, 16;\nadd.u64 d10, d1, d10;\n"
+             "st.global.v4.u32 [d10], {r12, r13, r16, r17};", 1, 32, in, out);
+    for (t = 0; t < 32; t++) {
+        const uint32_t *o = out + 4 * t;
+        CHECK(o[0] == in[0] + 1 && o[1] == in[1] + !(in[0] + 1) && o[3] == t + 32, "%x %x %u", (unsigned)o[0],
+              (unsigned)o[1], (unsigned)o[3]);
+        CHECK(o[2] == (uint16_t)(in[2] + (in[2] >> 16)), "halves %x", (unsigned)o[2]);
+    }
+}
+
 static void special_registers(void) {
     static uint32_t in[WORDS], out[WORDS];
     CUfunction f;
@@ -491,6 +558,8 @@ int main(int argc, char **argv) {
     test_run("lanes: barriers that reduce", barriers);
     test_run("lanes: loads and stores", loads);
     test_run("lanes: address spaces", spaces);
+    test_run("lanes: different windows", mixed_spaces);
+    test_run("lanes: registers that share places", shared_registers);
     test_run("lanes: special registers", special_registers);
     test_run("lanes: atomics", atomics);
     test_run("lanes: asynchronous copies", asynchronous_copies);
