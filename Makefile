@@ -72,8 +72,8 @@ demo:
 	./build/llm_demo
 
 test:
-	@rm -rf $(B)/log
-	@mkdir -p $(B)/log
+	@rm -rf $(B)/log $(B)/ptx
+	@mkdir -p $(B)/log $(B)/ptx
 	@$(MAKE) -s -k -j $(JOBS) logs || true
 	@sh tests/sum.sh $(B)/log $(PARTS)
 
@@ -124,6 +124,7 @@ $(SIM_LIB): $(SIM_OBJ) tests/sim/exports.map
 
 # The library lies beside the programs. They may also look for NVRTC, which looks for a driver.
 $(B)/sim/conformance: $(CONF) $(CONF_H)
+$(B)/sim/shipped: $(CONF) $(CONF_H)
 $(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
 	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
 
@@ -139,6 +140,9 @@ conformance-record: $(B)/conformance $(B)/sim/conformance
 $(B)/log/sim.log:
 	@sh tests/run.sh sim $@ sh -c "echo 'skip sim: needs Linux'; echo 'sim: 0 passed, 0 failed, 1 skipped'"
 
+# What cuda_compile has compiled is what sim_shipped looks at.
+export ATTN_CUDA_KEEP := $(B)/ptx
+$(B)/log/sim_shipped.log: $(if $(filter cuda_compile,$(PARTS)),$(B)/log/cuda_compile.log)
 $(SIM_TEST:%=$(B)/log/sim_%.log): $(B)/log/sim_%.log: $(B)/sim/%
 	@sh tests/run.sh sim_$* $@ $(B)/sim/$*
 

@@ -256,6 +256,11 @@ static void add_spaces(conf_list *list) {
         snprintf(name, sizeof name, "ld.param.%s", parts[i]);
         add(list, name, LEVEL_FIRST, 1, 4, "", &c);
     }
+    add_text(list, "ld.param.v2", LEVEL_FIRST, 1, 32, "",
+             "ld.param.v2.u32 {r8, r9}, [out];\nmov.b64 d8, {r8, r9};\nld.param.v2.u64 {d9, d10}, [in];\n"
+             "ld.param.v2.u16 {h0, h1}, [n];\nmov.b32 r10, {h0, h1};\nld.param.v4.u8 {h2, h3, h4, h5}, [n];\n"
+             "sub.u64 d9, d9, d0;\nsub.u64 d10, d10, d1;\nst.global.v2.u64 [d8], {d9, d10};\n"
+             "st.global.u32 [d8+16], r10;\nst.global.v4.u8 [d8+20], {h5, h4, h3, h2};");
     add_text(list, "variables with values", LEVEL_FIRST, 1, 32,
              ".global .align 4 .u32 $g = 77;\n.const .align 4 .b8 $c[8] = {1, 2, 3, 4, 5};\n"
              ".global .align 8 .u64 $z[2];\n.global .align 4 .f32 $f[2] = {0f3F800000, 0fC0000000};",

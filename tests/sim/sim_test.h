@@ -26,11 +26,17 @@ static inline void fresh_process(void) {
     for (i = 0; i < sizeof defaults / sizeof *defaults; i++) ptxsim_set(defaults[i][0], defaults[i][1]);
 }
 
-static inline void open_device(void) {
+/* capability: NULL for the default. */
+static inline void open_device_of(const char *capability) {
     fresh_process();
+    if (capability) ptxsim_set("PTXSIM_CC", capability);
     CHECK(!cuInit(0), "no device");
     CHECK(!cuDevicePrimaryCtxRetain(&test_context, 0), "no context");
     CHECK(!cuCtxPushCurrent_v2(test_context), "no current context");
+}
+
+static inline void open_device(void) {
+    open_device_of(NULL);
 }
 
 static inline CUresult load_text(CUmodule *module, const char *text) {
