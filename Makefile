@@ -38,7 +38,8 @@ WITH_REF := attention engine properties sliding_window
 WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
 CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
 NAMES    := $(filter-out ref cases llm_ref $(CUDA),$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
-SCRIPTS  := compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed
+SCRIPTS  := compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed \
+            drop-in
 HEADERS  := attn.h $(wildcard tests/*.h)
 
 # The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
@@ -194,6 +195,9 @@ $(B)/log/fast-math.log:
 
 $(B)/log/examples.log: $(if $(LINUX),$(SIM_LIB))
 	@SIM=$(abspath $(B)/sim) sh tests/run.sh examples $@ sh tests/examples.sh
+
+$(B)/log/drop-in.log: $(if $(LINUX),$(SIM_LIB))
+	@SIM=$(if $(LINUX),$(abspath $(B)/sim)) sh tests/run.sh drop-in $@ sh tests/drop_in.sh
 
 $(B)/log/models.log:
 	@sh tests/run.sh models $@ sh tests/models.sh
