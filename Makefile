@@ -123,11 +123,13 @@ $(B)/sim/%.o: tests/sim/%.c $(wildcard tests/sim/*.h)
 $(SIM_LIB): $(SIM_OBJ) tests/sim/exports.map
 	$(CC) $(OPT) -shared -Wl,-soname,libcuda.so.1 -Wl,--version-script=tests/sim/exports.map -o $@ $(SIM_OBJ) $(LIBS)
 
-# The library lies beside the programs. They may also look for NVRTC, which looks for a driver.
+# The library lies beside the programs and counts before those of LD_LIBRARY_PATH: containers for GPUs have the driver
+# there. The programs may also look for NVRTC, which looks for a driver.
 $(B)/sim/conformance: $(CONF) $(CONF_H)
 $(B)/sim/shipped: $(CONF) $(CONF_H)
 $(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(SIM_LIB) -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(SIM_LIB) $(LIBS) -ldl \
+	    -Wl,--disable-new-dtags,-rpath,'$$ORIGIN'
 
 # The recorder is not linked with the simulator: it takes the driver of the machine.
 $(B)/conformance: tests/conformance/record.c $(CONF) $(CONF_H)

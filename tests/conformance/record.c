@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATIENCE = 120000 };    /* milliseconds: drivers compile slowly */
+enum { PATIENCE = 60000 };     /* milliseconds: drivers compile slowly */
 
 /* The operands of the forms are texts inside the library, so they are copied before it goes. */
 typedef struct known_form {
