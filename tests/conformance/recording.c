@@ -78,10 +78,10 @@ static int decode(uint8_t *to, const char *from, size_t bytes) {
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
 
-/* Twice as many bytes at most. */
-static size_t pack(uint8_t *to, const uint8_t *from, const uint8_t *base, size_t bytes) {
+/* Twice as many bytes at most; ends when there are `enough`. */
+static size_t pack(uint8_t *to, const uint8_t *from, const uint8_t *base, size_t bytes, size_t enough) {
     size_t n = 0, i, run;
-    for (i = 0; i < bytes; i += run) {
+    for (i = 0; i < bytes && n < enough; i += run) {
         uint8_t x = (uint8_t)(from[i] ^ (base ? base[i] : 0));
         to[n++] = x;
         for (run = 1; !x && run < 256 && i + run < bytes && from[i + run] == (base ? base[i + run] : 0); run++) {}
@@ -129,14 +129,14 @@ static void write_head(writer *w, const conf_recording *r) {
 static int choose_base(const conf_recording *r, int index, uint8_t *packed) {
     enum { TRIED = 100 };
     const conf_entry *e = &r->entry[index];
-    size_t least = pack(packed, e->out, NULL, e->bytes);
+    size_t least = pack(packed, e->out, NULL, e->bytes, SIZE_MAX);
     int i, best = -1, tried = 0;
     for (i = index - 1; i >= 0 && tried < TRIED && least > 0; i--) {
         const conf_entry *other = &r->entry[i];
         size_t n;
         if (other->code || other->bytes != e->bytes) continue;
         tried++;
-        n = pack(packed, e->out, other->out, e->bytes);
+        n = pack(packed, e->out, other->out, e->bytes, least);
         if (n >= least) continue;
         least = n;
         best = i;
@@ -163,7 +163,7 @@ static void write_entry(writer *w, const conf_recording *r, int index) {
     if (!packed) abort();
     if (!e->code) {
         base = choose_base(r, index, packed);
-        n = pack(packed, e->out, base < 0 ? NULL : r->entry[base].out, e->bytes);
+        n = pack(packed, e->out, base < 0 ? NULL : r->entry[base].out, e->bytes, SIZE_MAX);
     }
     if (base >= 0) snprintf(number, sizeof number, "%d", base);
     snprintf(line, sizeof line, "entry %016" PRIx64 " %d %lu %lu %s %s\n", e->hash, e->code, (unsigned long)e->bytes,

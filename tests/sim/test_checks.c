@@ -423,6 +423,33 @@ static void report_text(void) {
     cuMemFree_v2(a);
 }
 
+/* All reports are counted; a text is given once for each instruction and kind. */
+static void told_once(void) {
+    static const char *race = "setp.ne.u32 p0, r2, 0;\nsetp.eq.u32 p1, r1, 0;\nand.pred p0, p0, p1;\n"
+                              "@p0 st.global.u32 [d1], 1;\n@!p1 ld.global.u32 r8, [d1];";
+    CUfunction f, g;
+    CUdeviceptr b;
+    uint32_t n = 0;
+    void *params[3];
+    open_device();
+    ptxsim_set("PTXSIM_STRICT", "0");
+    f = kernel_around("", race);
+    g = kernel_around("", "ld.global.u32 r8, [d1+8];");
+    b = upload(NULL, 64);
+    params[0] = &b;
+    params[1] = &b;
+    params[2] = &n;
+    CHECK(!launch(f, 2, 3, params) && ptxsim_reports(PTXSIM_UNINITIALISED) == 3, "three lanes");
+    CHECK(strstr(ptxsim_last_report(), "UNINITIALISED"), "%s", ptxsim_last_report());
+    n = 1;
+    CHECK(!launch(f, 2, 3, params) && ptxsim_reports(PTXSIM_GLOBAL_RACE) == 3, "the same instruction, another kind");
+    CHECK(strstr(ptxsim_last_report(), "GLOBAL RACE"), "%s", ptxsim_last_report());
+    CHECK(!launch(g, 1, 1, params) && strstr(ptxsim_last_report(), "UNINITIALISED"), "%s", ptxsim_last_report());
+    CHECK(!launch(f, 2, 3, params) && ptxsim_reports(PTXSIM_GLOBAL_RACE) == 6, "and again");
+    CHECK(strstr(ptxsim_last_report(), "UNINITIALISED"), "twice: %s", ptxsim_last_report());
+    cuMemFree_v2(b);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
     test_run("checks: bounds", bounds);
@@ -435,5 +462,6 @@ int main(int argc, char **argv) {
     test_run("checks: deadlocks", deadlocks);
     test_run("checks: asynchronous copies, traps", other_reports);
     test_run("checks: text and code of a report", report_text);
+    test_run("checks: a place is told once", told_once);
     return test_close("sim_checks");
 }

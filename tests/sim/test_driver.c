@@ -113,6 +113,7 @@ static void memory(void) {
     CHECK(cuMemAlloc_v2(&p, 0) == 1 && cuMemAlloc_v2(&p, 1000001) == 2, "sizes");
     CHECK(cuMemAlloc_v2(&p, 999999) == 0 && cuMemAlloc_v2(&q, 2) == 2, "full");
     CHECK(cuMemFree_v2(p + 4) == 1 && cuMemFree_v2(p) == 0 && cuMemFree_v2(p) == 1 && cuMemFree_v2(0) == 0, "free");
+    CHECK(cuMemAlloc_v2(&p, 1) == 0 && cuMemFree_v2(p) == 0, "one byte");
     CHECK(cuMemAlloc_v2(&p, 16) == 0 && cuMemAlloc_v2(&q, 16) == 0, "again");
     CHECK(cuMemcpyHtoD_v2(p, words, 16) == 0 && cuMemcpyDtoD_v2(q, p, 16) == 0, "copies");
     CHECK(cuMemcpyDtoH_v2(back, q, 16) == 0 && !memcmp(back, words, 16), "back");
@@ -245,10 +246,9 @@ static void lazy_streams(void) {
     CHECK(!add(&r, 2, r.b, r.a, t) && !cuMemcpyDtoHAsync_v2(out, r.a, sizeof out, t), "dependent");
     CHECK(!cuStreamSynchronize(t) && out[5] == 110, "in order: %u", (unsigned)out[5]);
     CHECK(cuEventQuery(e) == 0, "the event has come");
-    cuStreamDestroy_v2(s);
+    CHECK(!cuStreamDestroy_v2(s), "the older stream");
     CHECK(cuStreamSynchronize(s) == 400 && cuStreamDestroy_v2(NULL) == 400, "gone");
-    cuStreamDestroy_v2(t);
-    cuEventDestroy_v2(e);
+    CHECK(!cuStreamDestroy_v2(t) && !cuEventDestroy_v2(e), "the other one");
     CHECK(cuEventSynchronize(e) == 400, "gone");
     cuMemFreeHost(p);
 }
@@ -702,6 +702,25 @@ static void exported_names(void) {
     if (library) dlclose(library);
 }
 
+/* Variables of a module are memory of the device that goes with the module. */
+static void variables(void) {
+    CUmodule module = NULL;
+    CUdeviceptr p = 0;
+    size_t bytes = 0;
+    uint32_t words[2] = { 0, 0 };
+    open_device();
+    CHECK(!load_text(&module, PTX_HEAD ".global .align 4 .u32 first = 5;\n.global .align 8 .u32 g[2] = {77, 78};\n"),
+          "%s", test_log);
+    CHECK(!cuModuleGetGlobal_v2(&p, &bytes, module, "g") && p && bytes == 8, "%lu bytes", (unsigned long)bytes);
+    CHECK(!cuMemcpyDtoH_v2(words, p, 8) && words[0] == 77 && words[1] == 78, "%u %u", (unsigned)words[0],
+          (unsigned)words[1]);
+    CHECK(!cuModuleGetGlobal_v2(NULL, &bytes, module, "first") && bytes == 4, "the address is not asked for");
+    CHECK(!cuModuleGetGlobal_v2(&p, NULL, module, "first") && !cuMemcpyDtoH_v2(words, p, 4) && words[0] == 5, "first");
+    CHECK(cuModuleGetGlobal_v2(&p, &bytes, module, "h") == 500, "no such variable");
+    CHECK(cuMemFree_v2(p) == 1, "not the caller's to free");
+    CHECK(!cuModuleUnload(module) && cuMemcpyDtoH_v2(words, p, 4) == 1, "gone");
+}
+
 int main(int argc, char **argv) {
     program = argv[0];
     if (argc > 1 && !strcmp(argv[1], "--hello")) return hello();
@@ -709,6 +728,7 @@ int main(int argc, char **argv) {
     test_run("driver: start, contexts", start);
     test_run("driver: attributes", attributes);
     test_run("driver: memory", memory);
+    test_run("driver: variables of a module", variables);
     test_run("driver: limits of a launch", launch_limits);
     test_run("driver: attributes of a launch", launch_attributes);
     test_run("driver: lazy streams", lazy_streams);
