@@ -28,14 +28,15 @@ SEED     ?= 1
 
 WARN     := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef $(WERROR)
 CFLAGS   ?= -std=c99
-LIBS     := -lm -lpthread
+LINUX    := $(filter Linux,$(shell uname -s))
+LIBS     := -lm -lpthread $(if $(LINUX),-ldl)
 export CC
 
-# The implementation is compiled once; these tests have their own, to see what is private or because it stands in an
-# example.
-OWN      := maths plan llm_main cuda_tools
+# The implementation is compiled once; these tests have their own, to see what is private, or take that of attn_cuda.o.
+OWN      := maths plan llm llm_main cuda_tools
 WITH_REF := attention engine properties sliding_window
-WITH_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
+WITH_llm := $(B)/obj/attn_cuda.o $(B)/obj/llm_ref.o $(B)/obj/ref.o
+WITH_llm_main := $(B)/obj/attn_cuda.o
 CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
 NAMES    := $(filter-out ref cases llm_ref $(CUDA),$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
 SCRIPTS  := compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed \
@@ -44,7 +45,6 @@ HEADERS  := attn.h $(wildcard tests/*.h)
 
 # The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
 # type; and its arithmetic is that of the instructions, so nothing may be contracted.
-LINUX    := $(filter Linux,$(shell uname -s))
 SIM_TEST := $(if $(LINUX),$(patsubst tests/sim/test_%.c,%,$(sort $(wildcard tests/sim/test_*.c))))
 SIM_PART := $(if $(LINUX),$(SIM_TEST:%=sim_%),sim)
 SIM_CODE := $(filter-out tests/sim/test_%,$(sort $(wildcard tests/sim/*.c)))
@@ -106,7 +106,8 @@ $(B)/obj/attn.o: tests/compile/impl.c attn.h
 $(B)/obj/%.o: tests/%.c $(HEADERS)
 	$(COMPILE) -c -o $@ $<
 
-$(B)/llm $(B)/llm_main: $(wildcard examples/llm*)
+$(B)/llm $(B)/llm_main $(B)/cuda_llm: $(wildcard examples/llm*) attn_cuda.h
+$(B)/llm $(B)/llm_main: $(B)/obj/attn_cuda.o
 $(B)/%: tests/%.c $(HEADERS) $(OBJECTS)
 	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn.o) \
 	    $(if $(filter $*,$(WITH_REF)),$(B)/obj/ref.o $(B)/obj/cases.o) $(WITH_$*) $(LIBS)
@@ -134,7 +135,7 @@ $(B)/sim/%: tests/sim/test_%.c $(SIM_LIB) $(wildcard tests/sim/*.h) tests/test.h
 # The recorder is not linked with the simulator: it takes the driver of the machine.
 $(B)/conformance: tests/conformance/record.c $(CONF) $(CONF_H)
 	@mkdir -p $(B)
-	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(LIBS) -ldl
+	$(CC) $(CFLAGS) $(OPT) $(WARN) -o $@ $(filter %.c,$^) $(LIBS)
 
 conformance-record: $(B)/conformance $(B)/sim/conformance
 	./$(B)/conformance $(SIM_LIB)
@@ -165,9 +166,10 @@ $(B)/obj/attn_cuda.o: tests/compile/cuda_impl.c attn_cuda.h attn.h $(wildcard ke
 	$(COMPILE) -c -o $@ $<
 
 WITH_cuda_attention := $(B)/obj/ref.o $(B)/obj/cases.o
+WITH_cuda_llm := $(B)/obj/llm_ref.o $(B)/obj/ref.o
 
 $(CUDA:%=$(B)/%): $(B)/%: tests/%.c $(B)/obj/attn_cuda.o attn_cuda.h $(HEADERS) $(OBJECTS)
-	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn_cuda.o) $(WITH_$*) $(LIBS) -ldl
+	$(COMPILE) -I. -o $@ $< $(if $(filter $*,$(OWN)),,$(B)/obj/attn_cuda.o) $(WITH_$*) $(LIBS)
 
 $(B)/log/cuda.log:
 	@sh tests/run.sh cuda $@ sh -c "echo 'skip cuda: needs Linux'; echo 'cuda: 0 passed, 0 failed, 1 skipped'"

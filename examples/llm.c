@@ -1,7 +1,9 @@
-/* llm.c - a complete small inference program: text from a language model, all of its attention through attn.h.
+/* llm.c - a complete small inference program: text from a language model, all of its attention through attn.h, or on an
+   NVIDIA GPU through attn_cuda.h.
 
-   Build   cc -O2 -I. examples/llm.c -o llm -lm -lpthread
+   Build   cc -O2 -I. examples/llm.c -o llm -lm -lpthread          (and -ldl for a glibc before 2.34)
    Use     llm                    continues a few texts with models/text.lm;  llm --help: the options
+           llm --cuda             the same with attention on a GPU; where there is none a line says so
            llm --model stories15M.bin --tokenizer tokenizer.bin --prompt "Once upon a time"
    Result  text and a report; exit status 0, or 1 and a sentence on what is wrong.
    Files   llm_model.h     files to weights and tokens
@@ -19,6 +21,7 @@ typedef struct program {
     options o;
     const char *model_file, *draft_file, *tokenizer_file, *prompt[MAX_PROMPTS];
     int32_t new_tokens, prompts, printed[MAX_PROMPTS]; /* printed: tokens of each text */
+    int32_t wants_gpu;
     float frame_ms;
     model *m, *drafter;
     tokenizer t;
@@ -49,6 +52,7 @@ static const struct {
     { "--pages", INT, FIELD(o.pages), "N: of the cache (0: enough for all)" },
     { "--kv", TYPE, 0, "TYPE: of the cache: f32, f16 (the default), bf16, e4m3, e5m2 or int8" },
     { "--threads", INT, FIELD(o.threads), "N: (1)" },
+    { "--cuda", FLAG, FIELD(wants_gpu), "attention on a GPU, a layer at a time; on the CPU if there is none" },
     { "--frame-budget-ms", REAL, FIELD(frame_ms), "T: return to the frame when its time is up" },
     { "--spec", INT, FIELD(o.spec), "N: verify N drafts a step, looked up in the text" },
     { "--tree", FLAG, FIELD(o.tree), "drafts are several continuations" },
@@ -125,13 +129,13 @@ static void print_text(program *p, const engine *e, int32_t i) {
     fflush(stdout);
 }
 
-/* What attn.h chose for the classes of layers, from the first two lines of its explanation. */
+/* What was chosen for the classes of layers, from the first two lines of the explanation of their plans. */
 static void print_classes(const net *t) {
     for (int32_t c = 0; c < t->class_count; c++) {
         char text[2000];
         attn_plan_explain(&t->classes[c].plan, text, sizeof text);
         const char *layer = strchr(text, '\n') + 1;
-        printf("  %.*s; layers", (int)strcspn(text, ","), text);
+        printf("  %.*s; layers", (int)strcspn(text, ",\n"), text);
         for (int32_t l = 0; l < t->m->layers; l++) {
             if (t->class_of[l] == c) printf(" %d", (int)l);
         }
@@ -146,8 +150,11 @@ static double part(double a, double of) {
 static void report(const program *p, const engine *e) {
     const stats *s = &e->stats;
     double ms = s->ms[0] + s->ms[1], steps = 0;
+    char device[2000] = "";
     for (int32_t i = 0; i < e->requests; i++) steps += e->request[i]->steps;
-    printf("\n%s: %.1f MB, %d layers, attention by\n", p->model_file, 1e-6 * (double)p->m->bytes, (int)p->m->layers);
+    if (e->o.gpu) attn_cuda_explain(e->o.gpu, device, sizeof device);
+    printf("\n%s%s: %.1f MB, %d layers, attention by\n", device, p->model_file, 1e-6 * (double)p->m->bytes,
+           (int)p->m->layers);
     for (int32_t n = 0; n < e->nets; n++) print_classes(&e->net[n]);
     printf("%d prompts of %lld tokens, %lld more found in shared pages; %lld tokens generated, %.0f in a second\n"
            "%lld steps with prompts, %.0f rows in a second; %lld without, %.0f rows in a second; %lld sent back\n"
@@ -174,6 +181,7 @@ static void report(const program *p, const engine *e) {
 /* ---- main -------------------------------------------------------------------------------------------------------- */
 
 static int prepare(program *p) {
+    char because[ERROR_BYTES];
     p->m = model_load(p->model_file, p->error);
     if (p->m && p->draft_file) p->drafter = model_load(p->draft_file, p->error);
     if (*p->error || tokenizer_load(&p->t, p->tokenizer_file, p->m->vocab, p->error)) return -1;
@@ -185,6 +193,9 @@ static int prepare(program *p) {
     memcpy(p->o.stop, p->t.stop, sizeof p->o.stop);
     if (p->drafter && !p->o.spec) p->o.spec = 5;
     if (p->frame_ms > 0) p->o.row_tile = 32;
+    if (p->wants_gpu && !(p->o.gpu = engine_device(&p->o, because))) {
+        fprintf(stderr, "llm: attention on the CPU, because: %s\n", because);
+    }
     return 0;
 }
 
@@ -243,15 +254,17 @@ int main(int argc, char **argv) {
     p.o = default_options();
     p.o.temperature = 0.7f;
     if (argc == 2 && !strcmp(argv[1], "--help")) {
-        printf("llm [options]; without any: a demonstration, run it where models/ is\n");
+        printf("llm [options]; without any, or with --cuda alone: a demonstration, run it where models/ is\n");
         for (int32_t i = 0; i < OPTIONS; i++) printf("  %-18s %s\n", table[i].name, table[i].help);
         return 0;
     }
-    if (argc == 1) p.prompts = sizeof demo_prompts / sizeof *demo_prompts;
-    if (argc == 1) memcpy(p.prompt, demo_prompts, sizeof demo_prompts);
+    int is_demo = argc == 1 || (argc == 2 && !strcmp(argv[1], "--cuda"));
+    if (is_demo) p.prompts = sizeof demo_prompts / sizeof *demo_prompts;
+    if (is_demo) memcpy(p.prompt, demo_prompts, sizeof demo_prompts);
     uint64_t hash = parse(&p, argc, argv) || prepare(&p) ? 0 : run(&p, 0);
-    int failed = !hash || (argc == 1 && run_again(&p, hash));
+    int failed = !hash || (is_demo && run_again(&p, hash));
     if (failed) fprintf(stderr, "%s\n", p.error);
+    attn_cuda_close(p.o.gpu);
     tokenizer_close(&p.t);
     model_close(p.m);
     model_close(p.drafter);

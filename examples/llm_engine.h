@@ -440,7 +440,6 @@ static int begin_pass(engine *e, net *t) {
         float *x = t->buffer[RESIDUAL] + (int64_t)r * t->m->dim;
         const float *row = matrix_row(&t->m->part[EMBEDDING], t->token[r], x);
         if (row != x) memcpy(x, row, (size_t)t->m->dim * sizeof *x);
-        t->position[r] = t->meta.positions[r] + t->shift[r];
     }
     t->layer = 0;
     t->stage = MAKE_Q;
@@ -530,6 +529,7 @@ options default_options(void) {
 void engine_close(engine *e) {
     if (!e) return;
     pool_close(&e->pool);
+    for (int32_t n = 0; n < e->nets; n++) attention_close(e, &e->net[n]);
     for (int32_t i = 0; i < e->requests; i++) release(e->request[i]->mem);
     free(e->request);
     release(e->mem); /* e is in it */

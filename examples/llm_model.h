@@ -245,27 +245,27 @@ model *model_load(const char *path, char *error) {
 
 /* ---- tokenizer -------------------------------------------------------------------------------------------------- */
 
-typedef struct piece {
+typedef struct subword {
     const char *text;
     int32_t len, token;
     float score;
-} piece;
+} subword;
 
 typedef struct tokenizer {
     int32_t tokens;          /* 0: tokens are bytes */
     int32_t stop[2];         /* tokens that end a text */
-    piece *of_token, *sorted;
+    subword *of_token, *sorted;
     arena *mem;
 } tokenizer;
 
 static int compare_pieces(const void *a, const void *b) {
-    const piece *x = a, *y = b;
+    const subword *x = a, *y = b;
     int order = memcmp(x->text, y->text, (size_t)least(x->len, y->len));
     return order ? order : x->len - y->len;
 }
 
-static const piece *find_piece(const tokenizer *t, const char *text, int32_t len) {
-    piece wanted = { text, len, 0, 0 };
+static const subword *find_piece(const tokenizer *t, const char *text, int32_t len) {
+    subword wanted = { text, len, 0, 0 };
     return bsearch(&wanted, t->sorted, (size_t)t->tokens, sizeof wanted, compare_pieces);
 }
 
@@ -290,7 +290,7 @@ int tokenizer_load(tokenizer *t, const char *path, int32_t vocab, char *error) {
     t->sorted = need(&t->mem, vocab, sizeof *t->sorted);
     take(&r, "length of the longest piece", 4);
     for (int32_t i = 0; i < vocab && !*error; i++) {
-        piece *p = &t->of_token[i];
+        subword *p = &t->of_token[i];
         const void *score = take(&r, "score", 4), *len = take(&r, "length", 4);
         if (score) memcpy(&p->score, score, 4);
         if (len) memcpy(&p->len, len, 4);
@@ -306,13 +306,13 @@ int tokenizer_load(tokenizer *t, const char *path, int32_t vocab, char *error) {
 }
 
 /* The score of symbols i and i + 1 as one. Symbols lie behind each other in a text. */
-static void rate_symbol(const tokenizer *t, piece *s, int32_t n, int32_t i) {
-    const piece *joined = i >= 0 && i + 1 < n ? find_piece(t, s[i].text, s[i].len + s[i + 1].len) : NULL;
+static void rate_symbol(const tokenizer *t, subword *s, int32_t n, int32_t i) {
+    const subword *joined = i >= 0 && i + 1 < n ? find_piece(t, s[i].text, s[i].len + s[i + 1].len) : NULL;
     if (i >= 0) s[i].score = joined ? joined->score : -2e30f;
 }
 
 /* Byte-pair encoding: neighbours become one symbol, best score first, until no two of them make a token. */
-static int32_t merge_symbols(const tokenizer *t, piece *s, int32_t n) {
+static int32_t merge_symbols(const tokenizer *t, subword *s, int32_t n) {
     for (int32_t i = 0; i < n; i++) rate_symbol(t, s, n, i);
     for (;;) {
         int32_t best = 0;
@@ -337,13 +337,13 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, int32_t *tokens) 
     for (int32_t i = 0; i < len; i++) tokens[i + 1] = (unsigned char)text[i];
     if (!t->tokens) return len + 1;
     char *source = need(&mem, len + 2, 1); /* with the space that begins every text */
-    piece *symbols = need(&mem, len + 2, sizeof *symbols);
+    subword *symbols = need(&mem, len + 2, sizeof *symbols);
     if (len) snprintf(source, (size_t)len + 2, " %s", text);
     for (const char *p = source; *p; p += symbols[n++].len) {
         int32_t bytes = 1; /* of a character in UTF-8; one that is no token becomes its bytes */
         while (((unsigned char)p[bytes] & 0xC0) == 0x80 && bytes < 4) bytes++;
-        const piece *found = find_piece(t, p, bytes);
-        symbols[n] = (piece){ p, found ? bytes : 1, found ? found->token : 3 + (unsigned char)*p, 0 };
+        const subword *found = find_piece(t, p, bytes);
+        symbols[n] = (subword){ p, found ? bytes : 1, found ? found->token : 3 + (unsigned char)*p, 0 };
     }
     n = merge_symbols(t, symbols, n);
     for (int32_t i = 0; i < n; i++) tokens[i + 1] = symbols[i].token;
@@ -356,7 +356,7 @@ void tokenizer_print(const tokenizer *t, int32_t token, int first, FILE *file) {
     if (!t->tokens || (token >= 3 && token < 259)) {
         fputc(t->tokens ? token - 3 : token, file);
     } else {
-        const piece *p = &t->of_token[token];
+        const subword *p = &t->of_token[token];
         int32_t skip = first && p->len && p->text[0] == ' ';
         fwrite(p->text + skip, 1, (size_t)(p->len - skip), file);
     }

@@ -1,11 +1,11 @@
-/* llm_net.h - rows through a model: threads, the engine's state, attention, arithmetic. All calls of attn.h that plan,
-   store keys or attend stand here, in one section. Used by llm_engine.h. */
+/* llm_net.h - rows through a model: threads, the engine's state, attention, arithmetic. All calls of attn.h and of
+   attn_cuda.h that plan, store keys or attend stand here, in one section. Used by llm_engine.h. */
 #ifndef LLM_NET_H
 #define LLM_NET_H
 
 #include "llm_model.h"
 
-#include "attn.h"
+#include "attn_cuda.h"
 
 #ifndef _WIN32
 #include <pthread.h>
@@ -116,6 +116,7 @@ typedef struct options {
     float lambda;                /* of ATTN_SKIP_LAMBDA */
     float temperature, top_p;
     int32_t seed, stop[2];       /* stop: tokens that end a text, -1: none */
+    attn_cuda *gpu;              /* where attention works, see engine_device; NULL: on the CPU */
 } options;
 
 /* Its tokens: the prompt, what was generated (up to len), then guesses of what comes next; `hints` of them are good. */
@@ -147,28 +148,33 @@ typedef struct layer_class {
     attn_plan plan;
     void *plan_mem;
     size_t plan_bytes;
-    int32_t slots, columns, *table; /* of a request in a cache without pages; of a ring's page table */
+    int32_t slots, columns;      /* of a request in a cache without pages; of a ring's page table: */
+    int32_t *table, *table_there;
 } layer_class;
 
 /* Rows of floats that a pass works on. */
 enum { RESIDUAL, NORMED, QUERY, KEY, VALUE, ATTENDED, HIDDEN, LOGITS, CERTIFICATE, BUFFERS };
 
-/* A model with its caches, and the rows that are on their way through it. */
+/* A model with its caches, and the rows that are on their way through it. `there`: where attention works. It is the
+   host's own array, or on a device the copy of it. Caches, and memory of plans and exec, are only there. */
 typedef struct net {
     const model *m;
     layer_class *classes;
     int32_t class_count, *class_of;              /* [layer] */
-    attn_io *io;                                 /* [layer] */
+    attn_io *io;                                 /* [layer], all of it there */
     attn_exec exec;
     attn_meta meta;
     void *meta_mem;
     size_t meta_bytes;
     attn_counters *counters;                     /* [lane] */
-    float *buffer[BUFFERS], *lambda, *weights;   /* weights [lane][OUTPUTS][weights_cols] */
-    int32_t weights_cols, has_avx2, rows, outs, stage_rows, is_tree, tree_words;
+    float *buffer[BUFFERS], *buffer_there[BUFFERS]; /* there: QUERY .. ATTENDED and CERTIFICATE */
+    float *lambda, *weights;                     /* weights [lane][OUTPUTS][weights_cols] */
+    int32_t width[BUFFERS], weights_cols, has_avx2, rows, outs, stage_rows, is_tree, tree_words;
     int32_t *token, *shift, *position, *out_row; /* [row]; shift: a node's depth less its number */
     uint32_t *tree;
     int32_t *q_len, *kv_len, *phase, *seq_lens, *batch; /* [slot]; batch: [3][slot] */
+    int32_t *position_there, *batch_there;
+    struct device_block *on_device;
     int32_t layer, stage;
     job job;
 } net;
@@ -204,7 +210,7 @@ typedef struct engine {
     stats stats;
     void *user;
     /* Hooks, or NULL. Logits: of each row that stays, in order, once (with all_logits and sent back: again). Attention:
-       that of layer t->layer is complete; its rows and caches are in t->io[t->layer]. */
+       that of layer t->layer is complete; its caches are in t->io[t->layer], of a device if options.gpu is set. */
     void (*on_logits)(void *user, const request *r, int32_t position, const float *logits);
     void (*on_attention)(void *user, struct engine *e, const net *t);
     char error[ERROR_BYTES];
@@ -212,6 +218,41 @@ typedef struct engine {
 } engine;
 
 /* ---- attention: all that the program knows of plans, caches and masks -------------------------------------------- */
+
+/* A device for options.gpu, with its kernels compiled; NULL and a sentence if attention has to stay on the CPU. The
+   caller closes it, attn_cuda_close, after the engines that use it. */
+attn_cuda *engine_device(const options *o, char *error) {
+    attn_layer layer = { .heads = 1, .head_dim = 8, .kv_type = o->kv, .skip = o->skip };
+    attn_cuda *gpu = NULL;
+    attn_error err;
+    *error = 0;
+    if (o->kv == ATTN_INT8) layer.scale_kind = ATTN_SCALE_PER_KEY;
+    if (!attn_cuda_open(&gpu, NULL, &err) && !attn_cuda_prepare(gpu, &layer, 1, -1, &err)) return gpu;
+    fail(error, "%s", err.text);
+    attn_cuda_close(gpu);
+    return NULL;
+}
+
+/* Memory of the device, freed with the engine. `here`: what is copied to it before each pass, or NULL. */
+typedef struct device_block {
+    struct device_block *next;
+    void *there, *here;
+    size_t bytes;
+} device_block;
+
+/* Memory where attention works, on the CPU `here` if that is set; NULL and e->error if a device has not so much. */
+static void *need_there(engine *e, net *t, void *here, int64_t count, size_t size) {
+    attn_error err;
+    if (!e->o.gpu) return here ? here : need(&e->mem, count, size);
+    device_block *b = need(&e->mem, 1, sizeof *b);
+    b->bytes = (uint64_t)count < SIZE_MAX / 2 / (size + 1) ? (size_t)count * size : SIZE_MAX / 2;
+    b->there = attn_cuda_alloc(e->o.gpu, b->bytes + 1, &err); /* none may be empty */
+    b->here = here;
+    b->next = t->on_device;
+    t->on_device = b;
+    if (!b->there) fail(e->error, "%lld * %zu bytes: %s", (long long)count, size, err.text);
+    return b->there;
+}
 
 /* The class of layers with a window, which is made if there is none yet. */
 static int32_t class_of_window(engine *e, net *t, int32_t window) {
@@ -222,36 +263,35 @@ static int32_t class_of_window(engine *e, net *t, int32_t window) {
     c->layer = (attn_layer){ .heads = t->m->heads, .kv_heads = t->m->kv_heads, .head_dim = t->m->head_dim,
                              .kv_type = e->o.kv, .page_size = e->o.page, .window_left = window,
                              .row_tile = e->o.row_tile, .skip = e->o.skip, .isa = (int32_t)attn_isa_detect() };
+    if (e->o.gpu) attn_cuda_geometry(e->o.gpu, &c->layer, NULL);
     if (e->o.kv == ATTN_INT8) c->layer.scale_kind = ATTN_SCALE_PER_KEY;
     /* A ring holds the rows of a step and what the first one sees, in whole pages wherever they begin. */
     if (window) c->layer.ring = (window + e->most.max_q_len + 2 * unit - 3) / unit * unit;
     c->slots = window ? c->layer.ring : e->most.max_kv_len;
     c->columns = e->o.page ? c->layer.ring / unit : 0;
-    if (c->columns) c->table = need(&e->mem, (int64_t)e->o.batch * c->columns, sizeof *c->table);
+    int64_t entries = (int64_t)e->o.batch * c->columns;
+    if (entries) c->table = need(&e->mem, entries, sizeof *c->table);
+    if (entries) c->table_there = need_there(e, t, c->table, entries, sizeof *c->table);
     return n;
 }
 
-/* Where a layer's keys and values are, and the rows that attend to them. */
-static attn_io open_cache(engine *e, net *t, const layer_class *c) {
+/* Where a layer's keys and values are, beside what all layers have in common. */
+static void open_cache(engine *e, net *t, const layer_class *c, attn_io *io) {
     static const size_t bytes[] = { 4, 2, 2, 1, 1, 1 };
     int64_t keys = e->o.page ? (int64_t)e->o.pages * e->o.page : (int64_t)e->o.batch * c->slots;
-    int64_t width = (int64_t)t->m->kv_heads * t->m->head_dim;
-    attn_io io = { .q = t->buffer[QUERY], .o = t->buffer[ATTENDED], .tree = t->tree, .counters = t->counters,
-                   .certificate = t->buffer[CERTIFICATE], .pages = e->o.pages };
-    io.k = need(&e->mem, keys * width, bytes[e->o.kv]);
-    io.v = need(&e->mem, keys * width, bytes[e->o.kv]);
-    if (e->o.kv == ATTN_INT8) io.k_scale = need(&e->mem, keys * t->m->kv_heads, sizeof *io.k_scale);
-    if (e->o.kv == ATTN_INT8) io.v_scale = need(&e->mem, keys * t->m->kv_heads, sizeof *io.v_scale);
-    if (!e->o.page) io.k_page = io.v_page = c->slots * width;
-    io.page_table = c->table ? c->table : e->table;
-    io.page_table_row = c->table ? c->columns : e->columns;
-    if (e->o.skip.mode == ATTN_SKIP_LAMBDA) io.lambda = t->lambda;
-    return io;
+    int64_t width = t->width[KEY];
+    io->k = need_there(e, t, NULL, keys * width, bytes[e->o.kv]);
+    io->v = need_there(e, t, NULL, keys * width, bytes[e->o.kv]);
+    if (e->o.kv == ATTN_INT8) io->k_scale = need_there(e, t, NULL, keys * t->m->kv_heads, sizeof *io->k_scale);
+    if (e->o.kv == ATTN_INT8) io->v_scale = need_there(e, t, NULL, keys * t->m->kv_heads, sizeof *io->v_scale);
+    if (!e->o.page) io->k_page = io->v_page = c->slots * width;
+    if (c->table) io->page_table = c->table_there;
+    if (c->table) io->page_table_row = c->columns;
 }
 
 /* Memory that grows to `want` bytes; what it held is lost. */
-static void grow_memory(engine *e, void **mem, size_t *have, size_t want) {
-    if (want > *have) *mem = need(&e->mem, 1, *have = want);
+static void grow_memory(engine *e, net *t, void **mem, size_t *have, size_t want) {
+    if (want > *have) *mem = need_there(e, t, NULL, 1, *have = want);
 }
 
 /* The columns of a ring are the latest pages of the request: windowed layers use the pages that all layers have, and so
@@ -265,9 +305,22 @@ static void point_ring(const engine *e, const net *t, layer_class *c) {
     }
 }
 
+static int plan_class(engine *e, net *t, layer_class *c, const attn_batch *batch, attn_error *err) {
+    attn_cuda *gpu = e->o.gpu;
+    c->layer.mask = t->is_tree ? ATTN_TREE : ATTN_CAUSAL;
+    grow_memory(e, t, &c->plan_mem, &c->plan_bytes, attn_plan_bytes(batch, &c->layer));
+    int failed = gpu ? attn_cuda_plan_make(gpu, &c->plan, batch, &c->layer, c->plan_mem, c->plan_bytes, NULL, err)
+                     : attn_plan_make(&c->plan, batch, &c->layer, c->plan_mem, c->plan_bytes, err);
+    if (failed) return failed;
+    grow_memory(e, t, &t->exec.mem, &t->exec.bytes,
+                gpu ? attn_cuda_exec_bytes(gpu, &c->plan) : attn_exec_bytes(&c->plan, t->exec.lanes));
+    e->stats.plans++;
+    return 0;
+}
+
 /* Metadata, and one plan for each class, from the lengths of the pass. */
 static int attention_plan(engine *e, net *t, attn_mode mode, int32_t draft_step) {
-    const int32_t want = ATTN_META_CU_SEQLENS | ATTN_META_POSITIONS;
+    const int32_t want = ATTN_META_POSITIONS;
     double start = now_ms();
     attn_mode_input lengths = e->most;
     attn_batch batch;
@@ -283,16 +336,17 @@ static int attention_plan(engine *e, net *t, attn_mode mode, int32_t draft_step)
     lengths.phase = t->phase;
     lengths.draft_step = draft_step;
     int failed = attn_batch_from_mode(&batch, mode, &lengths, t->batch, 3 * (size_t)e->o.batch, &err);
-    if (!failed) grow_memory(e, &t->meta_mem, &t->meta_bytes, attn_meta_bytes(&batch, NULL, want));
+    if (!failed && !t->meta_mem) t->meta_mem = need(&e->mem, 1, t->meta_bytes = attn_meta_bytes(&batch, NULL, want));
     failed = failed || attn_meta_make(&t->meta, &batch, NULL, want, t->meta_mem, t->meta_bytes, &err);
-    for (layer_class *c = t->classes; c < t->classes + t->class_count && !failed; c++) {
-        c->layer.mask = t->is_tree ? ATTN_TREE : ATTN_CAUSAL;
-        grow_memory(e, &c->plan_mem, &c->plan_bytes, attn_plan_bytes(&batch, &c->layer));
-        failed = attn_plan_make(&c->plan, &batch, &c->layer, c->plan_mem, c->plan_bytes, &err);
-        if (!failed) grow_memory(e, &t->exec.mem, &t->exec.bytes, attn_exec_bytes(&c->plan, t->exec.lanes));
-        point_ring(e, t, c);
-        e->stats.plans++;
+    for (int32_t r = 0; r < t->rows && !failed; r++) t->position[r] = t->meta.positions[r] + t->shift[r];
+    for (int32_t n = 0; n < t->class_count && !failed; n++) point_ring(e, t, &t->classes[n]);
+    for (const device_block *b = t->on_device; b && !failed; b = b->next) {
+        failed = b->here && b->bytes && attn_cuda_write(e->o.gpu, b->there, b->here, b->bytes, &err);
     }
+    batch.q_len = t->batch_there;
+    batch.kv_len = t->batch_there + e->o.batch;
+    batch.phase = t->batch_there + 2 * (int64_t)e->o.batch;
+    for (int32_t n = 0; n < t->class_count && !failed; n++) failed = plan_class(e, t, &t->classes[n], &batch, &err);
     e->stats.plan_ms += now_ms() - start;
     return failed ? fail(e->error, "plan: %s", err.text) : 0;
 }
@@ -300,18 +354,79 @@ static int attention_plan(engine *e, net *t, attn_mode mode, int32_t draft_step)
 /* Classes, caches, and plans of nothing, which shows whether the layers can work and how much memory they need. */
 static int attention_open(engine *e, net *t) {
     const model *m = t->m;
+    int64_t slots = e->o.batch, rows = e->most.max_rows;
+    for (int i = QUERY; i < BUFFERS; i++) {
+        if (i == HIDDEN || i == LOGITS) continue;
+        t->buffer_there[i] = e->o.gpu ? need_there(e, t, NULL, rows * t->width[i], sizeof(float)) : t->buffer[i];
+    }
+    t->batch_there = need_there(e, t, t->batch, 3 * slots, sizeof *t->batch);
+    t->position_there = need_there(e, t, t->position, rows, sizeof *t->position);
+    attn_io io = { .q = t->buffer_there[QUERY], .o = t->buffer_there[ATTENDED],
+                   .certificate = t->buffer_there[CERTIFICATE], .page_table_row = e->columns, .pages = e->o.pages };
+    io.page_table = need_there(e, t, e->table, slots * e->columns, sizeof *e->table);
+    io.tree = need_there(e, t, t->tree, rows * t->tree_words, sizeof *t->tree);
+    io.counters = need_there(e, t, t->counters, 1, sizeof *t->counters);
+    if (e->o.skip.mode == ATTN_SKIP_LAMBDA) io.lambda = need_there(e, t, t->lambda, slots, sizeof *t->lambda);
     t->classes = need(&e->mem, m->layers, sizeof *t->classes);
     t->class_of = need(&e->mem, m->layers, sizeof *t->class_of);
     t->io = need(&e->mem, m->layers, sizeof *t->io);
     for (int32_t l = 0; l < m->layers; l++) { /* a ring has bounds */
         t->class_of[l] = class_of_window(e, t, least(m->of_layer[l].window, e->most.max_kv_len));
-        t->io[l] = open_cache(e, t, &t->classes[t->class_of[l]]);
+        t->io[l] = io;
+        open_cache(e, t, &t->classes[t->class_of[l]], &t->io[l]);
     }
-    return attention_plan(e, t, ATTN_MODE_IDLE, 0);
+    return *e->error ? -1 : attention_plan(e, t, ATTN_MODE_IDLE, 0);
+}
+
+static void attention_close(engine *e, const net *t) {
+    for (const device_block *b = t->on_device; b; b = b->next) attn_cuda_free(e->o.gpu, b->there);
 }
 
 static const layer_class *class_at(const net *t) {
     return &t->classes[t->class_of[t->layer]];
+}
+
+static size_t bytes_of_rows(const net *t, int32_t buffer) {
+    return (size_t)t->rows * (size_t)t->width[buffer] * sizeof(float);
+}
+
+/* On the device: all of it at once, and waits for it. */
+static int attend_on_device(engine *e, net *t, const attn_rope_input *q, const attn_rope_input *k, attn_error *err) {
+    attn_cuda *gpu = e->o.gpu;
+    const layer_class *c = class_at(t);
+    const attn_io *io = &t->io[t->layer];
+    for (int i = QUERY; i <= VALUE; i++) {
+        if (attn_cuda_write(gpu, t->buffer_there[i], t->buffer[i], bytes_of_rows(t, i), err)) return -1;
+    }
+    if ((q->rotary_dim && (attn_cuda_rope(gpu, q, &t->exec, err) || attn_cuda_rope(gpu, k, &t->exec, err))) ||
+        attn_cuda_append(gpu, &c->plan, &c->layer, io, k->x, t->buffer_there[VALUE], &t->exec, err) ||
+        attn_cuda_forward(gpu, &c->plan, &c->layer, io, &t->exec, err) ||
+        attn_cuda_error(gpu, &c->plan, &t->exec, err) ||
+        attn_cuda_read(gpu, t->buffer[ATTENDED], io->o, bytes_of_rows(t, ATTENDED), err)) return -1;
+    if (!e->o.skip.mode) return 0;
+    return attn_cuda_read(gpu, t->counters, io->counters, sizeof *t->counters, err) ||
+           attn_cuda_read(gpu, t->buffer[CERTIFICATE], io->certificate, bytes_of_rows(t, CERTIFICATE), err);
+}
+
+/* On the CPU: turns q and k, stores k and v, and checks everything; the tasks come after. */
+static int prepare_tasks(net *t, const attn_rope_input *q, const attn_rope_input *k, attn_error *err) {
+    const layer_class *c = class_at(t);
+    const attn_io *io = &t->io[t->layer];
+    return (q->rotary_dim && (attn_rope(q, err) || attn_rope(k, err))) ||
+           attn_append(&c->plan, &c->layer, io, k->x, t->buffer_there[VALUE], err) ||
+           attn_check(&c->plan, &c->layer, io, &t->exec, err);
+}
+
+static int attention_begin(engine *e, net *t) {
+    attn_rope_input q = { .x = t->buffer_there[QUERY], .rows = t->rows, .heads = t->m->heads,
+                          .head_dim = t->m->head_dim, .rotary_dim = t->m->of_layer[t->layer].rotary, .interleaved = 1,
+                          .positions = t->position_there, .base = t->m->rope_theta };
+    attn_rope_input k = q;
+    attn_error err;
+    k.x = t->buffer_there[KEY];
+    k.heads = t->m->kv_heads;
+    int failed = e->o.gpu ? attend_on_device(e, t, &q, &k, &err) : prepare_tasks(t, &q, &k, &err);
+    return failed ? fail(e->error, "layer %d: %s", (int)t->layer, err.text) : 0;
 }
 
 static void attention_task(void *context, int32_t index, int32_t lane) {
@@ -319,22 +434,11 @@ static void attention_task(void *context, int32_t index, int32_t lane) {
     attn_task(&class_at(t)->plan, &t->io[t->layer], &t->exec, (attn_stage)t->stage, index, lane);
 }
 
-/* Turns q and k, stores k and v, and checks everything; the tasks come after. */
-static int attention_begin(engine *e, net *t) {
-    const layer_class *c = class_at(t);
-    const attn_io *io = &t->io[t->layer];
-    int32_t rotary = t->m->of_layer[t->layer].rotary;
-    attn_rope_input q = { .x = t->buffer[QUERY], .rows = t->rows, .heads = t->m->heads, .head_dim = t->m->head_dim,
-                          .rotary_dim = rotary, .interleaved = 1, .positions = t->position };
-    q.base = t->m->rope_theta;
-    attn_rope_input k = q;
-    attn_error err;
-    k.x = t->buffer[KEY];
-    k.heads = t->m->kv_heads;
-    int failed = (rotary && (attn_rope(&q, &err) || attn_rope(&k, &err))) ||
-                 attn_append(&c->plan, &c->layer, io, t->buffer[KEY], t->buffer[VALUE], &err) ||
-                 attn_check(&c->plan, &c->layer, io, &t->exec, &err);
-    return failed ? fail(e->error, "layer %d: %s", (int)t->layer, err.text) : 0;
+/* What attention_begin has left to do. */
+static job attention_job(const engine *e, net *t) {
+    const attn_plan *plan = &class_at(t)->plan;
+    double cost = t->stage == ATTN_COMPUTE ? 2.0 * t->m->head_dim * (double)plan->work : 0;
+    return (job){ attention_task, t, 0, e->o.gpu ? 0 : attn_task_count(plan, (attn_stage)t->stage), cost };
 }
 
 /* What skipping may have cost. */
@@ -461,9 +565,7 @@ static int start_stage(engine *e, net *t) {
     if (t->stage == ATTEND && attention_begin(e, t)) return -1;
     if (t->stage == MAKE_O) attention_end(e, t);
     if (t->stage == ATTEND || t->stage == MERGE) {
-        const attn_plan *plan = &class_at(t)->plan;
-        double cost = t->stage == ATTEND ? 2.0 * t->m->head_dim * (double)plan->work : 0;
-        t->job = (job){ attention_task, t, 0, attn_task_count(plan, (attn_stage)t->stage), cost };
+        t->job = attention_job(e, t);
     } else {
         const matrix *w = part_of(t->m, t->layer, stages[t->stage].weights);
         double cost = (double)t->stage_rows * w->rows * w->cols;
@@ -483,7 +585,7 @@ static int run_pass(engine *e, net *t) {
         if (t->stage == MAKE_Q && ++t->layer == t->m->layers) t->stage = CLASSIFY;
         start = now_ms();
         if (start_stage(e, t)) return -1;
-        if (t->stage == ATTEND) e->stats.attention_ms += now_ms() - start; /* RoPE and append */
+        if (t->stage == ATTEND) e->stats.attention_ms += now_ms() - start; /* RoPE and append; on a device all of it */
         if (is_late(&e->pool)) return 0;
     }
     return 1;
@@ -498,6 +600,7 @@ static int net_open(engine *e, net *t, const model *m) {
     t->m = m;
     for (int i = 0; i < 4; i++) *per_slot[i] = need(&e->mem, slots, sizeof(int32_t));
     for (int i = 0; i < 4; i++) *per_row[i] = need(&e->mem, rows, sizeof(int32_t));
+    memcpy(t->width, width, sizeof width);
     for (int i = 0; i < BUFFERS; i++) t->buffer[i] = need(&e->mem, rows * width[i], sizeof(float));
     for (int i = 0; i <= HIDDEN; i++) t->weights_cols = width[i] > t->weights_cols ? width[i] : t->weights_cols;
     t->batch = need(&e->mem, 3 * (int64_t)slots, sizeof(int32_t));

@@ -3,6 +3,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "test.h"
 
+#define ATTN_IMPLEMENTED /* in attn_cuda.o */
+#define ATTN_CUDA_IMPLEMENTED
 #define main llm_main
 #include "../examples/llm.c"
 #undef main
@@ -85,6 +87,7 @@ static void test_every_option(void) {
         { "--pages", "12", "pages of 16" },        { "--kv", "int8", "kv int8" },
         { "--threads", "2", "generated" },         { "--frame-budget-ms", "0.1", "frames of 0.1 ms" },
         { "--spec", "3", "drafts verified" },      { "--tree", NULL, "generated" },
+        { "--cuda", NULL, "llm: attention on the CPU, because: " },
         { "--draft", "models/text.lm", "layers 0 2 4; layer: 4 heads on 2 kv heads" },
         { "--skip", "eps:0.02", "largest certificate" }, { "--skip", "factor:10,20", "tiles skipped" },
         { "--skip", "lambda:0.001", "decode: " },  { "--skip", "env", "in planning" },
@@ -166,6 +169,7 @@ static void test_report(void) {
 int main(int argc, char **argv) {
     const char *place = getenv("TMPDIR");
     test.only = argc > 1 ? argv[1] : NULL;
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* a device is the subject of another test */
     snprintf(folder, sizeof folder, "%s/attn-main.XXXXXX", place && strlen(place) < 250 ? place : "/tmp");
     if (!mkdtemp(folder)) abort();
     test_run("llm_main: every option does what it says", test_every_option);
