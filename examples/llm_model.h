@@ -274,6 +274,8 @@ void tokenizer_close(tokenizer *t) {
     memset(t, 0, sizeof *t);
 }
 
+enum { FIRST_BYTE = 3 };
+
 /* A llama2.c tokenizer: int32 longest piece, then f32 score, int32 length and text of each token; 1 and 2 begin and end
    a text, 3 .. 258 are bytes. path NULL: tokens are bytes, of which 0 begins and ends a text. */
 int tokenizer_load(tokenizer *t, const char *path, int32_t vocab, char *error) {
@@ -281,7 +283,7 @@ int tokenizer_load(tokenizer *t, const char *path, int32_t vocab, char *error) {
     memset(t, 0, sizeof *t);
     *error = 0;
     if (!path) return vocab == 256 ? 0 : fail(error, "a model of %d tokens needs its --tokenizer", (int)vocab);
-    if (vocab < 259) return fail(error, "%s: not for a model of %d tokens", path, (int)vocab);
+    if (vocab < FIRST_BYTE + 256) return fail(error, "%s: not for a model of %d tokens", path, (int)vocab);
     read_file(&r, &t->mem);
     t->tokens = vocab;
     t->stop[0] = 1;
@@ -305,9 +307,14 @@ int tokenizer_load(tokenizer *t, const char *path, int32_t vocab, char *error) {
     return *error ? -1 : 0;
 }
 
-/* The score of symbols i and i + 1 as one. Symbols lie behind each other in a text. */
+static int is_byte(int32_t token) {
+    return token >= FIRST_BYTE && token < FIRST_BYTE + 256;
+}
+
+/* The score of symbols i and i + 1 as one. Symbols lie behind each other in a text; bytes stay alone. */
 static void rate_symbol(const tokenizer *t, subword *s, int32_t n, int32_t i) {
-    const subword *joined = i >= 0 && i + 1 < n ? find_piece(t, s[i].text, s[i].len + s[i + 1].len) : NULL;
+    int can_join = i >= 0 && i + 1 < n && !is_byte(s[i].token) && !is_byte(s[i + 1].token);
+    const subword *joined = can_join ? find_piece(t, s[i].text, s[i].len + s[i + 1].len) : NULL;
     if (i >= 0) s[i].score = joined ? joined->score : -2e30f;
 }
 
@@ -339,11 +346,12 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, int32_t *tokens) 
     char *source = need(&mem, len + 2, 1); /* with the space that begins every text */
     subword *symbols = need(&mem, len + 2, sizeof *symbols);
     if (len) snprintf(source, (size_t)len + 2, " %s", text);
-    for (const char *p = source; *p; p += symbols[n++].len) {
-        int32_t bytes = 1; /* of a character in UTF-8; one that is no token becomes its bytes */
-        while (((unsigned char)p[bytes] & 0xC0) == 0x80 && bytes < 4) bytes++;
-        const subword *found = find_piece(t, p, bytes);
-        symbols[n] = (subword){ p, found ? bytes : 1, found ? found->token : 3 + (unsigned char)*p, 0 };
+    for (const char *p = source, *end; *p; p = end) {
+        end = p + 1; /* of a character in UTF-8; one that is no token becomes its bytes */
+        while (p > source && (*end & 0xC0) == 0x80 && end < p + 4) end++;
+        const subword *found = find_piece(t, p, (int32_t)(end - p));
+        if (found) symbols[n++] = (subword){ p, found->len, found->token, 0 };
+        for (; !found && p < end; p++) symbols[n++] = (subword){ p, 1, FIRST_BYTE + (unsigned char)*p, 0 };
     }
     n = merge_symbols(t, symbols, n);
     for (int32_t i = 0; i < n; i++) tokens[i + 1] = symbols[i].token;
@@ -353,8 +361,8 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, int32_t *tokens) 
 
 /* first: the text begins with this token, and the space before it is not part of it. */
 void tokenizer_print(const tokenizer *t, int32_t token, int first, FILE *file) {
-    if (!t->tokens || (token >= 3 && token < 259)) {
-        fputc(t->tokens ? token - 3 : token, file);
+    if (!t->tokens || is_byte(token)) {
+        fputc(t->tokens ? token - FIRST_BYTE : token, file);
     } else {
         const subword *p = &t->of_token[token];
         int32_t skip = first && p->len && p->text[0] == ' ';

@@ -1752,6 +1752,8 @@ static void test_tokenizer_by_hand(void) {
                   { "abab", 4, { 1, 259, 272, 272 } },
                   { "aaa", 4, { 1, 259, 274, 260 } },     /* the left pair of two equal ones */
                   { "z\x80", 4, { 1, 259, 125, 131 } },   /* bytes: 'z' + 3, 0x80 + 3 */
+                  { "\x80", 3, { 1, 259, 131 } },         /* the space is a character of its own */
+                  { "aa\x80", 5, { 1, 259, 260, 100, 131 } }, /* the second a begins no character, so it is a byte */
                   { "\xC3\xA9", 3, { 1, 259, 265 } } };
     int32_t got[20], i;
     char error[ERROR_BYTES];
