@@ -1596,23 +1596,27 @@ static float attn__tanh(float x) {
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
    k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
 
-/* What row_scores and row_values work on; ld: floats from row to row. ahead: rows of ahead_bytes that are read next, a
-   row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's rate. */
+/* What scores and values are computed from; ld: floats from row to row (row_*). ahead: rows of ahead_bytes that are read
+   next, a row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's rate,
+   and takes the wait for K and V out of PREFILL. mask: NULL: all visible. */
 typedef struct attn__dots {
-    float *s;                       /* [row][key] */
-    const float *q;                 /* [row][d] */
+    float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
+    const float *q;                 /* [row][d]; lane_*: [d][lanes] */
     const float *const *k;
     int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
     const char *const *ahead;
+    const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
 } attn__dots;
 
 typedef struct attn__sums {
-    float *o;                       /* [row][v_dim]: o * alpha[row] + p v */
-    const float *p;                 /* [row][key] */
+    float *o;                       /* [row][v_dim], lane_*: [v_dim][lanes]: o * alpha[row] + p v */
+    const float *p;                 /* [row][key], lane_*: [key][lanes] */
     const float *alpha;
     const float *const *v;
     int32_t ldo, ldp, rows, n, v_dim, ahead_bytes, narrow;
     const char *const *ahead;
+    const uint64_t *mask;           /* lane_*: weights are 0 where it says so */
+    int strict;                     /* lane_*: masked lanes do not even see 0 * v, for V with NaN or inf */
 } attn__sums;
 
 typedef struct attn__leaves {
@@ -1627,15 +1631,17 @@ typedef struct attn__leaves {
     void (*softcap)(float *x, int32_t n, float cap);
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
-    void (*lane_scores)(float *s, const float *q, const float *const *k, int32_t n, int32_t d, int32_t used);
+    /* Has none of n rows of d elements a NaN or an infinity? Only then can a weight of 0 not spoil a sum. */
+    int (*finite)(const float *const *rows, int32_t n, int32_t d);
+    /* dst[x][row] = src[row][x] */
+    void (*turn)(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d);
+    void (*lane_scores)(const attn__dots *a);
     /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
     void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
     /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums */
     void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
                          float *sum, int32_t used);
-    /* o = o * alpha + p v; mask not NULL: masked lanes do not even see 0 * v, for V with NaN or inf */
-    void (*lane_values)(float *o, const float *p, const float *alpha, const float *const *v, int32_t n, int32_t v_dim,
-                        const uint64_t *mask, int32_t used);
+    void (*lane_values)(const attn__sums *a);
     void (*row_scores)(const attn__dots *a);
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
@@ -1682,16 +1688,31 @@ static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int
     for (i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
 }
 
-static void attn__lane_scores_scalar(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
-                                     int32_t used) {
-    int32_t j, x, r;
-    (void)used;
-    for (j = 0; j < n; j++) {
-        float sum[ATTN__LANES_SCALAR] = { 0 };
+static int attn__finite_scalar(const float *const *rows, int32_t n, int32_t d) {
+    int32_t i, x;
+    for (i = 0; i < n; i++) {
         for (x = 0; x < d; x++) {
-            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += k[j][x] * q[x * ATTN__LANES_SCALAR + r];
+            if (!attn__is_finite(rows[i][x])) return 0;
         }
-        memcpy(s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
+    }
+    return 1;
+}
+
+static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
+    int32_t i, x;
+    for (i = 0; i < rows; i++) {
+        for (x = 0; x < d; x++) dst[x * ldd + i] = src[i * lds + x];
+    }
+}
+
+static void attn__lane_scores_scalar(const attn__dots *a) {
+    int32_t j, x, r;
+    for (j = 0; j < a->n; j++) {
+        float sum[ATTN__LANES_SCALAR] = { 0 };
+        for (x = 0; x < a->d; x++) {
+            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += a->k[j][x] * a->q[x * ATTN__LANES_SCALAR + r];
+        }
+        memcpy(a->s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
     }
 }
 
@@ -1722,19 +1743,19 @@ static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask,
     }
 }
 
-static void attn__lane_values_scalar(float *o, const float *p, const float *alpha, const float *const *v, int32_t n,
-                                     int32_t v_dim, const uint64_t *mask, int32_t used) {
+static void attn__lane_values_scalar(const attn__sums *a) {
+    const uint64_t *mask = a->strict ? a->mask : NULL;
     int32_t j, x, r;
-    for (x = 0; x < v_dim; x++) {
-        float sum[ATTN__LANES_SCALAR] = { 0 };
-        for (r = 0; r < used; r++) sum[r] = o[x * ATTN__LANES_SCALAR + r] * alpha[r];
-        for (j = 0; j < n; j++) {
-            float value = v[j][x];
-            for (r = 0; r < used; r++) {
-                if (!mask || (mask[j] >> r & 1)) sum[r] += p[j * ATTN__LANES_SCALAR + r] * value;
+    for (x = 0; x < a->v_dim; x++) {
+        float sum[ATTN__LANES_SCALAR] = { 0 }, *o = a->o + x * ATTN__LANES_SCALAR;
+        for (r = 0; r < a->rows; r++) sum[r] = o[r] * a->alpha[r];
+        for (j = 0; j < a->n; j++) {
+            float value = a->v[j][x];
+            for (r = 0; r < a->rows; r++) {
+                if (!mask || (mask[j] >> r & 1)) sum[r] += a->p[j * ATTN__LANES_SCALAR + r] * value;
             }
         }
-        memcpy(o + x * ATTN__LANES_SCALAR, sum, sizeof sum);
+        memcpy(o, sum, sizeof sum);
     }
 }
 
@@ -1937,32 +1958,79 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-/* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
-ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, float *s, const float *q, const float *const *k, int32_t j,
-                                                  int32_t d) {
-    __m256 sum[12];
-    const float *row[6];
-    int32_t x, i;
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = k[j + i];
-    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
-    for (x = 0; x < d; x++, q += ATTN__LANES_AVX2) {
-        __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
-        ATTN__UNROLL for (i = 0; i < keys; i++) {
-            __m256 key = _mm256_broadcast_ss(row[i] + x);
-            sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
-            sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
+ATTN__AVX2 static int attn__finite_avx2(const float *const *rows, int32_t n, int32_t d) {
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000), one = _mm256_set1_epi32(0x00800000);
+    __m256i worst = _mm256_setzero_si256(); /* its sign: an exponent was all ones */
+    int32_t i, x;
+    for (i = 0; i < n; i++) {
+        for (x = 0; x < d; x += 8) {
+            __m256i bits = _mm256_castps_si256(_mm256_maskload_ps(rows[i] + x, attn__first_avx2(d - x)));
+            worst = _mm256_or_si256(worst, _mm256_add_epi32(_mm256_and_si256(bits, exponent), one));
         }
     }
-    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) _mm256_storeu_ps(s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
+    return !_mm256_movemask_ps(_mm256_castsi256_ps(worst));
 }
 
-ATTN__AVX2 static void attn__lane_scores_avx2(float *s, const float *q, const float *const *k, int32_t n, int32_t d,
-                                              int32_t used) {
-    int32_t j = 0;
-    (void)used;
-    for (; j + 6 <= n; j += 6) attn__lane_dots_avx2(6, s, q, k, j, d);
-    for (; j + 2 <= n; j += 2) attn__lane_dots_avx2(2, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_dots_avx2(1, s, q, k, j, d);
+/* Eight rows of eight become columns. */
+ATTN__AVX2 ATTN__INLINE void attn__turn8_avx2(float *dst, int64_t ldd, const float *src, int64_t lds) {
+    __m256 a[8], b[8];
+    int i;
+    ATTN__UNROLL for (i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(src + i * lds);
+    ATTN__UNROLL for (i = 0; i < 8; i++) { /* of rows i and i + 1, or i - 1 and i: columns 0 1 4 5, 2 3 6 7 */
+        b[i] = i % 2 ? _mm256_unpackhi_ps(a[i - 1], a[i]) : _mm256_unpacklo_ps(a[i], a[i + 1]);
+    }
+    ATTN__UNROLL for (i = 0; i < 8; i++) { /* of four rows: columns i % 4 and i % 4 + 4 */
+        __m256 upper = b[i / 4 * 4 + i % 4 / 2], lower = b[i / 4 * 4 + i % 4 / 2 + 2];
+        a[i] = i % 2 ? _mm256_shuffle_ps(upper, lower, 0xEE) : _mm256_shuffle_ps(upper, lower, 0x44);
+    }
+    ATTN__UNROLL for (i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
+ATTN__AVX2 static void attn__turn_avx2(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows,
+                                       int32_t d) {
+    int32_t i = 0, x;
+    for (; i + 8 <= rows; i += 8, dst += 8, src += 8 * lds) {
+        for (x = 0; x + 8 <= d; x += 8) attn__turn8_avx2(dst + x * ldd, ldd, src + x, lds);
+        attn__turn_scalar(dst + x * ldd, ldd, src + x, lds, 8, d - x);
+    }
+    attn__turn_scalar(dst, ldd, src, lds, rows - i, d);
+}
+
+/* Asks for the parts of the rows ahead that lie beside element x of d. */
+ATTN__INLINE void attn__fetch_part(const char *const *ahead, int keys, int32_t bytes, int32_t x, int32_t d) {
+    ptrdiff_t at = (ptrdiff_t)((int64_t)x * bytes / d);
+    int i;
+    ATTN__UNROLL for (i = 0; i < keys; i++) _mm_prefetch(ahead[i] + at, _MM_HINT_T1);
+}
+
+/* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
+ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, const attn__dots *a, int32_t j) {
+    __m256 sum[12];
+    const float *row[6], *q = a->q;
+    int32_t x = 0, end, i;
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
+    while (x < a->d) {
+        end = attn__min(a->d, x + 16);
+        if (a->ahead) attn__fetch_part(a->ahead + j, keys, a->ahead_bytes, x, a->d);
+        for (; x < end; x++, q += ATTN__LANES_AVX2) {
+            __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
+            ATTN__UNROLL for (i = 0; i < keys; i++) {
+                __m256 key = _mm256_broadcast_ss(row[i] + x);
+                sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
+                sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
+            }
+        }
+    }
+    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) _mm256_storeu_ps(a->s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
+}
+
+ATTN__AVX2 static void attn__lane_scores_avx2(const attn__dots *a) {
+    int32_t j;
+    for (j = 0; j < a->n; j += 6) attn__lane_dots_avx2(6, a, j);
 }
 
 ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
@@ -1997,18 +2065,21 @@ ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64
 }
 
 /* columns of o x 16 rows, from column x on */
-ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, float *o, const float *p, const float *alpha,
-                                                  const float *const *v, int32_t n, int32_t x, const uint64_t *mask) {
+ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, const attn__sums *a, int32_t x, const uint64_t *mask) {
     __m256 sum[12];
+    const char *const *ahead = a->ahead ? a->ahead : (const char *const *)a->v;
+    const float *p = a->p;
+    float *o = a->o + x * ATTN__LANES_AVX2;
+    ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
     int32_t j, i;
-    o += x * ATTN__LANES_AVX2;
     ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
-        sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(alpha + i % 2 * 8));
+        sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(a->alpha + i % 2 * 8));
     }
-    for (j = 0; j < n; j++) {
-        const float *row = v[j] + x;
+    for (j = 0; j < a->n; j++, p += ATTN__LANES_AVX2) {
+        const float *row = a->v[j] + x;
         __m256 weight[2];
-        ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + j * ATTN__LANES_AVX2 + 8 * i);
+        _mm_prefetch(ahead[j] + at, _MM_HINT_T1);
+        ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + 8 * i);
         ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
             __m256 y = _mm256_fmadd_ps(_mm256_broadcast_ss(row + i / 2), weight[i % 2], sum[i]);
             sum[i] = mask ? _mm256_blendv_ps(sum[i], y, attn__mask_avx2((uint32_t)(mask[j] >> i % 2 * 8))) : y;
@@ -2017,14 +2088,12 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, float *o, const f
     ATTN__UNROLL for (i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
 }
 
-ATTN__AVX2 static void attn__lane_values_avx2(float *o, const float *p, const float *alpha, const float *const *v,
-                                              int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
+ATTN__AVX2 static void attn__lane_values_avx2(const attn__sums *a) {
     int32_t x = 0;
-    (void)used;
-    for (; !mask && x + 6 <= v_dim; x += 6) attn__lane_sums_avx2(6, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x + 2 <= v_dim; x += 2) attn__lane_sums_avx2(2, o, p, alpha, v, n, x, NULL);
-    for (; !mask && x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_sums_avx2(1, o, p, alpha, v, n, x, mask);
+    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx2(1, a, x, a->mask);
+    for (; x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx2(6, a, x, NULL);
+    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx2(2, a, x, NULL);
+    for (; x < a->v_dim; x++) attn__lane_sums_avx2(1, a, x, NULL);
 }
 
 /* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
@@ -2226,53 +2295,76 @@ ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *
     if (type == ATTN_INT8) attn__expand_avx512(dst, ld, src, scales, rows, d, ATTN_INT8);
 }
 
-/* keys x (16 * vectors) rows of scores, from key j on */
-ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, float *s, const float *q,
-                                                      const float *const *k, int32_t j, int32_t d) {
+/* keys x (16 * vectors) scores, from key j and vector c on */
+ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, const attn__dots *a, int32_t j,
+                                                      int32_t c) {
     __m512 sum[8][4];
-    const float *row[8];
-    int32_t x, i, c;
+    const float *row[8], *q = a->q + 16 * c;
+    float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
+    int32_t x = 0, end, i;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = k[j + i];
+        row[i] = a->k[j + i];
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
-    for (x = 0; x < d; x++, q += ATTN__LANES_AVX512) {
-        __m512 query[4];
-        ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
-        ATTN__UNROLL for (i = 0; i < keys; i++) {
-            __m512 key = _mm512_set1_ps(row[i][x]);
-            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
+    while (x < a->d) {
+        end = attn__min(a->d, x + 16);
+        if (a->ahead) attn__fetch_part(a->ahead + j, keys, a->ahead_bytes, x, a->d);
+        for (; x < end; x++, q += ATTN__LANES_AVX512) {
+            __m512 query[4];
+            ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
+            ATTN__UNROLL for (i = 0; i < keys; i++) {
+                __m512 key = _mm512_set1_ps(row[i][x]);
+                ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
+            }
         }
     }
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + (j + i) * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
 
-ATTN__AVX512 static void attn__lane_scores_avx512(float *s, const float *q, const float *const *k, int32_t n,
-                                                  int32_t d, int32_t used) {
-    int32_t j = 0;
-    for (; used > 32 && j + 6 <= n; j += 6) attn__lane_dots_avx512(6, 4, s, q, k, j, d);
-    for (; used > 32 && j + 2 <= n; j += 2) attn__lane_dots_avx512(2, 4, s, q, k, j, d);
-    for (; used > 32 && j < n; j++) attn__lane_dots_avx512(1, 4, s, q, k, j, d);
-    for (; used > 16 && j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 2, s, q, k, j, d);
-    for (; used > 16 && j < n; j++) attn__lane_dots_avx512(1, 2, s, q, k, j, d);
-    for (; j + 8 <= n; j += 8) attn__lane_dots_avx512(8, 1, s, q, k, j, d);
-    for (; j < n; j++) attn__lane_dots_avx512(1, 1, s, q, k, j, d);
+/* The vectors of a panel of which some row sees one of the keys j .. last - 1. */
+typedef struct attn__vectors {
+    int32_t begin, count;
+} attn__vectors;
+
+static attn__vectors attn__seen_vectors(const uint64_t *mask, int32_t rows, int32_t j, int32_t last) {
+    attn__vectors v = { 0, (rows + 15) / 16 };
+    uint64_t any = 0;
+    if (!mask) return v;
+    for (; j < last; j++) any |= mask[j];
+    while (v.count && !(any >> 16 * (v.count - 1))) v.count--;
+    for (; v.count && !(any & 0xffffu); any >>= 16, v.count--) v.begin++;
+    return v;
+}
+
+/* Above the diagonal, vectors that see no key are left out: 12 % of a prompt of 512. */
+ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
+    int32_t j, keys;
+    for (j = 0; j < a->n; j += keys) {
+        attn__vectors v = attn__seen_vectors(a->mask, a->rows, j, attn__min(a->n, j + 8));
+        keys = v.count > 3 ? 6 : 8;
+        if (v.count == 1) attn__lane_dots_avx512(8, 1, a, j, v.begin);
+        if (v.count == 2) attn__lane_dots_avx512(8, 2, a, j, v.begin);
+        if (v.count == 3) attn__lane_dots_avx512(8, 3, a, j, v.begin);
+        if (v.count == 4) attn__lane_dots_avx512(6, 4, a, j, v.begin);
+    }
 }
 
 ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
                                                int32_t used) {
+    __m512 most[4];
     int32_t c, j;
-    for (c = 0; c < used; c += 16) {
-        __m512 most = _mm512_set1_ps(ATTN__LOWEST);
-        for (j = 0; j < n; j++) {
-            __mmask16 visible = (__mmask16)(mask ? mask[j] >> c : 0xffffu);
-            most = _mm512_mask_max_ps(most, visible, _mm512_loadu_ps(s + j * ATTN__LANES_AVX512 + c), most);
+    (void)used;
+    ATTN__UNROLL for (c = 0; c < 4; c++) most[c] = _mm512_set1_ps(ATTN__LOWEST);
+    for (j = 0; j < n; j++, s += ATTN__LANES_AVX512) {
+        uint64_t visible = mask ? mask[j] : ~(uint64_t)0;
+        ATTN__UNROLL for (c = 0; c < 4; c++) {
+            __mmask16 seen = (__mmask16)(visible >> 16 * c);
+            most[c] = _mm512_mask_max_ps(most[c], seen, _mm512_loadu_ps(s + 16 * c), most[c]);
         }
-        _mm512_storeu_ps(top + c, most);
     }
+    ATTN__UNROLL for (c = 0; c < 4; c++) _mm512_storeu_ps(top + 16 * c, most[c]);
 }
 
 ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
@@ -2294,28 +2386,33 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     }
 }
 
-/* columns of o x (16 * vectors) rows */
-ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, float *o, const float *p,
-                                                      const float *alpha, const float *const *v, int32_t n, int32_t x,
-                                                      const uint64_t *mask) {
+/* columns of o x (16 * vectors) rows, from column x and vector c on, keys first .. last - 1; fresh: o is not yet
+   multiplied with alpha */
+ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, const attn__sums *a, int32_t x,
+                                                      int32_t c, int32_t first, int32_t last, int fresh, int strict) {
     __m512 sum[8][4];
-    int32_t j, i, c;
-    o += (ptrdiff_t)x * ATTN__LANES_AVX512;
+    const char *const *ahead = a->ahead ? a->ahead : (const char *const *)a->v;
+    const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
+    float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
+    ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
+    int32_t shift = 16 * c, j, i;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            sum[i][c] = _mm512_mul_ps(_mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c),
-                                      _mm512_loadu_ps(alpha + 16 * c));
+            sum[i][c] = _mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c);
+            if (fresh) sum[i][c] = _mm512_mul_ps(sum[i][c], _mm512_loadu_ps(alpha + 16 * c));
         }
     }
-    for (j = 0; j < n; j++) {
+    for (j = first; j < last; j++) {
         __m512 weight[4];
-        const float *row = v[j] + x;
+        const float *row = a->v[j] + x;
+        _mm_prefetch(ahead[j] + at, _MM_HINT_T1);
         ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
         ATTN__UNROLL for (i = 0; i < columns; i++) {
             __m512 value = _mm512_set1_ps(row[i]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) {
-                sum[i][c] = mask ? _mm512_mask3_fmadd_ps(value, weight[c], sum[i][c], (__mmask16)(mask[j] >> 16 * c))
-                                 : _mm512_fmadd_ps(value, weight[c], sum[i][c]);
+                __mmask16 seen = (__mmask16)(strict ? a->mask[j] >> (shift + 16 * c) : 0xffffu);
+                sum[i][c] = strict ? _mm512_mask3_fmadd_ps(value, weight[c], sum[i][c], seen)
+                                   : _mm512_fmadd_ps(value, weight[c], sum[i][c]);
             }
         }
     }
@@ -2324,17 +2421,35 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
     }
 }
 
-ATTN__AVX512 static void attn__lane_values_avx512(float *o, const float *p, const float *alpha, const float *const *v,
-                                                  int32_t n, int32_t v_dim, const uint64_t *mask, int32_t used) {
-    int32_t x = 0;
-    for (; mask && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, mask);
-    for (; used > 32 && x + 6 <= v_dim; x += 6) attn__lane_sums_avx512(6, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x + 2 <= v_dim; x += 2) attn__lane_sums_avx512(2, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 32 && x < v_dim; x++) attn__lane_sums_avx512(1, 4, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 2, o, p, alpha, v, n, x, NULL);
-    for (; used > 16 && x < v_dim; x++) attn__lane_sums_avx512(1, 2, o, p, alpha, v, n, x, NULL);
-    for (; x + 8 <= v_dim; x += 8) attn__lane_sums_avx512(8, 1, o, p, alpha, v, n, x, NULL);
-    for (; x < v_dim; x++) attn__lane_sums_avx512(1, 1, o, p, alpha, v, n, x, NULL);
+/* Keys first .. last - 1, of which the vectors v see some. */
+ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, attn__vectors v, int32_t first, int32_t last,
+                                                int fresh) {
+    int32_t x = 0, c = v.begin;
+    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 1);
+    for (; v.count == 4 && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, a, x, c, first, last, fresh, 0);
+    for (; v.count == 3 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 3, a, x, c, first, last, fresh, 0);
+    for (; v.count == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, a, x, c, first, last, fresh, 0);
+    for (; v.count == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, a, x, c, first, last, fresh, 0);
+    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, a, x, 0, first, last, fresh, 0);
+    for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 0);
+}
+
+ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
+    attn__vectors all = attn__seen_vectors(NULL, a->rows, 0, 0), v;
+    int32_t first, last;
+    if (!a->mask || !a->n) {
+        attn__lane_keys_avx512(a, all, 0, a->n, 1);
+        return;
+    }
+    attn__lane_keys_avx512(a, all, 0, 0, 1);
+    for (first = 0; first < a->n; first = last) {
+        v = attn__seen_vectors(a->mask, a->rows, first, first + 1);
+        for (last = first + 1; last < a->n; last++) {
+            attn__vectors next = attn__seen_vectors(a->mask, a->rows, last, last + 1);
+            if (next.begin != v.begin || next.count != v.count) break;
+        }
+        if (v.count) attn__lane_keys_avx512(a, v, first, last, 0);
+    }
 }
 
 /* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
@@ -2479,21 +2594,21 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
+    attn__finite_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
     attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
     "avx2", ATTN__LANES_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
+    attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
     attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
+    attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
     attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
 };
 
@@ -2841,8 +2956,9 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
-/* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. */
-enum { ATTN__WIDE = 32 };
+/* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. Prefill
+   turns this many rows of q at a time into columns. */
+enum { ATTN__WIDE = 32, ATTN__TURN = 16 };
 
 /* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
 typedef struct attn__account {
@@ -2901,8 +3017,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
     s->wide_k_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_k = attn__take_floats(base, &used, attn__max64(copies * d, stream * attn__max64(d, v_dim)));
-    s->wide_v = attn__take_floats(base, &used, copies * v_dim);
+    s->wide_k = attn__take_floats(base, &used, attn__max64(copies * (d + 16), stream * (attn__max64(d, v_dim) + 16)));
+    s->wide_v = attn__take_floats(base, &used, copies * (v_dim + 16));
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
     s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
     s->m = attn__take_floats(base, &used, panel_rows);
@@ -2914,8 +3030,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
-    s->scores = attn__take_floats(base, &used, attn__max64(tile * lanes, 2 * decode_rows * (tile + 16)));
-    s->row = attn__take_floats(base, &used, attn__max64(d, v_dim));
+    s->scores = attn__take_floats(base, &used, attn__max64((tile + 8) * lanes, 2 * decode_rows * (tile + 16)));
+    s->row = attn__take_floats(base, &used, ATTN__TURN * d);
     s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
     s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? p->max_kv_len / 8 + 8 : 0);
@@ -3058,14 +3174,14 @@ static float attn__finish_row(const float *tail, const float *sink, float drift,
     float m = tail[2], top, weight, sum;
     *certificate = 0;
     if (tail[0] == 0) {
-        *lse = sink ? *sink : attn__float_of(0xff800000u);
+        if (lse) *lse = sink ? *sink : attn__float_of(0xff800000u);
         return 0.0f;
     }
     top = sink && *sink > m ? *sink : m;
     weight = attn__exp(m - top);
     sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
-    *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
+    if (lse) *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
     if (tail[1] != 0) *certificate = (1 + drift) * tail[1] * weight / (sum + tail[1] * weight);
     if (*certificate > 1) *certificate = 1;
     return weight / sum;
@@ -3083,10 +3199,10 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
             int64_t head = (int64_t)(s->head + h) * r->group + (s->row + i) % r->group;
             const float *sink = r->io->sinks ? r->io->sinks + head : NULL;
             char *o = (char *)r->io->o + (row * r->strides.o_row + head * r->strides.o_head) * bytes;
-            float lse, certificate, factor = attn__finish_row(state + l->v_dim, sink, drift, &lse, &certificate);
+            float *lse = r->io->lse ? r->io->lse + row * l->heads + head : NULL, certificate;
+            float factor = attn__finish_row(state + l->v_dim, sink, drift, lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
             r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
-            if (r->io->lse) r->io->lse[row * l->heads + head] = lse;
             if (r->io->certificate) r->io->certificate[row * l->heads + head] = certificate;
         }
     }
@@ -3134,27 +3250,13 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
 /* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
 static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
                                            int32_t n, float *wide, const float **list) {
-    int32_t ld = (int32_t)attn__round_up(c->dim, 16), i;
+    int32_t ld = (int32_t)attn__round_up(c->dim, 16) + 16, i;
     const char *const *scales = c->scale ? rows + r->scratch.list : NULL;
     if (wide) r->leaves->widen(wide, ld, rows, scales, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) {
         list[i] = wide ? wide + (int64_t)attn__min(i, n - 1) * ld : (const float *)(const void *)rows[i];
     }
     return list;
-}
-
-/* Does any of the n rows hold a NaN or an infinity? Only then can a weight of 0 spoil a sum. */
-static int attn__all_finite(const float *const *rows, int32_t n, int32_t dim) {
-    int32_t i, x;
-    for (i = 0; i < n; i++) {
-        uint32_t worst = 0;
-        for (x = 0; x < dim; x++) {
-            uint32_t exponent = attn__bits_of(rows[i][x]) & 0x7f800000u;
-            worst = exponent > worst ? exponent : worst;
-        }
-        if (worst == 0x7f800000u) return 0;
-    }
-    return 1;
 }
 
 /* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
@@ -3196,9 +3298,8 @@ static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t h
     const char *src = (const char *)r->io->q +
                       (token * r->strides.q_row + q_head * r->strides.q_head) * attn__type_bytes(l->q_type);
     float scale = l->scale * attn__head_scale(l, r->io->k_scale, s->request, s->head + head);
-    int32_t x;
     r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
-    for (x = 0; x < l->head_dim; x++) dst[x] *= scale;
+    r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
 }
 
 static const uint32_t *attn__tree_row(const attn__run *r, int32_t request, int32_t row) {
@@ -3375,14 +3476,11 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 /* Rows become columns: panel p holds rows p * lanes ... of the strip as q[d][lanes]; unused lanes are 0. */
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
-    int32_t lanes = r->leaves->lanes, d = r->layer->head_dim;
-    int64_t rows = attn__round_up(s->rows, lanes), i;
-    for (i = 0; i < rows; i++) {
-        float *lane = t->q + i / lanes * lanes * d + i % lanes;
-        int32_t x;
-        if (i < s->rows) attn__copy_q_row(r, s, 0, (int32_t)i, t->row);
-        if (i == s->rows) memset(t->row, 0, (size_t)d * sizeof(float));
-        for (x = 0; x < d; x++) lane[(int64_t)x * lanes] = t->row[x];
+    int32_t lanes = r->leaves->lanes, d = r->layer->head_dim, rows = (int32_t)attn__round_up(s->rows, lanes), i, n;
+    for (i = 0; i < rows; i += ATTN__TURN) {
+        for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) attn__copy_q_row(r, s, 0, i + n, t->row + (int64_t)n * d);
+        memset(t->row + (int64_t)n * d, 0, (size_t)(ATTN__TURN - n) * (size_t)d * sizeof(float));
+        r->leaves->turn(t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, lanes, t->row, d, ATTN__TURN, d);
     }
 }
 
@@ -3397,10 +3495,12 @@ static void attn__clear_panels(const attn__run *r, const attn__strip *s) {
 
 static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float *state) {
     const attn__scratch *t = &r->scratch;
-    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, i, x;
+    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, i;
+    for (i = 0; i < s->rows; i += lanes) {
+        r->leaves->turn(state + i * (int64_t)r->state_stride, r->state_stride, t->o + i * (int64_t)v_dim, lanes, v_dim,
+                        attn__min(lanes, s->rows - i));
+    }
     for (i = 0; i < s->rows; i++, state += r->state_stride) {
-        const float *lane = t->o + (int64_t)(i / lanes) * lanes * v_dim + i % lanes;
-        for (x = 0; x < v_dim; x++) state[x] = lane[(int64_t)x * lanes];
         state[v_dim] = t->l[i];
         state[v_dim + 1] = t->sigma[i];
         state[v_dim + 2] = t->m[i];
@@ -3448,16 +3548,20 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
     }
 }
 
-/* Logits of a panel, and the largest of each row. */
-static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k) {
+/* Logits of a panel, and the largest of each row. ahead: of V, as attn__dots. */
+static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k,
+                               const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
     int32_t d = r->layer->head_dim, n = p->last - p->first;
+    int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, 0, 0, p->used, n, d, v_bytes, 1, ahead, NULL };
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
-    f->lane_scores(t->scores, t->q + (int64_t)p->row * d, k, n, d, p->used);
+    if (p->mask) attn__mask_panel(r, s, p);
+    a.mask = p->mask;
+    f->lane_scores(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
-    if (p->mask) attn__mask_panel(r, s, p);
     f->lane_max(t->scores, n, p->mask, t->top, p->used);
 }
 
@@ -3495,9 +3599,10 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
         if (skip && r->counters) r->counters->v_skipped++;
     }
     for (i = 0; i < p->used; i++) {
-        moved |= l[i] != 0 && t->alpha[i] != 1.0f;
-        l[i] = l[i] * t->alpha[i] + (skip ? 0.0f : t->sum[i]);
-        sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        float old = l[i] * t->alpha[i];
+        moved |= skip && l[i] != 0 && t->alpha[i] != 1.0f;
+        l[i] = skip ? old : old + t->sum[i];
+        if (r->layer->skip.mode) sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
     }
     return skip ? moved : 2;
 }
@@ -3514,7 +3619,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
         if (unit > 0 && first < last) {
             attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
             if (!k) k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
-            attn__panel_logits(r, s, &p, k);
+            attn__panel_logits(r, s, &p, k, NULL);
             r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
         }
         for (i = 0; i < p.used; i++) {
@@ -3525,33 +3630,59 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     }
 }
 
-static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first,
-                               int32_t last) {
+/* Weights and values of one panel. v: rows of the tile in f32, made when the first panel needs them. */
+typedef struct attn__values {
+    const float *const *v;
+    int32_t first, last;
+    int finite;
+    const char *const *ahead;       /* K that is read next */
+} attn__values;
+
+static void attn__panel_values(const attn__run *r, const attn__strip *s, const attn__panel *p, attn__values *b) {
     const attn__scratch *t = &r->scratch;
-    const float *const *k, *const *v = NULL;
-    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, row;
-    int v_finite = 1;
-    attn__clip(seen, first, last, &first, &last);
-    if (first == last) return;
-    attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+    int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
+    int needs = attn__panel_weights(r, p);
+    attn__sums a = { t->o + (int64_t)p->row * v_dim, t->scores, t->alpha, NULL, 0, 0, p->used, 0, v_dim, k_bytes, 1,
+                     b->ahead, p->mask, 0 };
+    if (!needs) return;
+    if (needs == 2 && !b->v) {
+        b->v = attn__wide_rows(r, &r->v, t->v_rows[0], b->last - b->first, t->wide_v, t->wide_v_rows);
+        b->finite = attn__all_seen(r, s, 0, s->rows, b->first, b->last) ||
+                    r->leaves->finite(b->v, b->last - b->first, v_dim);
+    }
+    if (needs == 2) {
+        a.v = b->v + (p->first - b->first);
+        a.n = p->last - p->first;
+        a.strict = p->mask && !b->finite;
+    }
+    r->leaves->lane_values(&a);
+}
+
+/* Keys of the tile, and of the one after it, of which only the first panel asks for addresses. */
+static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
+                               const int32_t *next) {
+    const attn__scratch *t = &r->scratch;
+    const float *const *k;
+    const char *const *ahead = t->v_rows[0];
+    int32_t lanes = r->leaves->lanes, first = tile[0], last = tile[1], n = last - first, row, i;
+    attn__values values = { NULL, first, last, 1, NULL };
+    attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
+    attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows[0]);
+    if (next[0] < next[1]) {
+        attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
+        for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
+        values.ahead = t->k_rows[1];
+    }
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
-    k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
+    k = attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
-        int needs;
         attn__clip(attn__seen(r, s, row, p.used), first, last, &p.first, &p.last);
         if (p.first == p.last) continue;
-        attn__panel_logits(r, s, &p, k + (p.first - first));
-        needs = attn__panel_weights(r, &p);
-        if (needs == 2 && !v) {
-            attn__key_rows(r, &r->v, s, s->head, seen, first, last - first, t->v_rows[0]);
-            v = attn__wide_rows(r, &r->v, t->v_rows[0], last - first, t->wide_v, t->wide_v_rows);
-            v_finite = attn__all_seen(r, s, 0, s->rows, first, last) || attn__all_finite(v, last - first, v_dim);
-        }
-        if (needs) {
-            r->leaves->lane_values(t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL,
-                                   needs == 2 ? p.last - p.first : 0, v_dim, v_finite ? NULL : p.mask, p.used);
-        }
+        attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
+        attn__panel_values(r, s, &p, &values);
+        ahead = NULL;
+        values.ahead = NULL;
     }
 }
 
@@ -3560,16 +3691,30 @@ static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
     return tile >= seen.lead && tile < seen.lo ? attn__max64(tile, seen.lo / keys * (int64_t)keys) : tile;
 }
 
+/* The seen keys of the next key tile at or after tile[1] that holds any; none: an empty range. */
+static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, int32_t *tile) {
+    int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
+    int64_t first = attn__round_up(tile[1], keys);
+    do {
+        first = attn__next_tile(seen, first, keys);
+        attn__clip(seen, (int32_t)attn__min64(first, end), (int32_t)attn__min64(first + keys, end), &tile[0], &tile[1]);
+        first += keys;
+    } while (tile[0] == tile[1] && first < end);
+}
+
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
     attn__span seen = attn__seen(r, s, 0, s->rows);
     int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL);
-    int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
-    int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi)), tile;
+    int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi));
+    int32_t tile[2], next[2];
     attn__clear_panels(r, s);
     if (r->layer->skip.mode) attn__prefill_seed(r, s, seen, unit);
-    for (tile = attn__next_tile(seen, unit * unit_keys, keys); tile < end;
-         tile = attn__next_tile(seen, tile + keys, keys)) {
-        attn__prefill_tile(r, s, seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end));
+    next[1] = (int32_t)attn__min64(unit * unit_keys, end);
+    attn__step_tile(r, seen, end, next);
+    while (next[0] < next[1]) {
+        memcpy(tile, next, sizeof tile);
+        attn__step_tile(r, seen, end, next);
+        attn__prefill_tile(r, s, seen, tile, next);
     }
     attn__unpack_panels(r, s, state);
 }
@@ -3649,7 +3794,8 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, !!wide, NULL };
+    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, !!wide, NULL,
+                     NULL };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
@@ -3667,15 +3813,15 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
     float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
     int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    attn__sums a = { p->state, p->scores, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, 0, NULL };
-    a.narrow = wide != NULL;
+    attn__sums a = { p->state, p->scores, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, !!wide,
+                     NULL, NULL, 0 };
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
         a.n = attn__min(block, n - i);
         a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
         a.ahead = ahead ? ahead + i : NULL;
-        clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
+        clean = p->all || r->leaves->finite(a.v, a.n, a.v_dim);
         if (clean) r->leaves->row_values(&a);
         for (row = 0; row < s->rows && !clean; row++) {
             attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
