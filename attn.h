@@ -1602,7 +1602,8 @@ static float attn__tanh(float x) {
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
     const float *q;                 /* [row][d]; lane_*: [d][lanes] */
-    const float *const *k;
+    const char *const *k, *const *scales;
+    attn_type type;                 /* of k: f32, or any where attn__leaves.direct allows it */
     int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
@@ -1612,7 +1613,8 @@ typedef struct attn__sums {
     float *o;                       /* [row][v_dim], lane_*: [v_dim][lanes]: o * alpha[row] + p v */
     const float *p;                 /* [row][key], lane_*: [key][lanes] */
     const float *alpha;
-    const float *const *v;
+    const char *const *v, *const *scales;
+    attn_type type;
     int32_t ldo, ldp, rows, n, v_dim, ahead_bytes, narrow;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: weights are 0 where it says so */
@@ -1622,6 +1624,7 @@ typedef struct attn__sums {
 typedef struct attn__leaves {
     const char *name;
     int32_t lanes;
+    int32_t direct;                 /* up to so many rows, row_* read K and V of any type, dimensions multiples of 16 */
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
@@ -1632,7 +1635,7 @@ typedef struct attn__leaves {
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
     /* Has none of n rows of d elements a NaN or an infinity? Only then can a weight of 0 not spoil a sum. */
-    int (*finite)(const float *const *rows, int32_t n, int32_t d);
+    int (*finite)(const char *const *rows, int32_t n, int32_t d);
     /* dst[x][row] = src[row][x] */
     void (*turn)(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d);
     void (*lane_scores)(const attn__dots *a);
@@ -1688,11 +1691,16 @@ static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int
     for (i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
 }
 
-static int attn__finite_scalar(const float *const *rows, int32_t n, int32_t d) {
+/* Row i of a list of f32 rows. */
+ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) {
+    return (const float *)(const void *)rows[i];
+}
+
+static int attn__finite_scalar(const char *const *rows, int32_t n, int32_t d) {
     int32_t i, x;
     for (i = 0; i < n; i++) {
         for (x = 0; x < d; x++) {
-            if (!attn__is_finite(rows[i][x])) return 0;
+            if (!attn__is_finite(attn__row(rows, i)[x])) return 0;
         }
     }
     return 1;
@@ -1710,7 +1718,7 @@ static void attn__lane_scores_scalar(const attn__dots *a) {
     for (j = 0; j < a->n; j++) {
         float sum[ATTN__LANES_SCALAR] = { 0 };
         for (x = 0; x < a->d; x++) {
-            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += a->k[j][x] * a->q[x * ATTN__LANES_SCALAR + r];
+            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += attn__row(a->k, j)[x] * a->q[x * ATTN__LANES_SCALAR + r];
         }
         memcpy(a->s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
     }
@@ -1750,7 +1758,7 @@ static void attn__lane_values_scalar(const attn__sums *a) {
         float sum[ATTN__LANES_SCALAR] = { 0 }, *o = a->o + x * ATTN__LANES_SCALAR;
         for (r = 0; r < a->rows; r++) sum[r] = o[r] * a->alpha[r];
         for (j = 0; j < a->n; j++) {
-            float value = a->v[j][x];
+            float value = attn__row(a->v, j)[x];
             for (r = 0; r < a->rows; r++) {
                 if (!mask || (mask[j] >> r & 1)) sum[r] += a->p[j * ATTN__LANES_SCALAR + r] * value;
             }
@@ -1773,7 +1781,7 @@ static void attn__row_scores_scalar(const attn__dots *a) {
     int32_t r, j;
     for (r = 0; r < a->rows; r++) {
         for (j = 0; j < a->n; j++) {
-            a->s[r * a->lds + j] = attn__dot_scalar(a->q + (ptrdiff_t)r * a->ldq, a->k[j], a->d);
+            a->s[r * a->lds + j] = attn__dot_scalar(a->q + (ptrdiff_t)r * a->ldq, attn__row(a->k, j), a->d);
         }
     }
 }
@@ -1804,7 +1812,7 @@ static void attn__row_values_scalar(const attn__sums *a) {
         for (x = 0; x < a->v_dim; x++) row[x] *= a->alpha[r];
         for (j = 0; j < a->n; j++) {
             float w = a->p[r * a->ldp + j];
-            for (x = 0; x < a->v_dim; x++) row[x] += w * a->v[j][x];
+            for (x = 0; x < a->v_dim; x++) row[x] += w * attn__row(a->v, j)[x];
         }
     }
 }
@@ -1958,13 +1966,13 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-ATTN__AVX2 static int attn__finite_avx2(const float *const *rows, int32_t n, int32_t d) {
+ATTN__AVX2 static int attn__finite_avx2(const char *const *rows, int32_t n, int32_t d) {
     const __m256i exponent = _mm256_set1_epi32(0x7f800000), one = _mm256_set1_epi32(0x00800000);
     __m256i worst = _mm256_setzero_si256(); /* its sign: an exponent was all ones */
     int32_t i, x;
     for (i = 0; i < n; i++) {
         for (x = 0; x < d; x += 8) {
-            __m256i bits = _mm256_castps_si256(_mm256_maskload_ps(rows[i] + x, attn__first_avx2(d - x)));
+            __m256i bits = _mm256_castps_si256(_mm256_maskload_ps(attn__row(rows, i) + x, attn__first_avx2(d - x)));
             worst = _mm256_or_si256(worst, _mm256_add_epi32(_mm256_and_si256(bits, exponent), one));
         }
     }
@@ -2011,7 +2019,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, const attn__dots *a,
     __m256 sum[12];
     const float *row[6], *q = a->q;
     int32_t x = 0, end, i;
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
     ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
     while (x < a->d) {
         end = attn__min(a->d, x + 16);
@@ -2067,7 +2075,7 @@ ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64
 /* columns of o x 16 rows, from column x on */
 ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, const attn__sums *a, int32_t x, const uint64_t *mask) {
     __m256 sum[12];
-    const char *const *ahead = a->ahead ? a->ahead : (const char *const *)a->v;
+    const char *const *ahead = a->ahead ? a->ahead : a->v;
     const float *p = a->p;
     float *o = a->o + x * ATTN__LANES_AVX2;
     ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
@@ -2076,7 +2084,7 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, const attn__sums 
         sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(a->alpha + i % 2 * 8));
     }
     for (j = 0; j < a->n; j++, p += ATTN__LANES_AVX2) {
-        const float *row = a->v[j] + x;
+        const float *row = attn__row(a->v, j) + x;
         __m256 weight[2];
         _mm_prefetch(ahead[j] + at, _MM_HINT_T1);
         ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + 8 * i);
@@ -2133,7 +2141,7 @@ ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dot
     int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
     for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
     if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
@@ -2197,7 +2205,7 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
         }
     }
     for (j = 0; j < a->n; j++) {
-        const float *row = a->v[j] + x;
+        const float *row = attn__row(a->v, j) + x;
         __m256 value[4];
         if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
@@ -2303,7 +2311,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, con
     float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
     int32_t x = 0, end, i;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        row[i] = a->k[j + i];
+        row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
     while (x < a->d) {
@@ -2391,7 +2399,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
 ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, const attn__sums *a, int32_t x,
                                                       int32_t c, int32_t first, int32_t last, int fresh, int strict) {
     __m512 sum[8][4];
-    const char *const *ahead = a->ahead ? a->ahead : (const char *const *)a->v;
+    const char *const *ahead = a->ahead ? a->ahead : a->v;
     const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
     ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
@@ -2404,7 +2412,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
     }
     for (j = first; j < last; j++) {
         __m512 weight[4];
-        const float *row = a->v[j] + x;
+        const float *row = attn__row(a->v, j) + x;
         _mm_prefetch(ahead[j] + at, _MM_HINT_T1);
         ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
         ATTN__UNROLL for (i = 0; i < columns; i++) {
@@ -2474,10 +2482,14 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
 
 /* One step of 16 elements of d; only the last one may be partial. */
 ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512 *sum, const float *q, int32_t ldq,
-                                                      const float *const *row, int32_t x, __mmask16 first) {
+                                                      const char *const *row, const float *scale, int32_t x,
+                                                      __mmask16 first, attn_type type) {
     __m512 key[16];
     int i, r;
-    ATTN__UNROLL for (i = 0; i < keys; i++) key[i] = _mm512_maskz_loadu_ps(first, row[i] + x);
+    ATTN__UNROLL for (i = 0; i < keys; i++) {
+        key[i] = attn__load_avx512(row[i], x, first, type);
+        if (type == ATTN_INT8) key[i] = _mm512_mul_ps(key[i], _mm512_set1_ps(scale[i]));
+    }
     ATTN__UNROLL for (r = 0; r < rows; r++) {
         __m512 query = _mm512_loadu_ps(q + (ptrdiff_t)r * ldq + x);
         ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = _mm512_fmadd_ps(query, key[i], sum[r * keys + i]);
@@ -2485,32 +2497,46 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512
 }
 
 /* rows x keys dot products, at most sixteen, from row r and key j on */
-ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
+ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, int32_t j,
+                                                 attn_type type) {
     const __mmask16 all = (__mmask16)0xffff;
     __m512 sum[16];
-    const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[16];
-    float *s = a->s + r * a->lds + j, out[16];
+    const float *q = a->q + (ptrdiff_t)r * a->ldq;
+    const char *row[16];
+    float *s = a->s + r * a->lds + j, out[16], scale[16];
     int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, all);
-    if (x < a->d) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x));
+    for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
+    for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+    if (x < a->d) {
+        attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
+    }
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
-ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
+ATTN__AVX512 ATTN__INLINE void attn__score_rows_avx512(const attn__dots *a, attn_type type) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j, type);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j, type);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 16) attn__dots_avx512(1, 16, a, r, j);
+        for (j = 0; j < a->n; j += 16) attn__dots_avx512(1, 16, a, r, j, type);
     }
+}
+
+ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
+    if (a->type == ATTN_F32) attn__score_rows_avx512(a, ATTN_F32);
+    if (a->type == ATTN_F16) attn__score_rows_avx512(a, ATTN_F16);
+    if (a->type == ATTN_BF16) attn__score_rows_avx512(a, ATTN_BF16);
+    if (a->type == ATTN_E4M3) attn__score_rows_avx512(a, ATTN_E4M3);
+    if (a->type == ATTN_E5M2) attn__score_rows_avx512(a, ATTN_E5M2);
+    if (a->type == ATTN_INT8) attn__score_rows_avx512(a, ATTN_INT8);
 }
 
 ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
@@ -2540,7 +2566,8 @@ ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const ui
 }
 
 /* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
+ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x,
+                                                  attn_type type) {
     __m512 sum[4][8];
     __mmask16 last = attn__first_avx512(a->v_dim - x - 16 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2555,11 +2582,11 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
         }
     }
     for (j = 0; j < a->n; j++) {
-        const float *row = a->v[j] + x;
         __m512 value[8];
         if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            value[c] = c < vectors - 1 ? _mm512_loadu_ps(row + 16 * c) : _mm512_maskz_loadu_ps(last, row + 16 * c);
+            value[c] = attn__load_avx512(a->v[j], x + 16 * c, c < vectors - 1 ? (__mmask16)0xffff : last, type);
+            if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (i = 0; i < rows; i++) {
             __m512 w = _mm512_set1_ps(p[i * a->ldp + j]);
@@ -2574,16 +2601,25 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     }
 }
 
-ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
+ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn_type type) {
     int32_t r = 0, x;
     for (; r + 4 <= a->rows; r += 4) {
-        for (x = 0; x + 48 < a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x);
+        for (x = 0; x + 48 < a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x, type);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x, type);
     }
     for (; r < a->rows; r++) {
-        for (x = 0; x + 112 < a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x);
+        for (x = 0; x + 112 < a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x, type);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x, type);
     }
+}
+
+ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
+    if (a->type == ATTN_F32) attn__weigh_rows_avx512(a, ATTN_F32);
+    if (a->type == ATTN_F16) attn__weigh_rows_avx512(a, ATTN_F16);
+    if (a->type == ATTN_BF16) attn__weigh_rows_avx512(a, ATTN_BF16);
+    if (a->type == ATTN_E4M3) attn__weigh_rows_avx512(a, ATTN_E4M3);
+    if (a->type == ATTN_E5M2) attn__weigh_rows_avx512(a, ATTN_E5M2);
+    if (a->type == ATTN_INT8) attn__weigh_rows_avx512(a, ATTN_INT8);
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
@@ -2593,21 +2629,21 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 
 static const attn__leaves attn__leaves_scalar = {
-    "scalar", ATTN__LANES_SCALAR, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
+    "scalar", ATTN__LANES_SCALAR, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
     attn__finite_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
     attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
-    "avx2", ATTN__LANES_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    "avx2", ATTN__LANES_AVX2, 0, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
     attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
     attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    "avx512", ATTN__LANES_AVX512, 4, attn__widen_avx512, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
     attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
     attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
 };
@@ -2975,7 +3011,7 @@ typedef struct attn__budget {
 typedef struct attn__scratch {
     const char **k_rows[3], **v_rows[2]; /* a pointer per key of a tile, padded by 16; decode: of the steps at hand */
     int64_t list;                   /* entries from there on: the addresses of the keys' scales */
-    const float **wide_k_rows, **wide_v_rows;
+    const char **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
     float *q, *o, *m, *l, *sigma;   /* prefill: panels; decode: q only */
     float *top, *alpha, *sum;       /* one per row: of the tile at hand */
@@ -3015,8 +3051,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     s->list = tile + 16;
     for (i = 0; i < 3; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
     for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
-    s->wide_k_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_v_rows = (const float **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_k_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
+    s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = attn__take_floats(base, &used, attn__max64(copies * (d + 16), stream * (attn__max64(d, v_dim) + 16)));
     s->wide_v = attn__take_floats(base, &used, copies * (v_dim + 16));
     s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
@@ -3248,14 +3284,13 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
 }
 
 /* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
-static const float *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
-                                           int32_t n, float *wide, const float **list) {
+static const char *const *attn__wide_rows(const attn__run *r, const attn__cache *c, const char *const *rows,
+                                          int32_t n, float *wide, const char **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16) + 16, i;
-    const char *const *scales = c->scale ? rows + r->scratch.list : NULL;
-    if (wide) r->leaves->widen(wide, ld, rows, scales, n, c->dim, r->layer->kv_type);
-    for (i = 0; i < n + 15; i++) {
-        list[i] = wide ? wide + (int64_t)attn__min(i, n - 1) * ld : (const float *)(const void *)rows[i];
-    }
+    if (!wide) return rows;
+    r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
+    for (i = 0; i < n; i++) list[i] = (const char *)(wide + (int64_t)i * ld);
+    for (; i < n + 15; i++) list[i] = list[n - 1];
     return list;
 }
 
@@ -3549,13 +3584,14 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
 }
 
 /* Logits of a panel, and the largest of each row. ahead: of V, as attn__dots. */
-static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const float *const *k,
+static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const char *const *k,
                                const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
     int32_t d = r->layer->head_dim, n = p->last - p->first;
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, 0, 0, p->used, n, d, v_bytes, 1, ahead, NULL };
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, NULL, ATTN_F32, 0, 0, p->used, n, d, v_bytes, 1, ahead,
+                     NULL };
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
     a.mask = p->mask;
@@ -3611,7 +3647,7 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
 static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, row, i, first, last;
-    const float *const *k = NULL;
+    const char *const *k = NULL;
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_PREFILL), &first, &last);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
@@ -3632,7 +3668,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
 
 /* Weights and values of one panel. v: rows of the tile in f32, made when the first panel needs them. */
 typedef struct attn__values {
-    const float *const *v;
+    const char *const *v;
     int32_t first, last;
     int finite;
     const char *const *ahead;       /* K that is read next */
@@ -3642,8 +3678,8 @@ static void attn__panel_values(const attn__run *r, const attn__strip *s, const a
     const attn__scratch *t = &r->scratch;
     int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
     int needs = attn__panel_weights(r, p);
-    attn__sums a = { t->o + (int64_t)p->row * v_dim, t->scores, t->alpha, NULL, 0, 0, p->used, 0, v_dim, k_bytes, 1,
-                     b->ahead, p->mask, 0 };
+    attn__sums a = { t->o + (int64_t)p->row * v_dim, t->scores, t->alpha, NULL, NULL, ATTN_F32, 0, 0, p->used, 0, v_dim,
+                     k_bytes, 1, b->ahead, p->mask, 0 };
     if (!needs) return;
     if (needs == 2 && !b->v) {
         b->v = attn__wide_rows(r, &r->v, t->v_rows[0], b->last - b->first, t->wide_v, t->wide_v_rows);
@@ -3662,8 +3698,7 @@ static void attn__panel_values(const attn__run *r, const attn__strip *s, const a
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
                                const int32_t *next) {
     const attn__scratch *t = &r->scratch;
-    const float *const *k;
-    const char *const *ahead = t->v_rows[0];
+    const char *const *k, *const *ahead = t->v_rows[0];
     int32_t lanes = r->leaves->lanes, first = tile[0], last = tile[1], n = last - first, row, i;
     attn__values values = { NULL, first, last, 1, NULL };
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
@@ -3787,19 +3822,25 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
     }
 }
 
+/* Do the leaves read the cache as it is? Else it is copied to f32, which pays where many rows share the copies. */
+static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
+    return r->layer->kv_type == ATTN_F32 || (s->rows <= r->leaves->direct && dim % 16 == 0);
+}
+
 /* ahead: what is read next, NULL: nothing. */
 static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_t h, const char *const *k, int32_t n,
                                 float *scores, int32_t lds, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
-    float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
+    attn_type type = r->layer->kv_type;
+    float *wide = attn__is_direct(r, s, r->layer->head_dim) ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
-    int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, lds, ldq, s->rows, 0, d, v_bytes, !!wide, NULL,
-                     NULL };
+    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, NULL, wide ? ATTN_F32 : type, lds, ldq, s->rows, 0,
+                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
         a.k = attn__wide_rows(r, &r->k, k + i, a.n, wide, t->wide_k_rows);
+        a.scales = r->k.scale ? k + i + t->list : NULL;
         a.ahead = ahead ? ahead + i : NULL;
         r->leaves->row_scores(&a);
     }
@@ -3809,17 +3850,18 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
 static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__step *p,
                                 const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
+    attn_type type = r->layer->kv_type;
+    float *wide = type == ATTN_F32 || (p->all && attn__is_direct(r, s, r->layer->v_dim)) ? NULL : t->wide_k;
     int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
-    float *wide = r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
-    int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    attn__sums a = { p->state, p->scores, p->alpha, NULL, r->state_stride, ldp, s->rows, 0, v_dim, k_bytes, !!wide,
-                     NULL, NULL, 0 };
+    attn__sums a = { p->state, p->scores, p->alpha, NULL, NULL, wide ? ATTN_F32 : type, r->state_stride, ldp, s->rows,
+                     0, r->layer->v_dim, r->layer->head_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0 };
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
         a.n = attn__min(block, n - i);
         a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
+        a.scales = r->v.scale ? p->v_rows + i + t->list : NULL;
         a.ahead = ahead ? ahead + i : NULL;
         clean = p->all || r->leaves->finite(a.v, a.n, a.v_dim);
         if (clean) r->leaves->row_values(&a);
