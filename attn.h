@@ -2121,11 +2121,14 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
 
 /* One step of eight elements of d; only the last one may be partial. */
 ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
-                                                  const float *const *k, int32_t x, int32_t left) {
+                                                  const char *const *row, const float *scale, int32_t x, int32_t left,
+                                                  attn_type type) {
     __m256 key[8];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        key[i] = left >= 8 ? _mm256_loadu_ps(k[i] + x) : _mm256_maskload_ps(k[i] + x, attn__first_avx2(left));
+        key[i] = left >= 8 ? attn__load_avx2(row[i], x, type)
+                           : _mm256_maskload_ps(attn__row(row, i) + x, attn__first_avx2(left));
+        if (type == ATTN_INT8) key[i] = _mm256_mul_ps(key[i], _mm256_set1_ps(scale[i]));
     }
     ATTN__UNROLL for (r = 0; r < rows; r++) {
         __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
@@ -2134,31 +2137,43 @@ ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *su
 }
 
 /* rows x keys dot products, at most eight, from row r and key j on */
-ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dots *a, int32_t r, int32_t j) {
+ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dots *a, int32_t r, int32_t j,
+                                             attn_type type) {
     __m256 sum[8];
-    const float *q = a->q + (ptrdiff_t)r * a->ldq, *row[8];
-    float *s = a->s + r * a->lds + j, out[8];
+    const float *q = a->q + (ptrdiff_t)r * a->ldq;
+    const char *row[8];
+    float *s = a->s + r * a->lds + j, out[8], scale[8];
     int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
-    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8);
-    if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x);
+    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+    for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
+    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, 8, type);
+    if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, a->d - x, ATTN_F32);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
-ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
+ATTN__AVX2 ATTN__INLINE void attn__score_rows_avx2(const attn__dots *a, attn_type type) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j);
+        for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j, type);
     }
     for (; r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j);
+        for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j, type);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 8) attn__dots_avx2(1, 8, a, r, j);
+        for (j = 0; j < a->n; j += 8) attn__dots_avx2(1, 8, a, r, j, type);
     }
+}
+
+ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
+    if (a->type == ATTN_F32) attn__score_rows_avx2(a, ATTN_F32);
+    if (a->type == ATTN_F16) attn__score_rows_avx2(a, ATTN_F16);
+    if (a->type == ATTN_BF16) attn__score_rows_avx2(a, ATTN_BF16);
+    if (a->type == ATTN_E4M3) attn__score_rows_avx2(a, ATTN_E4M3);
+    if (a->type == ATTN_E5M2) attn__score_rows_avx2(a, ATTN_E5M2);
+    if (a->type == ATTN_INT8) attn__score_rows_avx2(a, ATTN_INT8);
 }
 
 ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
@@ -2190,7 +2205,8 @@ ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64
 }
 
 /* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
-ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x) {
+ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x,
+                                              attn_type type) {
     __m256 sum[4][4];
     __m256i last = attn__first_avx2(a->v_dim - x - 8 * (vectors - 1));
     float *o = a->o + (ptrdiff_t)r * a->ldo + x;
@@ -2205,11 +2221,12 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
         }
     }
     for (j = 0; j < a->n; j++) {
-        const float *row = attn__row(a->v, j) + x;
         __m256 value[4];
         if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            value[c] = c < vectors - 1 ? _mm256_loadu_ps(row + 8 * c) : _mm256_maskload_ps(row + 8 * c, last);
+            value[c] = type != ATTN_F32 || c < vectors - 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
+                                                           : _mm256_maskload_ps(attn__row(a->v, j) + x + 8 * c, last);
+            if (type == ATTN_INT8) value[c] = _mm256_mul_ps(value[c], _mm256_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (i = 0; i < rows; i++) {
             __m256 w = _mm256_broadcast_ss(p + i * a->ldp + j);
@@ -2225,13 +2242,22 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
     }
 }
 
-ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
+ATTN__AVX2 ATTN__INLINE void attn__weigh_rows_avx2(const attn__sums *a, attn_type type) {
     int32_t x, r;
     for (x = 0; x + 8 < a->v_dim; x += 16) {
-        for (r = 0; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x);
-        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x);
+        for (r = 0; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x, type);
+        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x, type);
     }
-    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x);
+    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x, type);
+}
+
+ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
+    if (a->type == ATTN_F32) attn__weigh_rows_avx2(a, ATTN_F32);
+    if (a->type == ATTN_F16) attn__weigh_rows_avx2(a, ATTN_F16);
+    if (a->type == ATTN_BF16) attn__weigh_rows_avx2(a, ATTN_BF16);
+    if (a->type == ATTN_E4M3) attn__weigh_rows_avx2(a, ATTN_E4M3);
+    if (a->type == ATTN_E5M2) attn__weigh_rows_avx2(a, ATTN_E5M2);
+    if (a->type == ATTN_INT8) attn__weigh_rows_avx2(a, ATTN_INT8);
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2636,7 +2662,7 @@ static const attn__leaves attn__leaves_scalar = {
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
-    "avx2", ATTN__LANES_AVX2, 0, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    "avx2", ATTN__LANES_AVX2, 4, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
     attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
     attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
