@@ -291,7 +291,7 @@ typedef struct attn_layer {
     int32_t topk;                   /* TOPK: entries of each row's list */
     int32_t scale_kind;             /* attn_scale */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
-    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 128 and the family's own */
+    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 and the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
     float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
@@ -898,7 +898,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
     if (!out->v_dim) out->v_dim = out->head_dim;
-    if (!out->row_tile) out->row_tile = 128;
+    if (!out->row_tile) out->row_tile = 256;
     if (!out->key_tile) out->key_tile = out->split_keys || out->skip.mode ? 64 : 96;
     if (!out->workers) out->workers = 64;
     if (out->scale == 0) out->scale = attn__rsqrt(out->head_dim);

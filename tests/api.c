@@ -1127,7 +1127,7 @@ static void test_defaults(void) {
     CHECK(!memcmp(&j.plan.layer, &layer, sizeof layer), "plan.layer is not what was given");
     CHECK(j.plan.resolved.kv_heads == 6 && j.plan.resolved.v_dim == 64, "kv_heads, v_dim");
     CHECK(j.plan.resolved.scale == 0.125f, "scale %g", (double)j.plan.resolved.scale);
-    CHECK(j.plan.resolved.row_tile == 128 && j.plan.resolved.workers == 64, "row_tile, workers");
+    CHECK(j.plan.resolved.row_tile == 256 && j.plan.resolved.workers == 64, "row_tile, workers");
     CHECK(j.plan.resolved.isa == best_isa() && best_isa() >= ATTN_ISA_SCALAR, "isa %d", j.plan.resolved.isa);
     CHECK(j.plan.n == 1 && j.plan.rows == 1 && j.plan.max_kv_len == 1 && j.plan.max_rows == 1, "capacities");
     job_close(&j);
