@@ -1634,8 +1634,6 @@ typedef struct attn__leaves {
     void (*softcap)(float *x, int32_t n, float cap);
     /* a = a * wa + b * wb */
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
-    /* Has none of n rows of d elements a NaN or an infinity? Only then can a weight of 0 not spoil a sum. */
-    int (*finite)(const char *const *rows, int32_t n, int32_t d);
     /* dst[x][row] = src[row][x] */
     void (*turn)(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d);
     void (*lane_scores)(const attn__dots *a);
@@ -1694,16 +1692,6 @@ static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int
 /* Row i of a list of f32 rows. */
 ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) {
     return (const float *)(const void *)rows[i];
-}
-
-static int attn__finite_scalar(const char *const *rows, int32_t n, int32_t d) {
-    int32_t i, x;
-    for (i = 0; i < n; i++) {
-        for (x = 0; x < d; x++) {
-            if (!attn__is_finite(attn__row(rows, i)[x])) return 0;
-        }
-    }
-    return 1;
 }
 
 static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
@@ -1832,6 +1820,15 @@ ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes,
     }
 }
 
+/* Calls f, which is inlined, with the type as a constant: its loops then have no branches. */
+#define ATTN__BY_TYPE(type, f, ...)                                   \
+    if ((type) == ATTN_F32) f(__VA_ARGS__, ATTN_F32);                 \
+    if ((type) == ATTN_F16) f(__VA_ARGS__, ATTN_F16);                 \
+    if ((type) == ATTN_BF16) f(__VA_ARGS__, ATTN_BF16);               \
+    if ((type) == ATTN_E4M3) f(__VA_ARGS__, ATTN_E4M3);               \
+    if ((type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);               \
+    if ((type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
+
 enum { ATTN__LANES_AVX2 = 16 };
 
 /* All bits of lane i set where bit i of mask is set. */
@@ -1881,7 +1878,7 @@ ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const cha
                                                const char *const *scales, int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
+        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(type == ATTN_INT8 ? scales : NULL, i);
         for (x = 0; x + 8 <= d; x += 8) {
             __m256 y = attn__load_avx2(src[i], x, type);
             _mm256_storeu_ps(row + x, type == ATTN_INT8 ? _mm256_mul_ps(y, _mm256_set1_ps(scale)) : y);
@@ -1890,15 +1887,9 @@ ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const cha
     }
 }
 
-/* One loop per type: the type must be a constant inside. */
 ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                         int32_t rows, int32_t d, attn_type type) {
-    if (type == ATTN_F32) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F32);
-    if (type == ATTN_F16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_F16);
-    if (type == ATTN_BF16) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_BF16);
-    if (type == ATTN_E4M3) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E4M3);
-    if (type == ATTN_E5M2) attn__expand_avx2(dst, ld, src, NULL, rows, d, ATTN_E5M2);
-    if (type == ATTN_INT8) attn__expand_avx2(dst, ld, src, scales, rows, d, ATTN_INT8);
+    ATTN__BY_TYPE(type, attn__expand_avx2, dst, ld, src, scales, rows, d)
 }
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
@@ -1966,35 +1957,29 @@ ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, floa
     }
 }
 
-ATTN__AVX2 static int attn__finite_avx2(const char *const *rows, int32_t n, int32_t d) {
-    const __m256i exponent = _mm256_set1_epi32(0x7f800000), one = _mm256_set1_epi32(0x00800000);
-    __m256i worst = _mm256_setzero_si256(); /* its sign: an exponent was all ones */
-    int32_t i, x;
-    for (i = 0; i < n; i++) {
-        for (x = 0; x < d; x += 8) {
-            __m256i bits = _mm256_castps_si256(_mm256_maskload_ps(attn__row(rows, i) + x, attn__first_avx2(d - x)));
-            worst = _mm256_or_si256(worst, _mm256_add_epi32(_mm256_and_si256(bits, exponent), one));
-        }
-    }
-    return !_mm256_movemask_ps(_mm256_castsi256_ps(worst));
-}
-
+/* Eight rows at a time, four columns; rows i and i + 4 share a vector, so that a column is stored at once. */
 ATTN__AVX2 static void attn__turn_avx2(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows,
                                        int32_t d) {
-    int32_t i = 0, x;
-    for (; i + 4 <= rows; i += 4, dst += 4, src += 4 * lds) {
+    int32_t n = 0, x, i;
+    for (; n + 8 <= rows; n += 8, dst += 8, src += 8 * lds) {
         for (x = 0; x + 4 <= d; x += 4) {
-            __m128 a = _mm_loadu_ps(src + x), b = _mm_loadu_ps(src + lds + x), c = _mm_loadu_ps(src + 2 * lds + x);
-            __m128 e = _mm_loadu_ps(src + 3 * lds + x);
-            _MM_TRANSPOSE4_PS(a, b, c, e);
-            _mm_storeu_ps(dst + x * ldd, a);
-            _mm_storeu_ps(dst + (x + 1) * ldd, b);
-            _mm_storeu_ps(dst + (x + 2) * ldd, c);
-            _mm_storeu_ps(dst + (x + 3) * ldd, e);
+            __m256 a[4], b[4];
+            ATTN__UNROLL for (i = 0; i < 4; i++) {
+                a[i] = _mm256_castps128_ps256(_mm_loadu_ps(src + i * lds + x));
+                a[i] = _mm256_insertf128_ps(a[i], _mm_loadu_ps(src + (i + 4) * lds + x), 1);
+            }
+            ATTN__UNROLL for (i = 0; i < 4; i += 2) {
+                b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+                b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+            }
+            ATTN__UNROLL for (i = 0; i < 4; i += 2) {
+                _mm256_storeu_ps(dst + (x + i) * ldd, _mm256_shuffle_ps(b[i / 2], b[i / 2 + 2], 0x44));
+                _mm256_storeu_ps(dst + (x + i + 1) * ldd, _mm256_shuffle_ps(b[i / 2], b[i / 2 + 2], 0xEE));
+            }
         }
-        attn__turn_scalar(dst + x * ldd, ldd, src + x, lds, 4, d - x);
+        attn__turn_scalar(dst + x * ldd, ldd, src + x, lds, 8, d - x);
     }
-    attn__turn_scalar(dst, ldd, src, lds, rows - i, d);
+    attn__turn_scalar(dst, ldd, src, lds, rows - n, d);
 }
 
 /* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
@@ -2148,12 +2133,7 @@ ATTN__AVX2 ATTN__INLINE void attn__score_rows_avx2(const attn__dots *a, attn_typ
 }
 
 ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
-    if (a->type == ATTN_F32) attn__score_rows_avx2(a, ATTN_F32);
-    if (a->type == ATTN_F16) attn__score_rows_avx2(a, ATTN_F16);
-    if (a->type == ATTN_BF16) attn__score_rows_avx2(a, ATTN_BF16);
-    if (a->type == ATTN_E4M3) attn__score_rows_avx2(a, ATTN_E4M3);
-    if (a->type == ATTN_E5M2) attn__score_rows_avx2(a, ATTN_E5M2);
-    if (a->type == ATTN_INT8) attn__score_rows_avx2(a, ATTN_INT8);
+    ATTN__BY_TYPE(a->type, attn__score_rows_avx2, a)
 }
 
 ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
@@ -2232,12 +2212,7 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_rows_avx2(const attn__sums *a, attn_typ
 }
 
 ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
-    if (a->type == ATTN_F32) attn__weigh_rows_avx2(a, ATTN_F32);
-    if (a->type == ATTN_F16) attn__weigh_rows_avx2(a, ATTN_F16);
-    if (a->type == ATTN_BF16) attn__weigh_rows_avx2(a, ATTN_BF16);
-    if (a->type == ATTN_E4M3) attn__weigh_rows_avx2(a, ATTN_E4M3);
-    if (a->type == ATTN_E5M2) attn__weigh_rows_avx2(a, ATTN_E5M2);
-    if (a->type == ATTN_INT8) attn__weigh_rows_avx2(a, ATTN_INT8);
+    ATTN__BY_TYPE(a->type, attn__weigh_rows_avx2, a)
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2502,12 +2477,7 @@ ATTN__AVX512 ATTN__INLINE void attn__score_rows_avx512(const attn__dots *a, attn
 }
 
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
-    if (a->type == ATTN_F32) attn__score_rows_avx512(a, ATTN_F32);
-    if (a->type == ATTN_F16) attn__score_rows_avx512(a, ATTN_F16);
-    if (a->type == ATTN_BF16) attn__score_rows_avx512(a, ATTN_BF16);
-    if (a->type == ATTN_E4M3) attn__score_rows_avx512(a, ATTN_E4M3);
-    if (a->type == ATTN_E5M2) attn__score_rows_avx512(a, ATTN_E5M2);
-    if (a->type == ATTN_INT8) attn__score_rows_avx512(a, ATTN_INT8);
+    ATTN__BY_TYPE(a->type, attn__score_rows_avx512, a)
 }
 
 ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
@@ -2585,12 +2555,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn
 }
 
 ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
-    if (a->type == ATTN_F32) attn__weigh_rows_avx512(a, ATTN_F32);
-    if (a->type == ATTN_F16) attn__weigh_rows_avx512(a, ATTN_F16);
-    if (a->type == ATTN_BF16) attn__weigh_rows_avx512(a, ATTN_BF16);
-    if (a->type == ATTN_E4M3) attn__weigh_rows_avx512(a, ATTN_E4M3);
-    if (a->type == ATTN_E5M2) attn__weigh_rows_avx512(a, ATTN_E5M2);
-    if (a->type == ATTN_INT8) attn__weigh_rows_avx512(a, ATTN_INT8);
+    ATTN__BY_TYPE(a->type, attn__weigh_rows_avx512, a)
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
@@ -2601,21 +2566,21 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__finite_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
+    attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
     attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
     "avx2", ATTN__LANES_AVX2, 4, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
+    attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
     attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, 4, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__finite_avx2, attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
+    attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
     attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
 };
 
@@ -3265,6 +3230,22 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
     return list;
 }
 
+/* Does any of the n rows hold a NaN or an infinity? Only then can a weight of 0 spoil a sum. Sixteen at a time: compilers
+   make vectors of that. */
+static int attn__all_finite(const char *const *rows, int32_t n, int32_t dim) {
+    uint32_t worst[16] = { 0 }, any = 0; /* the sign: an exponent was all ones */
+    int32_t i, x, c;
+    for (i = 0; i < n; i++) {
+        const float *row = attn__row(rows, i);
+        for (x = 0; x + 16 <= dim; x += 16) {
+            for (c = 0; c < 16; c++) worst[c] |= (attn__bits_of(row[x + c]) & 0x7f800000u) + 0x00800000u;
+        }
+        for (; x < dim; x++) any |= (attn__bits_of(row[x]) & 0x7f800000u) + 0x00800000u;
+    }
+    for (c = 0; c < 16; c++) any |= worst[c];
+    return !(any >> 31);
+}
+
 /* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
 static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows) {
     attn__span listed = { 0, 0, r->layer->mask == ATTN_TOPK ? r->scratch.picked[0] : 0 };
@@ -3637,58 +3618,43 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     }
 }
 
-/* Weights and values of one panel. v: rows of the tile in f32, made when the first panel needs them. */
-typedef struct attn__values {
-    const char *const *v;
-    int32_t first, last;
-    int finite;
-    const char *const *ahead;       /* K that is read next */
-} attn__values;
-
-static void attn__panel_values(const attn__run *r, const attn__strip *s, const attn__panel *p, attn__values *b) {
-    const attn__scratch *t = &r->scratch;
-    int32_t v_dim = r->layer->v_dim, k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type);
-    int needs = attn__panel_weights(r, p);
-    attn__sums a = { t->o + (int64_t)p->row * v_dim, t->scores, t->alpha, NULL, NULL, ATTN_F32, 0, 0, p->used, 0, v_dim,
-                     k_bytes, 1, b->ahead, p->mask, 0 };
-    if (!needs) return;
-    if (needs == 2 && !b->v) {
-        b->v = attn__wide_rows(r, &r->v, t->v_rows[0], b->last - b->first, t->wide_v, t->wide_v_rows);
-        b->finite = attn__all_seen(r, s, 0, s->rows, b->first, b->last) ||
-                    r->leaves->finite(b->v, b->last - b->first, v_dim);
-    }
-    if (needs == 2) {
-        a.v = b->v + (p->first - b->first);
-        a.n = p->last - p->first;
-        a.strict = p->mask && !b->finite;
-    }
-    r->leaves->lane_values(&a);
-}
-
-/* Keys of the tile, and of the one after it, of which only the first panel asks for addresses. */
+/* Keys tile[0] .. tile[1] - 1; the first panel asks for their values and for the keys of the next tile, which the
+   other panels then leave time to arrive: 10 % of the time of a prompt of 512. */
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
                                const int32_t *next) {
     const attn__scratch *t = &r->scratch;
-    const char *const *k, *const *ahead = t->v_rows[0];
-    int32_t lanes = r->leaves->lanes, first = tile[0], last = tile[1], n = last - first, row, i;
-    attn__values values = { NULL, first, last, 1, NULL };
+    const char *const *k, *const *v = NULL, *const *ahead = t->v_rows[0];
+    int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
+    int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
+    attn__sums a = { NULL, t->scores, t->alpha, NULL, NULL, ATTN_F32, 0, 0, 0, 0, v_dim, k_bytes, 1, NULL, NULL, 0 };
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows[0]);
     if (next[0] < next[1]) {
+        a.ahead = t->k_rows[1];
         attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
         for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
-        values.ahead = t->k_rows[1];
     }
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
     k = attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
-        attn__clip(attn__seen(r, s, row, p.used), first, last, &p.first, &p.last);
+        int needs;
+        attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
-        attn__panel_values(r, s, &p, &values);
-        ahead = NULL;
-        values.ahead = NULL;
+        needs = attn__panel_weights(r, &p);
+        if (needs == 2 && !v) {
+            v = attn__wide_rows(r, &r->v, t->v_rows[0], n, t->wide_v, t->wide_v_rows);
+            finite = attn__all_seen(r, s, 0, s->rows, first, tile[1]) || attn__all_finite(v, n, v_dim);
+        }
+        a.o = t->o + (int64_t)row * v_dim;
+        a.v = v ? v + (p.first - first) : NULL;
+        a.n = needs == 2 ? p.last - p.first : 0;
+        a.rows = p.used;
+        a.mask = p.mask;
+        a.strict = p.mask && !finite;
+        if (needs) r->leaves->lane_values(&a);
+        ahead = a.ahead = NULL;
     }
 }
 
@@ -3834,7 +3800,7 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
         a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
         a.scales = r->v.scale ? p->v_rows + i + t->list : NULL;
         a.ahead = ahead ? ahead + i : NULL;
-        clean = p->all || r->leaves->finite(a.v, a.n, a.v_dim);
+        clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
         if (clean) r->leaves->row_values(&a);
         for (row = 0; row < s->rows && !clean; row++) {
             attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
