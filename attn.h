@@ -2566,22 +2566,24 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar, attn__lane_values_scalar,
-    attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar, attn__row_values_scalar
+    attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
+    attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
+    attn__row_values_scalar
 };
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
-    "avx2", ATTN__LANES_AVX2, 4, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    "avx2", ATTN__LANES_AVX2, 16, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
     attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
     attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
-/* narrow, softcap and blend work element by element, so the vectors' width does not reach the bits. */
+/* What works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, 4, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512, attn__lane_values_avx512,
-    attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512, attn__row_values_avx512
+    "avx512", ATTN__LANES_AVX512, 16, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
+    attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
+    attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
+    attn__row_values_avx512
 };
 
 static void attn__cpuid(uint32_t leaf, uint32_t *r) {
