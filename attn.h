@@ -1624,7 +1624,7 @@ typedef struct attn__sums {
 typedef struct attn__leaves {
     const char *name;
     int32_t lanes;
-    int32_t direct;                 /* up to so many rows, row_* read K and V of any type, dimensions multiples of 16 */
+    int32_t direct;                 /* up to so many rows (1, 4, 5, 8 ...) row_* read any type, in multiples of 16 */
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
@@ -2114,7 +2114,9 @@ ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dot
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
     for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, 8, type);
-    if (x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, a->d - x, ATTN_F32);
+    if (type == ATTN_F32 && x < a->d) {
+        attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, a->d - x, type);
+    }
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2124,7 +2126,7 @@ ATTN__AVX2 ATTN__INLINE void attn__score_rows_avx2(const attn__dots *a, attn_typ
     for (; r + 4 <= a->rows; r += 4) {
         for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j, type);
     }
-    for (; r + 2 <= a->rows; r += 2) {
+    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) {
         for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j, type);
     }
     for (; r < a->rows; r++) {
@@ -2456,7 +2458,7 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
     for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
-    if (x < a->d) {
+    if (type == ATTN_F32 && x < a->d) {
         attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
     }
     _mm512_storeu_ps(out, attn__sums_avx512(sum));
@@ -2468,7 +2470,7 @@ ATTN__AVX512 ATTN__INLINE void attn__score_rows_avx512(const attn__dots *a, attn
     for (; r + 4 <= a->rows; r += 4) {
         for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j, type);
     }
-    for (; r + 2 <= a->rows; r += 2) {
+    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) {
         for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j, type);
     }
     for (; r < a->rows; r++) {
@@ -3764,7 +3766,7 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
 /* Do the leaves read the cache as it is? With one row a head that takes 22 to 29 % less time than a copy in f32; with
    64 rows, which share the copies, 7 % more. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
-    return r->layer->kv_type == ATTN_F32 || (s->rows <= r->leaves->direct && dim % 16 == 0);
+    return r->layer->kv_type == ATTN_F32 || (s->rows <= r->leaves->direct && s->rows % 4 < 2 && dim % 16 == 0);
 }
 
 /* ahead: what is read next, NULL: nothing. */

@@ -80,15 +80,23 @@ static void *random_array(size_t count, attn_type type) {
 static double fma_rate(int32_t isa) {
     enum { D = 128, KEYS = 6 };
     const attn__leaves *f = attn__leaves_of(isa);
-    static float s[KEYS * 64], q[D * 64], k[KEYS * D];
-    const float *rows[KEYS];
+    static float s[(KEYS + 8) * 64], q[D * 64], k[KEYS * D];
+    const char *rows[KEYS];
+    attn__dots a;
     double start, best = 1e9;
     int i, round, repeats = 20000;
-    for (i = 0; i < KEYS; i++) rows[i] = k + i * D;
+    for (i = 0; i < KEYS; i++) rows[i] = (const char *)(k + i * D);
+    memset(&a, 0, sizeof a);
+    a.s = s;
+    a.q = q;
+    a.k = rows;
+    a.rows = f->lanes;
+    a.n = KEYS;
+    a.d = D;
     for (round = 0; round < 5; round++) {
         double t;
         start = now();
-        for (i = 0; i < repeats; i++) f->lane_scores(s, q, rows, KEYS, D, f->lanes);
+        for (i = 0; i < repeats; i++) f->lane_scores(&a);
         t = now() - start;
         if (t < best) best = t;
     }
