@@ -1603,7 +1603,7 @@ typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
     const float *q;                 /* [row][d]; lane_*: [d][lanes] */
     const char *const *k, *const *scales;
-    attn_type type;                 /* of k: f32, or any where attn__leaves.direct allows it */
+    attn_type type;                 /* of k: f32, or another where attn__is_direct */
     int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
@@ -1624,7 +1624,7 @@ typedef struct attn__sums {
 typedef struct attn__leaves {
     const char *name;
     int32_t lanes;
-    int32_t direct;                 /* up to so many rows (1, 4, 5, 8 ...) row_* read any type, in multiples of 16 */
+    int32_t direct;                 /* bits of the types that row_* read, see attn__is_direct */
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
@@ -1820,16 +1820,16 @@ ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes,
     }
 }
 
-/* Calls f, which is inlined, with the type as a constant: its loops then have no branches. */
-#define ATTN__BY_TYPE(type, f, ...)                                   \
-    if ((type) == ATTN_F32) f(__VA_ARGS__, ATTN_F32);                 \
-    if ((type) == ATTN_F16) f(__VA_ARGS__, ATTN_F16);                 \
-    if ((type) == ATTN_BF16) f(__VA_ARGS__, ATTN_BF16);               \
-    if ((type) == ATTN_E4M3) f(__VA_ARGS__, ATTN_E4M3);               \
-    if ((type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);               \
-    if ((type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
+/* Calls f, inlined, with the type as a constant: its loops have no branches. types: bits of those that need code. */
+#define ATTN__BY_TYPE(types, type, f, ...)                                             \
+    if ((types) >> ATTN_F32 & 1 && (type) == ATTN_F32) f(__VA_ARGS__, ATTN_F32);       \
+    if ((types) >> ATTN_F16 & 1 && (type) == ATTN_F16) f(__VA_ARGS__, ATTN_F16);       \
+    if ((types) >> ATTN_BF16 & 1 && (type) == ATTN_BF16) f(__VA_ARGS__, ATTN_BF16);    \
+    if ((types) >> ATTN_E4M3 & 1 && (type) == ATTN_E4M3) f(__VA_ARGS__, ATTN_E4M3);    \
+    if ((types) >> ATTN_E5M2 & 1 && (type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);    \
+    if ((types) >> ATTN_INT8 & 1 && (type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
 
-enum { ATTN__LANES_AVX2 = 16 };
+enum { ATTN__LANES_AVX2 = 16, ATTN__DIRECT_AVX2 = 1 << ATTN_F32 | 1 << ATTN_F16 | 1 << ATTN_BF16 | 1 << ATTN_INT8 };
 
 /* All bits of lane i set where bit i of mask is set. */
 ATTN__AVX2 ATTN__INLINE __m256 attn__mask_avx2(uint32_t mask) {
@@ -1889,7 +1889,7 @@ ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const cha
 
 ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                         int32_t rows, int32_t d, attn_type type) {
-    ATTN__BY_TYPE(type, attn__expand_avx2, dst, ld, src, scales, rows, d)
+    ATTN__BY_TYPE(63, type, attn__expand_avx2, dst, ld, src, scales, rows, d)
 }
 
 /* f32 to bf16 in the low halves of eight 32-bit lanes. */
@@ -2135,7 +2135,7 @@ ATTN__AVX2 ATTN__INLINE void attn__score_rows_avx2(const attn__dots *a, attn_typ
 }
 
 ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
-    ATTN__BY_TYPE(a->type, attn__score_rows_avx2, a)
+    ATTN__BY_TYPE(ATTN__DIRECT_AVX2, a->type, attn__score_rows_avx2, a)
 }
 
 ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
@@ -2214,7 +2214,7 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_rows_avx2(const attn__sums *a, attn_typ
 }
 
 ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
-    ATTN__BY_TYPE(a->type, attn__weigh_rows_avx2, a)
+    ATTN__BY_TYPE(ATTN__DIRECT_AVX2, a->type, attn__weigh_rows_avx2, a)
 }
 
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
@@ -2228,7 +2228,7 @@ ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
 
 #define ATTN__AVX512 ATTN__TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-enum { ATTN__LANES_AVX512 = 64 };
+enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_AVX2 | 1 << ATTN_E4M3 };
 
 /* The first n lanes; n >= 16 is all. */
 ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
@@ -2479,7 +2479,7 @@ ATTN__AVX512 ATTN__INLINE void attn__score_rows_avx512(const attn__dots *a, attn
 }
 
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
-    ATTN__BY_TYPE(a->type, attn__score_rows_avx512, a)
+    ATTN__BY_TYPE(ATTN__DIRECT_AVX512, a->type, attn__score_rows_avx512, a)
 }
 
 ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
@@ -2557,7 +2557,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn
 }
 
 ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
-    ATTN__BY_TYPE(a->type, attn__weigh_rows_avx512, a)
+    ATTN__BY_TYPE(ATTN__DIRECT_AVX512, a->type, attn__weigh_rows_avx512, a)
 }
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
@@ -2567,7 +2567,7 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 
 static const attn__leaves attn__leaves_scalar = {
-    "scalar", ATTN__LANES_SCALAR, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
+    "scalar", ATTN__LANES_SCALAR, 1, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
     attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
     attn__row_values_scalar
@@ -2575,15 +2575,15 @@ static const attn__leaves attn__leaves_scalar = {
 
 #if ATTN__X86
 static const attn__leaves attn__leaves_avx2 = {
-    "avx2", ATTN__LANES_AVX2, 16, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2, attn__lane_values_avx2,
-    attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
+    "avx2", ATTN__LANES_AVX2, ATTN__DIRECT_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2,
+    attn__blend_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2,
+    attn__lane_values_avx2, attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
 };
 
 /* What works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, 16, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2, attn__blend_avx2,
-    attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
+    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2,
+    attn__blend_avx2, attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512
 };
@@ -2970,10 +2970,6 @@ static void *attn__take(char *base, int64_t *used, int64_t bytes) {
     return p;
 }
 
-static float *attn__take_floats(char *base, int64_t *used, int64_t count) {
-    return (float *)attn__take(base, used, count * (int64_t)sizeof(float));
-}
-
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
 static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, const attn__capacity *c) {
     const attn_layer *l = &p->resolved;
@@ -2993,23 +2989,24 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
     s->wide_k_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_k = attn__take_floats(base, &used, attn__max64(copies * (d + 16), stream * (attn__max64(d, v_dim) + 16)));
-    s->wide_v = attn__take_floats(base, &used, copies * (v_dim + 16));
-    s->q = attn__take_floats(base, &used, attn__max64(panel_rows, decode_rows) * d);
-    s->o = attn__take_floats(base, &used, panel_rows * l->v_dim);
-    s->m = attn__take_floats(base, &used, panel_rows);
-    s->l = attn__take_floats(base, &used, panel_rows);
-    s->sigma = attn__take_floats(base, &used, panel_rows);
-    s->top = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
-    s->alpha = attn__take_floats(base, &used, attn__max64(lanes, 2 * decode_rows));
-    s->sum = attn__take_floats(base, &used, attn__max64(lanes, decode_rows));
+    s->wide_k = (float *)attn__take(base, &used,
+                                    4 * attn__max64(copies * (d + 16), stream * (attn__max64(d, v_dim) + 16)));
+    s->wide_v = (float *)attn__take(base, &used, 4 * copies * (v_dim + 16));
+    s->q = (float *)attn__take(base, &used, 4 * attn__max64(panel_rows, decode_rows) * d);
+    s->o = (float *)attn__take(base, &used, 4 * panel_rows * l->v_dim);
+    s->m = (float *)attn__take(base, &used, 4 * panel_rows);
+    s->l = (float *)attn__take(base, &used, 4 * panel_rows);
+    s->sigma = (float *)attn__take(base, &used, 4 * panel_rows);
+    s->top = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
+    s->alpha = (float *)attn__take(base, &used, 4 * attn__max64(lanes, 2 * decode_rows));
+    s->sum = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
     s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
-    s->scores = attn__take_floats(base, &used, attn__max64((tile + 8) * lanes, 2 * decode_rows * (tile + 16)));
-    s->row = attn__take_floats(base, &used, ATTN__TURN * d);
+    s->scores = (float *)attn__take(base, &used, 4 * attn__max64((tile + 8) * lanes, 2 * decode_rows * (tile + 16)));
+    s->row = (float *)attn__take(base, &used, 4 * ATTN__TURN * d);
     s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
-    s->states = attn__take_floats(base, &used, depth * c->rows * attn__state_stride(l));
+    s->states = (float *)attn__take(base, &used, 4 * depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? p->max_kv_len / 8 + 8 : 0);
     s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, p->max_kv_len) + 1));
     return used;
@@ -3764,9 +3761,10 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
 }
 
 /* Do the leaves read the cache as it is? With one row a head that takes 22 to 29 % less time than a copy in f32; with
-   64 rows, which share the copies, 7 % more. */
+   64 rows, which share the copies, 7 % more. Types that few use and many rows are not worth the time to compile. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
-    return r->layer->kv_type == ATTN_F32 || (s->rows <= r->leaves->direct && s->rows % 4 < 2 && dim % 16 == 0);
+    int pays = r->leaves->direct >> r->layer->kv_type & 1 && s->rows <= 16 && s->rows % 4 < 2 && dim % 16 == 0;
+    return r->layer->kv_type == ATTN_F32 || pays;
 }
 
 /* ahead: what is read next, NULL: nothing. */
