@@ -3,7 +3,9 @@
 #   make demo        builds examples/llm.c and lets it write text with a small model
 #   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
-#   make bench       builds and runs bench/cpu.c
+#   make bench-cpu   installs other CPU attentions in build/peers (python3, 6 GB), measures attn.h beside them and the
+#                    machine, writes bench/results.csv and RESULTS.md; bench-cpu-quick: less, and writes nothing
+#   make bench-skip  what skip-softmax saves
 #   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv, bench/curve.svg
 #   make test-O0     the test programs without optimisation
 #   make test-asan   the test programs under the address and undefined-behaviour sanitizers
@@ -62,8 +64,8 @@ PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(fi
             $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist bench \
-    curve mutants clean
+.PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist \
+    bench-peers bench-cpu bench-cpu-quick bench-run bench-skip curve mutants clean
 
 all: demo
 
@@ -206,10 +208,39 @@ $(B)/log/drop-in.log: $(if $(LINUX),$(SIM_LIB))
 $(B)/log/models.log:
 	@sh tests/run.sh models $@ sh tests/models.sh
 
-bench:
-	@mkdir -p build
-	$(CC) -O2 -o build/bench_cpu bench/cpu.c $(LIBS)
-	./build/bench_cpu
+# Competitors of attn.h are installed once; PEERS may name where they are already.
+PEERS    ?= build/peers
+BENCH    := build/bench
+BENCH_H  := attn.h bench/bench.h tests/ref.h tests/ref.c
+export PEERS
+
+$(BENCH)/tiles.o: bench/tiles.c $(BENCH_H)
+	@mkdir -p $(BENCH)
+	$(CC) -O3 -march=native -ffast-math -fPIC $(WARN) -c -o $@ $<
+
+$(BENCH)/libcpu.so: bench/cpu.c $(BENCH)/tiles.o $(BENCH_H)
+	$(CC) -O2 -fPIC -shared $(WARN) -o $@ $< $(BENCH)/tiles.o tests/ref.c $(LIBS)
+
+$(BENCH)/%: bench/%.c $(BENCH_H)
+	@mkdir -p $(BENCH)
+	$(CC) -O2 $(WARN) -o $@ $< tests/ref.c $(LIBS)
+
+PYTHON    = $(if $(wildcard $(PEERS)/venv/bin/python),$(PEERS)/venv/bin/python,python3)
+
+bench-peers:
+	@sh bench/peers.sh $(PEERS)
+
+bench-cpu: $(BENCH)/libcpu.so bench-peers
+	@$(MAKE) -s bench-run OPTIONS=--write
+
+bench-cpu-quick: $(BENCH)/libcpu.so
+	@$(MAKE) -s bench-run OPTIONS=--quick
+
+bench-run:
+	@$(PYTHON) bench/cpu.py $(OPTIONS)
+
+bench-skip: $(BENCH)/skip
+	$<
 
 curve:
 	@mkdir -p build
