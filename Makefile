@@ -42,7 +42,7 @@ WITH_llm_main := $(B)/obj/attn_cuda.o
 CUDA     := $(patsubst tests/%.c,%,$(sort $(wildcard tests/cuda_*.c)))
 NAMES    := $(filter-out ref cases llm_ref $(CUDA),$(patsubst tests/%.c,%,$(sort $(wildcard tests/*.c))))
 SCRIPTS  := compile-cuda compile-use compile-gcc compile-clang compile-targets size fast-math models embed \
-            drop-in
+            drop-in instructions
 HEADERS  := attn.h $(wildcard tests/*.h)
 
 # The simulated CUDA driver, an ELF library. Its loops over lanes want vector instructions; its registers have no one
@@ -198,6 +198,9 @@ $(B)/log/size.log:
 
 $(B)/log/fast-math.log:
 	@sh tests/run.sh fast-math $@ sh tests/fast_math.sh
+
+$(B)/log/instructions.log: $(B)/obj/attn.o $(B)/obj/ref.o
+	@OPT="$(OPT)" sh tests/run.sh instructions $@ sh tests/instructions.sh $(B)
 
 $(B)/log/examples.log: $(if $(LINUX),$(SIM_LIB))
 	@SIM=$(abspath $(B)/sim) sh tests/run.sh examples $@ sh tests/examples.sh
