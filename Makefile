@@ -5,6 +5,7 @@
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
 #   make bench-cpu   installs other CPU attentions in build/peers (python3, 6 GB), measures attn.h beside them and the
 #                    machine, writes bench/results.csv and RESULTS.md; bench-cpu-quick: less, and writes nothing
+#   make bench-cost  cost over lengths, pages, batches and head dims: bench/cost.csv, bench/cost.svg
 #   make bench-skip  what skip-softmax saves
 #   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv, bench/curve.svg
 #   make test-O0     the test programs without optimisation
@@ -65,7 +66,7 @@ PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(fi
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
 .PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist \
-    bench-peers bench-cpu bench-cpu-quick bench-run bench-skip curve mutants clean
+    bench-peers bench-cpu bench-cpu-quick bench-run bench-cost bench-skip curve mutants clean
 
 all: demo
 
@@ -241,6 +242,9 @@ bench-cpu-quick: $(BENCH)/libcpu.so
 
 bench-run:
 	@$(PYTHON) bench/cpu.py $(OPTIONS)
+
+bench-cost: $(BENCH)/cost
+	$<
 
 bench-skip: $(BENCH)/skip
 	$<
