@@ -112,12 +112,12 @@
       it is and makes E, KV and phase of it, once. D = draft_tokens, s = draft_step; P = KV - E as everywhere.
          mode               seq_lens counts           E               KV                 phase
          EXTEND             prefix and new tokens     extend_lens     seq_lens           PREFILL   prompts, chunks
-         MIXED, SPLIT_PREFILL, DLLM_EXTEND: as EXTEND; with decoding requests, some layers at a time, diffusion blocks
+         MIXED (with decoding requests), SPLIT_PREFILL (layers in parts), DLLM_EXTEND (diffusion blocks): as EXTEND
          DECODE             the new token too         1               seq_lens           DECODE
          DRAFT_DECODE       tokens before step 0      1               seq_lens + s + 1   DECODE    a draft model's loop
          TARGET_VERIFY      the prefix only           D               seq_lens + D       DECODE    drafts are scored
-         DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE    the draft model
-         DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE    takes them in
+         DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE    draft takes accepted
+         DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE    draft takes all D
          IDLE               not read                  0               0                  PREFILL   pads only
       The caller's phase array wins: a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0) in every
       mode, so that a captured batch replays a smaller one. batch.prefix is left NULL.
@@ -142,8 +142,8 @@
          pad_len          [n]              KV - E + max_q_len: real rows keep their keys, padding looks past KV
       A pad writes no row, adds 0 to the sums and has -1 in all its columns. With page_size 1, page_table lists slots;
       given back as req_to_token without req_index it yields the page table of any page_size by stride. A second cache
-      (a sliding-window pool) takes a second call with its own req_to_token. Strides are the capacities: with these, an
-      array has the same address and stride in every step. Entries past n, rows or rows + 1 are not written.
+      (a sliding-window pool) takes a second call with its own req_to_token. Strides are the capacities: with these set,
+      an array has the same address and stride in every step. Entries past n, rows or rows + 1 are not written.
 
       Rows as requests. meta.row_batch has n = max_rows: first the rows, with E = 1, KV = seqlens_expand, phase DECODE,
       then pads; so one captured graph serves all steps. With row_table as the page table a plan of it gives the bits
@@ -212,15 +212,16 @@
 
 /* ---- >>types ---------------------------------------------------------------------------------------------------- */
 
-/* 0 or what is wrong: ARGUMENT, of the call; BATCH and LAYER, a field of these or how fields go together; PLAN, layer
-   or memory are not those of the plan; MEMORY, the caller's buffer; PAGE, a page id. attn_error says it in words. */
+/* 0 or what is wrong. ARGUMENT: a pointer, size, stride or list of the call. BATCH, LAYER: a field, or fields that do
+   not go together. PLAN: layer or memory are not those of the plan. MEMORY: a buffer of the caller is missing,
+   misaligned or too small. PAGE: a page id that would be read. attn_error says it in words. */
 typedef enum attn_status {
     ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY, ATTN_E_PAGE
 } attn_status;
 
 typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
-    ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: OCP FN, up to 448, no infinities; up to 57344; -127 .. 127 */
+    ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
 } attn_type;
 
 /* Which keys a row sees: >>masks. */
@@ -364,7 +365,7 @@ ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
-/* Writes the plan in words, one fact a line (of one on a device, its layer); returns all its length, as snprintf. */
+/* Writes the plan in words, one fact a line (on a device: its layer); returns the length of all, as snprintf does. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
 /* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
