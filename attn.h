@@ -857,7 +857,7 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
     int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
     const attn__rule rules[] = {
-        { !attn__is_finite(l->scale), "layer.scale is not finite", 0, 0 },
+        { !attn__is_finite(given->scale), "layer.scale is not finite", 0, 0 },
         { !attn__is_finite(l->softcap) || !(l->softcap == 0 || l->softcap >= 1e-30f),
           "layer.softcap must be 0 or 1e-30 or more, and finite", 0, 0 },
         { !attn__is_share(l->skip.prefill, skip) || !attn__is_share(l->skip.decode, skip),
