@@ -82,10 +82,10 @@
       The context that is current on the calling thread stays so.
 
    >>errors  What the host can see is refused at once, with nothing launched: status and sentence as in attn.h. What
-      only the device can see, lengths in attn_cuda_plan_make, and page ids, trees, lists, lambdas before append,
-      forward and index_score, makes the kernels of the call write nothing; attn_cuda_error waits and gives the
-      sentence, with request and slot. A call forgets what the call before it on the same exec found. ATTN_TRUSTED
-      leaves out the check of page ids and lists.
+      only the device can see, lengths in attn_cuda_plan_make, page ids, trees, lists, lambdas before append, forward
+      and index_score, and with exec.mem the columns of topk and the frequencies of rope, makes the kernels of the call
+      write nothing; attn_cuda_error waits and gives the sentence, with request and slot. A call forgets what the call
+      before it on the same exec found. ATTN_TRUSTED leaves out the check of page ids and lists.
       A missing driver, device or compiler, and what the driver refuses, have statuses of their own, attn_cuda_status;
       long texts (all names tried, logs of the compilers) go to desc.message.
 
@@ -115,7 +115,7 @@
 
 /* What the functions of this header return beside the numbers of attn_status. */
 typedef enum attn_cuda_status {
-    ATTN_E_NO_DRIVER = 32, /* no NVIDIA driver on this machine */
+    ATTN_E_NO_DRIVER = 32, /* no NVIDIA driver of CUDA 12.0 or above on this machine */
     ATTN_E_NO_DEVICE,      /* a driver, but no device of compute capability 7.5 or above with this number */
     ATTN_E_NO_NVRTC,       /* a kernel must be compiled, and there is no NVRTC 12.0 or above */
     ATTN_E_NOT_PREPARED,   /* a kernel is not loaded, and must not be now: capture, ATTN_CUDA_NO_JIT */
@@ -145,8 +145,8 @@ typedef struct attn_cuda_desc {
     void *(*open_library)(void *user, const char *name);                /* NULL: dlopen, LoadLibrary */
     void *(*find_symbol)(void *user, void *library, const char *name);  /* NULL: dlsym, GetProcAddress */
     /* Compiled kernels that the program keeps. get copies the image of this name, if `bytes` suffice, and returns its
-       size, 0 if there is none. put is told of every image that was compiled. As all of these functions they run on the
-       thread that uses the handle, on several if several do. */
+       size, 0 if there is none. put is told of every image that was compiled. Like all of these functions they run on
+       the thread that uses the handle; on several at a time, if several use it. */
     size_t (*get)(void *user, const char *name, void *image, size_t bytes);
     void (*put)(void *user, const char *name, const void *image, size_t bytes);
 } attn_cuda_desc;
