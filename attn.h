@@ -1830,7 +1830,7 @@ ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes,
     if ((types) >> ATTN_E5M2 & 1 && (type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);    \
     if ((types) >> ATTN_INT8 & 1 && (type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
 
-enum { ATTN__LANES_AVX2 = 16, ATTN__DIRECT_AVX2 = 1 << ATTN_F32 | 1 << ATTN_F16 | 1 << ATTN_BF16 | 1 << ATTN_INT8 };
+enum { ATTN__LANES_AVX2 = 16, ATTN__DIRECT_AVX2 = 1 << ATTN_F32 | 1 << ATTN_F16 };
 
 /* All bits of lane i set where bit i of mask is set. */
 ATTN__AVX2 ATTN__INLINE __m256 attn__mask_avx2(uint32_t mask) {
@@ -2229,7 +2229,7 @@ ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
 
 #define ATTN__AVX512 ATTN__TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_AVX2 | 1 << ATTN_E4M3 };
+enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_AVX2 | 1 << ATTN_BF16 | 1 << ATTN_INT8 };
 
 /* The first n lanes; n >= 16 is all. */
 ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
@@ -3762,7 +3762,7 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
 }
 
 /* Do the leaves read the cache as it is? With one row a head that takes 22 to 29 % less time than a copy in f32; with
-   64 rows, which share the copies, 7 % more. Types that few use and many rows are not worth the time to compile. */
+   64 rows, which share the copies, 7 % more. What is used less is not worth the time it takes to compile. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
     int pays = r->leaves->direct >> r->layer->kv_type & 1 && s->rows <= 16 && s->rows % 4 < 2 && dim % 16 == 0;
     return r->layer->kv_type == ATTN_F32 || pays;

@@ -64,14 +64,14 @@ build_run() {
 # ---- use ------------------------------------------------------------------------------------------------------------
 
 two_units() {
-    $CC -O1 $WARN -std=c99 -c -o "$out/impl.o" $dir/two_impl.c &&
-        $CC -O1 $WARN -std=c99 -c -o "$out/use.o" $dir/two_use.c &&
+    $CC $WARN -std=c99 -c -o "$out/impl.o" $dir/two_impl.c &&
+        $CC $WARN -std=c99 -c -o "$out/use.o" $dir/two_use.c &&
         build_run $CC "$out/use.o" "$out/impl.o"
 }
 
 two_languages() {
-    $CC -O1 -c -o "$out/impl.o" $dir/two_impl.c &&
-        $CXX -O1 $WARN -std=c++11 -c -o "$out/use.o" $dir/two_use.cc &&
+    $CC -c -o "$out/impl.o" $dir/two_impl.c &&
+        $CXX $WARN -std=c++11 -c -o "$out/use.o" $dir/two_use.cc &&
         build_run $CXX "$out/use.o" "$out/impl.o"
 }
 
@@ -200,7 +200,6 @@ matrix() {
     silent $1 -O0 c99
     silent $1 -O2 c99
     silent $1 -O0 gnu11
-    silent $1 -O3 c99
     silent $1 -Ofast c99
     silent "$2 -x c++" -O0 c++11
     silent "$2 -x c++" -O2 c++11
@@ -209,8 +208,8 @@ matrix() {
     try "compile: $1 -fPIC" $1 -std=c99 -O0 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
     case $(uname -m) in
         x86_64)
-            try "compile: $1 -march=x86-64-v3" $1 -std=c99 -O1 $WARN -mavx2 -mfma -mf16c -c -o "$out/$1.o" $dir/impl.c
-            try "compile: $1 -mavx512f" $1 -std=c99 -O1 $WARN -mavx512f -mavx512bw -c -o "$out/$1.o" $dir/impl.c
+            try "compile: $1 -march=x86-64-v3" $1 -std=c99 -O0 $WARN -mavx2 -mfma -mf16c -c -o "$out/$1.o" $dir/impl.c
+            try "compile: $1 -mavx512f" $1 -std=c99 -O0 $WARN -mavx512f -mavx512bw -c -o "$out/$1.o" $dir/impl.c
             ;;
         *)
             skip "compile: $1 -march=x86-64-v3" "this is not x86-64"
