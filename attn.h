@@ -2309,8 +2309,7 @@ ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
         keys = vectors - c > 2 ? 6 : 8;
         if (vectors - c == 1) attn__lane_dots_avx512(8, 1, a, j, c);
         if (vectors - c == 2) attn__lane_dots_avx512(8, 2, a, j, c);
-        if (vectors - c == 3) attn__lane_dots_avx512(6, 3, a, j, c);
-        if (vectors - c == 4) attn__lane_dots_avx512(6, 4, a, j, c);
+        if (vectors - c > 2) attn__lane_dots_avx512(6, 4, a, j, 0);
     }
 }
 
@@ -2391,8 +2390,7 @@ ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, 
     for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 1);
     for (; vectors == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, a, x, c, first, last, fresh, 0);
     for (; vectors == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, a, x, c, first, last, fresh, 0);
-    for (; vectors == 3 && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 3, a, x, c, first, last, fresh, 0);
-    for (; vectors == 4 && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, a, x, c, first, last, fresh, 0);
+    for (; vectors > 2 && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, a, x, 0, first, last, fresh, 0);
     for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, a, x, 0, first, last, fresh, 0);
     for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 0);
 }

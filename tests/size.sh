@@ -133,12 +133,16 @@ macro=$(sed -n 's/^#define ATTN_VERSION \([0-9]*\).*/\1/p' $header)
 echo "$title" | awk -v macro="$macro" '$1 * 10000 + $2 * 100 + $3 != macro + 0 || NF != 3' >"$out/version"
 none "differences between the title and ATTN_VERSION" "$out/version"
 
-# Processor time, not elapsed time: the machine may be busy with other tests. Up to three tries, for the same reason.
-for try in 1 2 3; do
-    sh -c "$CC -std=c99 -O2 -c -o $out/impl.o tests/compile/impl.c && times" >"$out/time"
-    seconds=$(awk 'NR == 2 { split($1, t, "[ms]"); print int(t[1] * 60 + t[2] + 0.999) }' "$out/time")
-    [ "$seconds" -gt 5 ] || break
-done
+# Processor time, not elapsed time. A machine that others keep busy takes up to twice as long for the same, so the time
+# of another file is taken beside it: 0.65 s on a quiet machine where attn.h takes 3.5 s.
+seconds_for() {
+    sh -c "$CC -std=c99 -O2 -c -o $out/impl.o $1 && times" >"$out/time"
+    awk 'NR == 2 { split($1, t, "[ms]"); print t[1] * 60 + t[2] }' "$out/time"
+}
+
+usual=$(seconds_for tests/cases.c)
+seconds=$(echo "$(seconds_for tests/compile/impl.c) $usual" |
+    awk '{ slower = $2 > 0.65 ? $2 / 0.65 : 1; print int($1 / slower + 0.999) }')
 budget "seconds to compile at -O2" "$seconds" 5
 if [ "$(uname -m)" != x86_64 ]; then
     skip "bytes of code" "the budget is for x86-64"
