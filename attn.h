@@ -2087,14 +2087,12 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
 
 /* One step of eight elements of d; only the last one may be partial. */
 ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
-                                                  const char *const *row, const float *scale, int32_t x, int32_t left,
-                                                  attn_type type) {
+                                                  const char *const *row, int32_t x, int32_t left, attn_type type) {
     __m256 key[8];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
         key[i] = left >= 8 ? attn__load_avx2(row[i], x, type)
                            : _mm256_maskload_ps(attn__row(row, i) + x, attn__first_avx2(left));
-        if (type == ATTN_INT8) key[i] = _mm256_mul_ps(key[i], _mm256_set1_ps(scale[i]));
     }
     ATTN__UNROLL for (r = 0; r < rows; r++) {
         __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
@@ -2108,16 +2106,13 @@ ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dot
     __m256 sum[8];
     const float *q = a->q + (ptrdiff_t)r * a->ldq;
     const char *row[8];
-    float *s = a->s + r * a->lds + j, out[8], scale[8];
+    float *s = a->s + r * a->lds + j, out[8];
     int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
     ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
-    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, 8, type);
-    if (type == ATTN_F32 && x < a->d) {
-        attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, scale, x, a->d - x, type);
-    }
+    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8, type);
+    if (type == ATTN_F32 && x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x, type);
     _mm256_storeu_ps(out, attn__sums_avx2(sum));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
@@ -2189,7 +2184,6 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             value[c] = type != ATTN_F32 || c < vectors - 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
                                                            : _mm256_maskload_ps(attn__row(a->v, j) + x + 8 * c, last);
-            if (type == ATTN_INT8) value[c] = _mm256_mul_ps(value[c], _mm256_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (i = 0; i < rows; i++) {
             __m256 w = _mm256_broadcast_ss(p + i * a->ldp + j);
@@ -2244,24 +2238,13 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
+/* Types of ATTN__DIRECT_AVX512. */
 ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, __mmask16 first, attn_type type) {
     const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
-    __m128i bytes;
-    __m256i half;
-    __mmask16 nan;
     if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, at);
     if (type == ATTN_F16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first, at));
-    if (type == ATTN_BF16) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, at)), 16));
-    }
-    bytes = _mm_maskz_loadu_epi8(first, at);
-    if (type == ATTN_INT8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    half = _mm256_cvtepi8_epi16(bytes);
-    if (type == ATTN_E5M2) return _mm512_cvtph_ps(_mm256_slli_epi16(half, 8));
-    half = _mm256_and_si256(_mm256_slli_epi16(half, 7), _mm256_set1_epi16((short)0xbf80)); /* see attn__from_f8 */
-    nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(half, _mm256_set1_epi16(0x3f80)), _mm256_set1_epi16(0x3f80));
-    half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
-    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
+    if (type == ATTN_INT8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first, at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, at)), 16));
 }
 
 /* keys x (16 * vectors) scores, from key j and vector c on */
@@ -2301,7 +2284,7 @@ static int32_t attn__first_vector(const uint64_t *mask, int32_t first, int32_t l
     return c;
 }
 
-/* Vectors above the diagonal are left out: 4 % of the time of a prompt of 512. */
+/* Where one or two vectors of rows see the keys, those above the diagonal are left out. */
 ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
     int32_t vectors = (a->rows + 15) / 16, j, c, keys;
     for (j = 0; j < a->n; j += keys) {
@@ -2566,8 +2549,8 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 
 static const attn__leaves attn__leaves_scalar = {
-    "scalar", ATTN__LANES_SCALAR, 1, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar, attn__blend_scalar,
-    attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
+    "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
+    attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
     attn__row_values_scalar
 };

@@ -8,7 +8,7 @@ for part in "$@"; do
     if [ -f "$dir/$part.log" ]; then
         cat "$dir/$part.log" >>"$all"
     else
-        echo "FAIL $part: did not build" >>"$all"
+        echo "FAIL $part: did not build" | tee -a "$all"
     fi
 done
 
@@ -32,7 +32,7 @@ if [ -n "${ATTN_REQUIRE:-}" ]; then
     sed -n 's/^skip //p' "$all" >"$dir/skips.txt"
     while IFS= read -r line; do
         if [ "$ATTN_REQUIRE" = all ] || ! allowed "$line"; then
-            echo "FAIL $line (skipped, but it is required here)" >>"$all"
+            echo "FAIL $line (skipped, but it is required here)" | tee -a "$all"
         fi
     done <"$dir/skips.txt"
 fi

@@ -484,16 +484,18 @@ static int write_kernels(const char *path, const form_level *head, int level) {
 
 /* For a virtual architecture ptxas makes no code: it looks whether version and target have what stands there. */
 static int assemble(const char *ptxas, const form_level *head, const char *architecture, int level) {
-    char path[300], command[1000];
+    char path[300], code[300], command[1200];
     int written;
     snprintf(command, sizeof command, "%s --help | grep -q %s", ptxas, architecture);
     if (system(command)) return 0;
     snprintf(path, sizeof path, "%s.ptx", program);
+    snprintf(code, sizeof code, "%s.cubin", program); /* not /dev/null, which ptxas would replace if root runs it */
     written = write_kernels(path, head, level);
-    snprintf(command, sizeof command, "%s -O0 -arch=%s -o /dev/null %s 2>&1 | grep -v 'is deprecated'", ptxas,
-             architecture, path);
+    snprintf(command, sizeof command, "%s -O0 -arch=%s -o %s %s 2>&1 | grep -v 'is deprecated'", ptxas, architecture,
+             code, path);
     CHECK(system(command) != 0, "%s says something", command);
     remove(path);
+    remove(code);
     return written;
 }
 
