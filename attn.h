@@ -563,7 +563,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #endif
 
 #if defined(__clang__)
-#define ATTN__UNROLL _Pragma("unroll")
+#define ATTN__UNROLL _Pragma("clang loop unroll(full)") /* plain "unroll" acts before bounds are inlined */
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
 #else
