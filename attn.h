@@ -636,6 +636,7 @@ ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) { return a < b ? a : b; }
 ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) { return a > b ? a : b; }
 ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) { return a < b ? a : b; }
 ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) { return a > b ? a : b; }
+ATTN__INLINE int32_t attn__ceil(int32_t a, int32_t b) { return a / b + (a % b > 0); }
 ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) { return attn__ceil_div(a, b) * b; }
 
@@ -938,7 +939,8 @@ static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, in
     return (int32_t)own;
 }
 
-static attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+/* Out by address: a span returned in registers is put together in memory, which costs more than all else here. */
+static void attn__find_span(attn__span *out, const attn_layer *layer, const attn__lengths *n, int32_t row) {
     int64_t position = (int64_t)n->kv_len - n->q_len + (layer->mask == ATTN_TREE ? 0 : row);
     int right = layer->mask != ATTN_CAUSAL && layer->mask != ATTN_TREE && layer->window_right;
     int32_t horizon = attn__horizon(layer, n, row);
@@ -949,10 +951,16 @@ static attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n
         s.lo = (int32_t)attn__max64(s.lo, position - position % layer->chunk);
     }
     if (layer->window_left || right) s.lead = attn__min(layer->sink_keys, horizon);
+    *out = s;
+}
+
+ATTN__INLINE attn__span attn__key_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+    attn__span s;
+    attn__find_span(&s, layer, n, row);
     return s;
 }
 
-static attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
+ATTN__INLINE attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
     attn__span s = attn__key_span(layer, n, row);
     if (layer->mask == ATTN_TOPK) {
         s.hi = attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo);
@@ -982,8 +990,9 @@ ATTN__INLINE int attn__in_window(const attn_layer *layer, int64_t distance) {
 
 /* Keys that any of the rows first .. last sees. */
 static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
-    attn__span a = attn__row_span(layer, n, first), b = attn__row_span(layer, n, last);
-    attn__span s = { b.lead, a.lo, attn__max(b.hi, a.lo) };
+    attn__span s = attn__row_span(layer, n, last);
+    if (first < last) s.lo = attn__row_span(layer, n, first).lo;
+    s.hi = attn__max(s.hi, s.lo);
     if (s.lead >= s.lo) {
         s.hi = attn__max(s.hi, s.lead);
         s.lead = s.lo = 0;
@@ -1043,7 +1052,10 @@ typedef struct attn__capacity {
 
 /* Where the arrays are. */
 typedef struct attn__view {
-    int32_t *q_start, *kv_start, *phase, *prefix, *strips, *tasks, *merges;
+    int32_t *q_start, *kv_start, *phase, *prefix;
+    attn__strip *strips;
+    attn__task *tasks;
+    int32_t *merges;
 } attn__view;
 
 static attn__view attn__view_of(int32_t *words, int32_t n, const attn__capacity *c) {
@@ -1052,28 +1064,16 @@ static attn__view attn__view_of(int32_t *words, int32_t n, const attn__capacity 
     v.kv_start = v.q_start + n + 1;
     v.phase = v.kv_start + n + 1;
     v.prefix = v.phase + n;
-    v.strips = v.prefix + n;
-    v.tasks = v.strips + c->strips * ATTN__STRIP;
-    v.merges = v.tasks + c->tasks * ATTN__TASK;
+    v.strips = (attn__strip *)(v.prefix + n);
+    v.tasks = (attn__task *)(v.strips + c->strips);
+    v.merges = (int32_t *)(v.tasks + c->tasks);
     return v;
 }
 
-static attn__lengths attn__lengths_of(const attn__view *v, int32_t request) {
+ATTN__INLINE attn__lengths attn__lengths_of(const attn__view *v, int32_t request) {
     const int32_t *q = v->q_start + request, *kv = v->kv_start + request;
     attn__lengths n = { q[1] - q[0], kv[1] - kv[0], v->prefix[request] };
     return n;
-}
-
-static attn__strip attn__strip_at(const attn__view *v, int64_t i) {
-    attn__strip s;
-    memcpy(&s, v->strips + i * ATTN__STRIP, sizeof s);
-    return s;
-}
-
-static attn__task attn__task_at(const attn__view *v, int64_t i) {
-    attn__task t;
-    memcpy(&t, v->tasks + i * ATTN__TASK, sizeof t);
-    return t;
 }
 
 /* Keys that any of `rows` packed rows of a strip sees, from row `row` on. */
@@ -1235,6 +1235,7 @@ typedef struct attn__planner {
     int64_t decode_total;           /* cost of all decode strips */
     int64_t decode_cost;            /* of those that have their tasks */
     int64_t quota;                  /* cost of one worker's run */
+    int64_t run_end;                /* cost where the run at hand ends */
 } attn__planner;
 
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
@@ -1245,20 +1246,20 @@ static void attn__add_strip(attn__planner *p, attn__strip s) {
     const attn_layer *l = &p->plan.resolved;
     int32_t unit_keys = attn__unit_keys(l, p->view.phase[s.request]);
     attn__span u = attn__strip_span(l, &p->view, &s, 0, s.rows);
-    int32_t end = u.hi > u.lo ? (int32_t)attn__ceil_div(u.hi, unit_keys) : 0;
-    s.lead = (int32_t)attn__ceil_div(u.lead, unit_keys);
+    int32_t end = u.hi > u.lo ? attn__ceil(u.hi, unit_keys) : 0;
+    s.lead = attn__ceil(u.lead, unit_keys);
     s.unit = attn__max(s.lead, u.lo / unit_keys);
     s.units = s.lead + attn__max(0, end - s.unit);
     if (p->view.phase[s.request] == ATTN_DECODE) p->decode_total += attn__unit_cost(&s) * s.units;
-    memcpy(p->view.strips + (int64_t)p->plan.strips++ * ATTN__STRIP, &s, sizeof s);
+    p->view.strips[p->plan.strips++] = s;
 }
 
 /* Packed rows first .. first + rows - 1 of a request. PREFILL: the last tile first, the longest one of causal rows. */
 static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     int32_t kv_heads = p->plan.resolved.kv_heads, tile = p->plan.resolved.row_tile, head, i;
     int prefill = p->view.phase[request] == ATTN_PREFILL;
-    int32_t tiles = (int32_t)attn__ceil_div(rows, tile), heads = prefill ? 1 : attn__max(1, tile / rows);
-    heads = (int32_t)attn__ceil_div(kv_heads, attn__ceil_div(kv_heads, heads));
+    int32_t tiles = attn__ceil(rows, tile), heads = prefill ? 1 : attn__max(1, tile / rows);
+    heads = attn__ceil(kv_heads, attn__ceil(kv_heads, heads));
     for (head = 0; head < kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
             int32_t row = (prefill ? tiles - 1 - i : i) * tile;
@@ -1287,7 +1288,7 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip
     }
     p->plan.work += work;
     p->plan.largest_task = attn__max64(p->plan.largest_task, work);
-    memcpy(p->view.tasks + (int64_t)p->plan.tasks++ * ATTN__TASK, &t, sizeof t);
+    p->view.tasks[p->plan.tasks++] = t;
 }
 
 /* Does entry `index` of a strip's list start a group of 2,048 keys? Its number differs from bit 3 on. */
@@ -1300,8 +1301,9 @@ static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t str
     int64_t cost = attn__unit_cost(s);
     int32_t begin = 0;
     while (begin < s->units) {
-        int64_t worker = (p->decode_cost + begin * cost) / p->quota;
-        int64_t end = attn__min64(s->units, attn__ceil_div((worker + 1) * p->quota - p->decode_cost, cost));
+        int64_t end = s->units;
+        while (p->run_end <= p->decode_cost + begin * cost) p->run_end += p->quota;
+        if (p->run_end < p->decode_cost + end * cost) end = attn__ceil_div(p->run_end - p->decode_cost, cost);
         while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, (int32_t)end)) end++;
         attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
         begin = (int32_t)end;
@@ -1316,7 +1318,7 @@ static void attn__add_tasks(attn__planner *p) {
     int32_t i, u;
     p->quota = attn__max64(1, attn__ceil_div(p->decode_total, l->workers));
     for (i = 0; i < p->plan.strips; i++) {
-        attn__strip s = attn__strip_at(v, i);
+        attn__strip s = v->strips[i];
         int32_t unit_keys = attn__unit_keys(l, v->phase[s.request]);
         attn__span seen = attn__strip_span(l, v, &s, 0, s.rows);
         int32_t seen_keys = seen.lead + (seen.hi - seen.lo);
@@ -1433,7 +1435,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     const int32_t header[ATTN__HEADER] = {
         ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots,
         plan->resolved.row_tile, plan->resolved.key_tile, plan->resolved.workers, plan->max_q_len, plan->max_kv_len,
-        plan->families, (int32_t)(p.view.strips - plan->words), (int32_t)(p.view.tasks - plan->words),
+        plan->families, (int32_t)((int32_t *)p.view.strips - plan->words), (int32_t)((int32_t *)p.view.tasks - plan->words),
         (int32_t)(p.view.merges - plan->words), attn__class_of(&plan->resolved)
     };
     memcpy(plan->words, header, sizeof header);
@@ -2651,8 +2653,8 @@ static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
     attn__view v = attn__view_of_plan(plan);
     int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 };
     int32_t i;
-    for (i = 0; i < plan->strips; i++) strips[v.phase[attn__strip_at(&v, i).request]]++;
-    for (i = 0; i < plan->tasks; i++) tasks[v.phase[attn__strip_at(&v, attn__task_at(&v, i).strip).request]]++;
+    for (i = 0; i < plan->strips; i++) strips[v.phase[v.strips[i].request]]++;
+    for (i = 0; i < plan->tasks; i++) tasks[v.phase[v.strips[v.tasks[i].strip].request]]++;
     attn__put_format(t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
                      plan->resolved.row_tile, attn__key_tile(&plan->resolved, ATTN_PREFILL), tasks[ATTN_PREFILL]);
     if (plan->resolved.split_keys) attn__put_format(t, " of %a keys", plan->resolved.split_keys, 0, 0, 0);
@@ -3963,8 +3965,8 @@ ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) { return r->sc
 
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
-    attn__task t = attn__task_at(&r->view, index);
-    attn__strip s = attn__strip_at(&r->view, t.strip);
+    attn__task t = r->view.tasks[index];
+    attn__strip s = r->view.strips[t.strip];
     int prefill = r->view.phase[s.request] == ATTN_PREFILL;
     attn__fold f;
     int32_t i;
@@ -4001,14 +4003,14 @@ static void attn__compute(attn__run *r, int32_t index) {
 /* Finishes a strip from the slots of its tasks, in place. */
 static void attn__merge(attn__run *r, int32_t index) {
     const int32_t *m = r->view.merges + (int64_t)index * ATTN__MERGE;
-    attn__strip s = attn__strip_at(&r->view, m[0]);
+    attn__strip s = r->view.strips[m[0]];
     float *stack[72];
     attn__fold all, part;
     int32_t task = m[1], end = 0, i;
     all.before = -1;
     all.depth = 0;
     while (end < s.units) {
-        attn__task t = attn__task_at(&r->view, task++);
+        attn__task t = r->view.tasks[task++];
         attn__fold_run(&part, &s, t.begin, t.end);
         for (i = 0; i < t.slots; i++) {
             while (attn__fold_step(&all, part.unit[i])) {

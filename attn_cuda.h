@@ -1553,8 +1553,8 @@ static attn_cu_plan attn__cuda_plan(const attn_plan *plan, const attn__capacity 
     out.tasks = (int)c->tasks;
     out.merges = (int)c->merges;
     out.slots = (int)c->slots;
-    out.strips_at = (int)(v.strips - words);
-    out.tasks_at = (int)(v.tasks - words);
+    out.strips_at = (int)((const int32_t *)v.strips - words);
+    out.tasks_at = (int)((const int32_t *)v.tasks - words);
     out.merges_at = (int)(v.merges - words);
     out.count = (int)c->words;
     return out;
