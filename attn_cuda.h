@@ -944,17 +944,15 @@ static uint64_t attn__cuda_sum(const attn__cuda_image *image) {
     return attn__cuda_hash(head, image + 1, (size_t)image->bytes);
 }
 
-/* Code out of a compiled program as an image; NULL: no memory, or the program has none of this kind. */
-static attn__cuda_image *attn__cuda_extract(const attn_cuda *c, const attn__cuda_nvrtc *n, void *program,
-                                            int32_t arch, int32_t kind, const uint64_t key[2]) {
+/* Code out of a compiled program as an image. */
+static int attn__cuda_extract(const attn_cuda *c, const attn__cuda_nvrtc *n, void *program, int32_t arch, int32_t kind,
+                              const uint64_t key[2], const char *name, attn__cuda_image **made, attn_error *error) {
     attn__cuda_image *image;
     size_t bytes = 0;
-    int failed;
-    if (kind == ATTN__CUDA_CUBIN ? n->nvrtcGetCUBINSize(program, &bytes) : n->nvrtcGetPTXSize(program, &bytes)) {
-        return NULL;
-    }
-    image = bytes ? (attn__cuda_image *)attn__cuda_alloc(c, sizeof *image + bytes) : NULL;
-    if (!image) return NULL;
+    int failed = kind == ATTN__CUDA_CUBIN ? n->nvrtcGetCUBINSize(program, &bytes) : n->nvrtcGetPTXSize(program, &bytes);
+    if (failed || !bytes) return attn__cuda_fail(c, error, ATTN_E_COMPILE, "NVRTC gave no ", name, "", "");
+    image = (attn__cuda_image *)attn__cuda_alloc(c, sizeof *image + bytes);
+    if (!image) return attn__cuda_fail(c, error, ATTN_E_MEMORY, "desc.alloc gave no memory for ", name, "", "");
     memset(image, 0, sizeof *image);
     memcpy(image->magic, ATTN__CUDA_MAGIC, sizeof image->magic);
     memcpy(image->key, key, sizeof image->key);
@@ -966,10 +964,11 @@ static attn__cuda_image *attn__cuda_extract(const attn_cuda *c, const attn__cuda
                                       : n->nvrtcGetPTX(program, (char *)(image + 1));
     if (failed) {
         attn__cuda_release(c, image);
-        return NULL;
+        return attn__cuda_fail(c, error, ATTN_E_COMPILE, "NVRTC gave no ", name, "", "");
     }
     image->sum = attn__cuda_sum(image);
-    return image;
+    *made = image;
+    return ATTN_OK;
 }
 
 /* Is this what was asked for, and whole? PTX ends with a 0. */
@@ -1100,20 +1099,23 @@ static int attn__cuda_load(const attn_cuda *c, const attn__cuda_image *image, in
     enum { ERROR_LOG = 5, ERROR_LOG_BYTES = 6, RELAXED = 2 };
     const attn__cuda_family *family = attn__cuda_family_of(module);
     char log[ATTN__CUDA_TEXT] = "";
-    int options[2] = { ERROR_LOG, ERROR_LOG_BYTES }, mode = RELAXED, code, i;
+    int options[2] = { ERROR_LOG, ERROR_LOG_BYTES }, mode = RELAXED, code, back, i;
     void *values[2];
     values[0] = log;
     values[1] = (void *)(uintptr_t)sizeof log;
+    *refused = 0;
     /* another stream may be capturing, which would forbid us to load */
-    c->driver.cuThreadExchangeStreamCaptureMode(&mode);
+    code = c->driver.cuThreadExchangeStreamCaptureMode(&mode);
+    if (code) return attn__cuda_refused(c, error, code, "cuThreadExchangeStreamCaptureMode");
     code = c->driver.cuModuleLoadDataEx(&m->module, image + 1, 2, options, values);
     *refused = code == 200 || code == 209 || (code >= 218 && code <= 223);
     for (i = 0; !code && family->functions[i]; i++) {
         code = c->driver.cuModuleGetFunction(&m->functions[i], m->module, family->functions[i]);
     }
+    back = c->driver.cuThreadExchangeStreamCaptureMode(&mode);
+    code = code ? code : back;
     if (code && m->module) c->driver.cuModuleUnload(m->module);
     if (code) m->module = NULL;
-    c->driver.cuThreadExchangeStreamCaptureMode(&mode);
     m->kind = image->kind;
     if (!code) return ATTN_OK;
     log[sizeof log - 1] = 0;
@@ -1159,14 +1161,15 @@ static int attn__cuda_build(attn_cuda *c, int32_t module, int32_t *arch, int32_t
 }
 
 /* An image out of a compiled program. */
-static attn__cuda_image *attn__cuda_image_of(const attn_cuda *c, const attn__cuda_nvrtc *n, void *program,
-                                             int32_t module, int32_t arch, int32_t kind, char name[ATTN__CUDA_NAME]) {
+static int attn__cuda_image_of(const attn_cuda *c, const attn__cuda_nvrtc *n, void *program, int32_t module,
+                               int32_t arch, int32_t kind, char name[ATTN__CUDA_NAME], attn__cuda_image **made,
+                               attn_error *error) {
     attn__cuda_job job;
     uint64_t key[2];
     attn__cuda_describe(c, &job, module, arch, kind);
     attn__cuda_key(key, &job);
     attn__cuda_image_name(name, module, arch, kind, key);
-    return attn__cuda_extract(c, n, program, arch, kind, key);
+    return attn__cuda_extract(c, n, program, arch, kind, key, name, made, error);
 }
 
 /* Code for the device; where the driver refuses it, PTX, and from then on only PTX. */
@@ -1174,20 +1177,17 @@ static int attn__cuda_load_built(attn_cuda *c, int32_t module, attn__cuda_module
     attn__cuda_nvrtc *n;
     void *program;
     int32_t arch, kind;
-    int refused = 1;
+    int refused = 1; /* nothing has been accepted yet */
     int status = attn__cuda_build(c, module, &arch, &kind, &n, &program, error);
     if (status) return status;
     m->origin = "NVRTC";
     for (; refused && kind <= ATTN__CUDA_AS_PTX; kind++) {
         char name[ATTN__CUDA_NAME];
-        attn__cuda_image *image = attn__cuda_image_of(c, n, program, module, arch, kind, name);
-        if (!image) {
-            status = attn__cuda_fail(c, error, ATTN_E_MEMORY, "no memory for an image of ", name, "", "");
-            break;
-        }
-        status = attn__cuda_load(c, image, module, m, &refused, error);
+        attn__cuda_image *image = NULL;
+        refused = 0;
+        status = attn__cuda_image_of(c, n, program, module, arch, kind, name, &image, error);
+        if (!status) status = attn__cuda_load(c, image, module, m, &refused, error);
         if (!status) attn__cuda_keep(c, n, name, image);
-        if (!status) refused = 0;
         if (refused && kind == ATTN__CUDA_CUBIN) attn__cuda_publish(&c->ptx_only, c);
         attn__cuda_release(c, image);
     }
@@ -1207,7 +1207,7 @@ static int attn__cuda_prepare_module(attn_cuda *c, int32_t module, attn_error *e
     memset(m, 0, sizeof *m);
     status = attn__cuda_load_kept(c, module, m, error);
     if (!status && !m->module && c->desc.flags & ATTN_CUDA_NO_JIT) {
-        status = attn__cuda_fail(c, error, ATTN_E_NOT_PREPARED, "ATTN_CUDA_NO_JIT is set, and desc.get has no ",
+        status = attn__cuda_fail(c, error, ATTN_E_NOT_PREPARED, "ATTN_CUDA_NO_JIT is set, and desc.get has no working ",
                                  attn__cuda_family_of(module)->name, " for ", c->name);
     }
     if (!status && !m->module) status = attn__cuda_load_built(c, module, m, error);
@@ -1313,9 +1313,9 @@ ATTN_API int attn_cuda_image(attn_cuda *cuda, const attn_layer *layers, int32_t 
         void *program;
         status = attn__cuda_build(cuda, module, &arch, &kind, &n, &program, error);
         if (status) return status;
-        made = attn__cuda_image_of(cuda, n, program, module, arch, kind, image->name);
+        status = attn__cuda_image_of(cuda, n, program, module, arch, kind, image->name, &made, error);
         n->nvrtcDestroyProgram(&program);
-        if (!made) return attn__cuda_fail(cuda, error, ATTN_E_MEMORY, "no memory for ", image->name, "", "");
+        if (status) return status;
         if (attn__cuda_publish(&cuda->images[module], made) != made) {
             attn__cuda_release(cuda, made);
             made = (attn__cuda_image *)attn__cuda_peek(&cuda->images[module]);

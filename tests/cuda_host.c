@@ -27,6 +27,7 @@ static struct {
     int nvrtc_version;              /* what NVRTC says of itself, 0: the truth */
     int break_compile;              /* NVRTC gets an option that breaks the source */
     int only_pretend;               /* NVRTC does not compile again: the PTX is that of the first image kept */
+    const char *broken;             /* a function of NVRTC that fails */
     int meet;                       /* so many calls of desc.get wait for each other */
     int allocations, fail_at;       /* blocks that are out; the n-th allocation from now on fails */
     int compiles, loads, elf_loads;
@@ -38,6 +39,7 @@ static struct {
     int (*ptx_size)(void *program, size_t *bytes);
     int (*ptx)(void *program, char *text);
     void (*reset)(void);
+    int (*exchange)(int *mode);
     pthread_mutex_t lock;
     pthread_cond_t all_here;
 } spy;
@@ -61,11 +63,13 @@ static int spy_compile(void *program, int count, const char *const *options) {
 }
 
 static int spy_ptx_size(void *program, size_t *bytes) {
+    if (spy.broken && !strcmp(spy.broken, "nvrtcGetPTXSize")) return 3;
     *bytes = spy.kept[0].bytes - IMAGE_HEAD;
     return spy.only_pretend ? 0 : spy.ptx_size(program, bytes);
 }
 
 static int spy_ptx(void *program, char *text) {
+    if (spy.broken && !strcmp(spy.broken, "nvrtcGetPTX")) return 3;
     if (!spy.only_pretend) return spy.ptx(program, text);
     memcpy(text, spy.kept[0].data + IMAGE_HEAD, spy.kept[0].bytes - IMAGE_HEAD);
     return 0;
@@ -208,7 +212,7 @@ static int fresh(void) {
     if (!gpu.is_simulated) return 0;
     spy.reset();
     for (i = 0; i < sizeof settings / sizeof *settings; i++) gpu.ptxsim_set(settings[i][0], settings[i][1]);
-    spy.absent = spy.hidden = NULL;
+    spy.absent = spy.hidden = spy.broken = NULL;
     spy.nvrtc_version = spy.break_compile = spy.only_pretend = spy.fail_at = 0;
     spy.compiles = spy.loads = spy.elf_loads = 0;
     spy.opened[0] = spy.said[0] = 0;
@@ -655,6 +659,21 @@ static void broken_source(void) {
     CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_COMPILE && strstr(e.text, "NVRTC refused plan: ") &&
           strstr(e.text, "error"), "%s", e.text);
     CHECK(strlen(spy.said) > strlen(e.text) && strstr(spy.said, "attn_cu_"), "the message has the log");
+}
+
+/* What compiles, but cannot be fetched. */
+static void no_code(void) {
+    static const char *const broken[] = { "nvrtcGetPTXSize", "nvrtcGetPTX" };
+    attn_cuda_desc d = spy_desc();
+    attn_error e;
+    size_t i;
+    if (!has_compiler()) return;
+    spy.only_pretend = 1;
+    for (i = 0; i < 2; i++) {
+        spy.broken = broken[i];
+        CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_COMPILE && strstr(e.text, "NVRTC gave no attn-plan-compute_90-"),
+              "%s: %s", broken[i], e.text);
+    }
 }
 
 /* ---- kept images ------------------------------------------------------------------------------------------------- */
@@ -1189,58 +1208,124 @@ static int whole_life(const attn_cuda_desc *d, attn_error *e) {
     return status;
 }
 
-/* Every call of the driver fails once: an error each time, and nothing is lost. */
+/* Memory, contexts and modules: what plans and forward do not call. */
+static int other_life(const attn_cuda_desc *d, attn_error *e) {
+    attn_cuda *cuda = NULL;
+    char text[4] = "abc";
+    void *p = NULL;
+    int status, mode = 2, old;
+    attn_cuda_desc current = *d;
+    current.flags |= ATTN_CUDA_CURRENT;
+    gpu.ptxsim_set("PTXSIM_FAIL", ":0");
+    primary(0);
+    gpu.ptxsim_set("PTXSIM_FAIL", spy.said);
+    status = attn_cuda_open(&cuda, &current, e);
+    if (!status) status = attn_cuda_prepare(cuda, NULL, 0, 0, e);
+    if (!status) {
+        p = attn_cuda_alloc(cuda, 4, e);
+        status = p ? attn_cuda_write(cuda, p, text, 4, e) : ATTN_E_DRIVER;
+    }
+    if (!status) status = attn_cuda_read(cuda, text, p, 4, e);
+    CHECK(status || !strcmp(text, "abc"), "no error, but '%s'", text);
+    if (p) attn_cuda_free(cuda, p);
+    if (cuda) attn_cuda_close(cuda);
+    gpu.ptxsim_set("PTXSIM_FAIL", ":0");
+    spy.exchange(&mode);
+    old = mode;
+    spy.exchange(&mode);
+    CHECK(old == 0 || status, "the capture mode of the thread is %d", old);
+    leave_primary(0);
+    return status;
+}
+
+/* The calls of a life fail once each: an error each time, and nothing is lost. Returns how many did. */
+static int fail_each(const char *call, int (*life)(const attn_cuda_desc *, attn_error *)) {
+    attn_cuda_desc d = quick_desc();
+    attn_error e;
+    int k;
+    d.message = NULL;
+    for (k = 1; k <= 40 && fresh(); k++) {
+        int status;
+        snprintf(spy.said, 100, "%s:%d:2", call, k);
+        gpu.ptxsim_set("PTXSIM_FAIL", spy.said);
+        status = life(&d, &e);
+        CHECK(spy.allocations == 0, "%s, call %d: %d blocks", call, k, spy.allocations);
+        CHECK(gpu.ptxsim_leaks() == 0, "%s, call %d: %s", call, k, gpu.ptxsim_last_report());
+        if (!status) break;
+        CHECK(e.text[0], "a sentence");
+    }
+    CHECK(k <= 40, "%s fails for ever", call);
+    return k - 1;
+}
+
 static void driver_faults(void) {
     static const char *const calls[] = {
         "cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute",
         "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuModuleLoadDataEx", "cuModuleGetFunction",
         "cuLaunchKernel", "cuMemsetD32Async", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize", "cuStreamIsCapturing"
     };
-    attn_cuda_desc d = quick_desc();
-    attn_error e;
+    static const char *const others[] = { "cuCtxGetCurrent", "cuCtxGetDevice", "cuThreadExchangeStreamCaptureMode",
+                                          "cuMemAlloc_v2", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2" };
+    static const char *const backs[] = { "cuMemFree_v2", "cuModuleUnload", "cuCtxPopCurrent_v2" };
     size_t i;
-    int k, status, failed;
     if (!has_compiler()) return;
-    d.message = NULL;
-    for (i = 0; i < sizeof calls / sizeof *calls; i++) {
-        failed = 0;
-        for (k = 1; k <= 40; k++) {
-            if (!fresh()) return;
-            snprintf(spy.said, 100, "%s:%d:2", calls[i], k);
-            gpu.ptxsim_set("PTXSIM_FAIL", spy.said);
-            status = whole_life(&d, &e);
-            CHECK(spy.allocations == 0, "%s, call %d: %d blocks", calls[i], k, spy.allocations);
-            CHECK(gpu.ptxsim_leaks() == 0, "%s, call %d: %s", calls[i], k, gpu.ptxsim_last_report());
-            if (!status) break;
-            CHECK(e.text[0], "a sentence");
-            failed++;
-        }
-        CHECK(failed && k <= 40, "%s: %d calls failed", calls[i], failed);
-    }
+    for (i = 0; i < sizeof calls / sizeof *calls; i++) CHECK(fail_each(calls[i], whole_life), "%s", calls[i]);
+    for (i = 0; i < sizeof others / sizeof *others; i++) CHECK(fail_each(others[i], other_life), "%s", others[i]);
+    for (i = 0; i < sizeof backs / sizeof *backs; i++) CHECK(!fail_each(backs[i], other_life), "no error");
 }
 
-static void memory_faults(void) {
+/* A sentence all the same where the driver has no words. */
+static void wordless_driver(void) {
+    static const char *const calls[] = { "cuGetErrorName", "cuGetErrorString", "cuCtxPushCurrent_v2" };
+    static const char *const words[] = { "error 2, out of memory", "error 2, CUDA_ERROR_OUT_OF_MEMORY",
+                                         "cuCtxPushCurrent: error 46, unknown" };
+    attn_cuda_desc d = quick_desc();
+    attn_cuda *cuda = NULL;
+    attn_error e;
+    char fault[60];
+    size_t i;
+    if (!fresh()) return;
+    CHECK(!attn_cuda_open(&cuda, &d, &e), "%s", e.text);
+    for (i = 0; i < 3; i++) {
+        snprintf(fault, sizeof fault, "%s:1:46", calls[i]);
+        gpu.ptxsim_set("PTXSIM_FAIL", fault);
+        CHECK(!attn_cuda_alloc(cuda, (size_t)1 << 62, &e) && strstr(e.text, words[i]), "%s: %s", calls[i], e.text);
+    }
+    gpu.ptxsim_set("PTXSIM_FAIL", ":0");
+    closed(cuda);
+}
+
+/* wanted: what comes of it when no allocation fails any more. Returns how many did. */
+static int allocations_that_fail(const char *driver, int wanted) {
     attn_cuda_desc d = quick_desc();
     attn_error e;
-    int k, failed = 0;
-    if (!has_compiler()) return;
+    int k;
     d.message = NULL;
     d.get = NULL;
     for (k = 1; k < 40; k++) {
         attn_cuda *cuda = NULL;
         int status;
         fresh();
+        gpu.ptxsim_set("PTXSIM_DRIVER", driver);
         spy.only_pretend = 1;
         spy.fail_at = k;
-        spy.said[0] = 0;
         status = attn_cuda_open(&cuda, &d, &e);
         if (!status) status = attn_cuda_prepare(cuda, NULL, 0, 0, &e);
         closed(cuda);
-        if (!status) break;
-        CHECK(status == ATTN_E_MEMORY || status == ATTN_E_COMPILE, "%d: %s", status, e.text);
-        failed++;
+        if (status == wanted) return k - 1;
+        CHECK((status == ATTN_E_MEMORY && strstr(e.text, "desc.alloc gave no memory")) || status == ATTN_E_COMPILE,
+              "%d: %s", status, e.text);
     }
-    CHECK(failed >= 4 && k < 40, "%d allocations failed", failed);
+    return k;
+}
+
+static void memory_faults(void) {
+    int failed;
+    if (!has_compiler()) return;
+    failed = allocations_that_fail("13090", ATTN_OK);
+    CHECK(failed >= 4 && failed < 39, "%d allocations failed", failed);
+    failed = allocations_that_fail("12000", ATTN_E_DRIVER); /* which refuses the code */
+    CHECK(failed >= 4 && failed < 39, "%d allocations failed", failed);
 }
 
 int main(int argc, char **argv) {
@@ -1251,6 +1336,7 @@ int main(int argc, char **argv) {
     if (gpu.cuda) attn_cuda_close(gpu.cuda);
     gpu.cuda = NULL;
     if (gpu.is_simulated) gpu_symbol("ptxsim_reset", &spy.reset);
+    if (gpu.is_simulated) gpu_symbol("cuThreadExchangeStreamCaptureMode", &spy.exchange);
     if (getenv("ATTN_CUDA_NVRTC")) snprintf(compiler, sizeof compiler, "%s", getenv("ATTN_CUDA_NVRTC"));
     unsetenv("ATTN_CUDA_NVRTC");
     test_run("cuda_host: names the device", names_the_device);
@@ -1265,6 +1351,7 @@ int main(int argc, char **argv) {
     test_run("cuda_host: the driver refuses code for the device", refused_code);
     test_run("cuda_host: a device that the compiler does not know", unknown_device);
     test_run("cuda_host: a kernel that does not compile", broken_source);
+    test_run("cuda_host: a compiler that gives no code", no_code);
     test_run("cuda_host: hooks for images", hooks);
     test_run("cuda_host: a shipped program", shipped);
     test_run("cuda_host: a folder for images", disk_cache);
@@ -1280,6 +1367,7 @@ int main(int argc, char **argv) {
     test_run("cuda_host: an empty batch", empty_batch);
     test_run("cuda_host: bad lengths", length_faults);
     test_run("cuda_host: every call of the driver fails once", driver_faults);
+    test_run("cuda_host: a driver without words", wordless_driver);
     test_run("cuda_host: every allocation fails once", memory_faults);
     forget_images();
     return test_close("cuda_host");

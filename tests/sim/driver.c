@@ -403,15 +403,17 @@ static int find_error(CUresult error) {
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {
+    CUresult r = sim_enter("cuGetErrorName", NEEDS_NOTHING);
     int i = find_error(error);
-    *name = i < 0 ? NULL : errors[i].name;
-    return i < 0 ? CU_INVALID_VALUE : CU_OK;
+    *name = r || i < 0 ? NULL : errors[i].name;
+    return sim_leave(r ? r : i < 0 ? CU_INVALID_VALUE : CU_OK);
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
+    CUresult r = sim_enter("cuGetErrorString", NEEDS_NOTHING);
     int i = find_error(error);
-    *text = i < 0 ? NULL : errors[i].text;
-    return i < 0 ? CU_INVALID_VALUE : CU_OK;
+    *text = r || i < 0 ? NULL : errors[i].text;
+    return sim_leave(r ? r : i < 0 ? CU_INVALID_VALUE : CU_OK);
 }
 
 /* NVRTC 13 calls this without a look whether it exists. With an error it goes on without its cache. */
