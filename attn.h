@@ -1435,8 +1435,9 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     const int32_t header[ATTN__HEADER] = {
         ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots,
         plan->resolved.row_tile, plan->resolved.key_tile, plan->resolved.workers, plan->max_q_len, plan->max_kv_len,
-        plan->families, (int32_t)((int32_t *)p.view.strips - plan->words), (int32_t)((int32_t *)p.view.tasks - plan->words),
-        (int32_t)(p.view.merges - plan->words), attn__class_of(&plan->resolved)
+        plan->families, (int32_t)((int32_t *)p.view.strips - plan->words),
+        (int32_t)((int32_t *)p.view.tasks - plan->words), (int32_t)(p.view.merges - plan->words),
+        attn__class_of(&plan->resolved)
     };
     memcpy(plan->words, header, sizeof header);
     return attn__succeed(error);
