@@ -687,8 +687,7 @@ static int64_t attn__decimal(float value, int *exponent) {
 
 /* Nine digits, the first of them worth 10^exponent, down to the ones, and then whatever is not 0 behind a point. */
 static void attn__put_digits(attn__text *t, int64_t digits, int exponent) {
-    int place;
-    for (place = exponent > 0 ? exponent : 0; place >= 0 || digits; place--) {
+    for (int place = exponent > 0 ? exponent : 0; place >= 0 || digits; place--) {
         int64_t digit = place > exponent ? 0 : digits / 100000000;
         if (place == -1) attn__put_char(t, '.');
         attn__put_char(t, (char)('0' + (int)digit));
@@ -767,8 +766,7 @@ typedef struct attn__rule {
 
 /* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
 ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
-    int i;
-    for (i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++) {
         const attn__rule *r = &rules[i];
         if (r->broken) return attn__fail_at(error, status, request, -1, r->text, r->a, r->b, 0);
     }
@@ -817,9 +815,8 @@ static int32_t attn__field_value(const attn_layer *layer, int field) {
 /* 1 / sqrt(x) by Newton's iteration in double: no libm, the same bits everywhere. */
 static float attn__rsqrt(int32_t x) {
     double y = 1.0;
-    int i;
     while (y * y * x > 2.0) y *= 0.5;
-    for (i = 0; i < 8; i++) y = y * (1.5 - 0.5 * x * y * y);
+    for (int i = 0; i < 8; i++) y = y * (1.5 - 0.5 * x * y * y);
     return (float)y;
 }
 
@@ -828,8 +825,7 @@ static int attn__is_share(float x, int32_t mode) {
 }
 
 ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
-    int i;
-    for (i = 0; i < ATTN__LAYER_INTEGERS; i++) {
+    for (int i = 0; i < ATTN__LAYER_INTEGERS; i++) {
         const attn__field *f = &attn__layer_fields[i];
         int32_t value = attn__field_value(layer, i);
         const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
@@ -1114,10 +1110,9 @@ static int attn__fold_step(attn__fold *f, int32_t next) {
 
 /* The stack after the units begin .. end - 1 of a strip: what a task leaves in its slots. */
 static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, int32_t end) {
-    int32_t i;
     f->before = begin > 0 ? attn__unit_at(s, begin - 1) : -1;
     f->depth = 0;
-    for (i = begin; i < end; i++) {
+    for (int32_t i = begin; i < end; i++) {
         f->unit[f->depth++] = attn__unit_at(s, i);
         while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) continue;
     }
@@ -1173,7 +1168,6 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
 /* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
 static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *error) {
     int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
-    int32_t i;
     if (reads && attn__check_lengths(batch, p->resolved.mask, error)) return ATTN_E_BATCH;
     p->n = batch->n;
     p->max_q_len = batch->max_q_len;
@@ -1181,7 +1175,7 @@ static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *erro
     p->max_rows = batch->max_rows;
     p->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
     if (batch->phase) p->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
-    for (i = 0; i < batch->n && reads; i++) {
+    for (int32_t i = 0; i < batch->n && reads; i++) {
         if (!batch->max_q_len) p->max_q_len = attn__max(p->max_q_len, attn__q_len(batch, i));
         if (!batch->max_kv_len) p->max_kv_len = attn__max(p->max_kv_len, batch->kv_len[i]);
         if (!batch->max_rows) p->max_rows += attn__q_len(batch, i);
@@ -1315,9 +1309,8 @@ static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t str
 static void attn__add_tasks(attn__planner *p) {
     const attn_layer *l = &p->plan.resolved;
     const attn__view *v = &p->view;
-    int32_t i, u;
     p->quota = attn__max64(1, attn__ceil_div(p->decode_total, l->workers));
-    for (i = 0; i < p->plan.strips; i++) {
+    for (int32_t i = 0; i < p->plan.strips; i++) {
         attn__strip s = v->strips[i];
         int32_t unit_keys = attn__unit_keys(l, v->phase[s.request]);
         attn__span seen = attn__strip_span(l, v, &s, 0, s.rows);
@@ -1326,16 +1319,15 @@ static void attn__add_tasks(attn__planner *p) {
         if (v->phase[s.request] == ATTN_DECODE) {
             attn__cut_decode(p, &s, i, seen_keys);
         } else {
-            for (u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, seen_keys);
+            for (int32_t u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, seen_keys);
         }
     }
 }
 
 static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
     attn__view *v = &p->view;
-    int32_t i;
     v->q_start[0] = v->kv_start[0] = 0;
-    for (i = 0; i < batch->n; i++) {
+    for (int32_t i = 0; i < batch->n; i++) {
         v->q_start[i + 1] = v->q_start[i] + attn__q_len(batch, i);
         v->kv_start[i + 1] = v->kv_start[i] + batch->kv_len[i];
         v->phase[i] = attn__phase_of(batch, i);
@@ -1403,8 +1395,7 @@ ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t byte
 /* Tells classes of layers apart, whatever runs them. */
 ATTN__COLD int32_t attn__class_of(const attn_layer *l) {
     uint32_t hash = 1;
-    int i;
-    for (i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
+    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
         int32_t value = attn__layer_fields[i].offset == offsetof(attn_layer, isa) ? 0 : attn__field_value(l, i);
         hash = hash * 31 + (uint32_t)value;
     }
@@ -1580,13 +1571,12 @@ static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
     float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0], e, half, r;
-    int i;
-    ATTN__UNROLL for (i = 1; i < 4; i++) p = p * y + attn__tanh_terms[i];
+    ATTN__UNROLL for (int i = 1; i < 4; i++) p = p * y + attn__tanh_terms[i];
     if (a < ATTN__TANH_SMALL) return x + x * y * p;
     e = attn__exp(-2.0f * a);
     half = 0.5f + 0.5f * e;
     r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
-    for (i = 0; i < 3; i++) r = r + r * (1.0f - half * r);
+    for (int i = 0; i < 3; i++) r = r + r * (1.0f - half * r);
     e = (0.5f - 0.5f * e) * r;
     return x < 0 ? -e : e;
 }
@@ -2630,10 +2620,9 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
     const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type],
                                   masks[l->mask] };
-    int i;
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
-    for (i = 0; i < ATTN__COUNT(words); i++) attn__put(t, words[i]);
+    for (int i = 0; i < ATTN__COUNT(words); i++) attn__put(t, words[i]);
     if (l->chunk) attn__put_format(t, ", chunk %a", l->chunk, 0, 0, 0);
     if (l->topk) attn__put_format(t, " of %a", l->topk, 0, 0, 0);
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
@@ -2653,9 +2642,8 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
 static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
     attn__view v = attn__view_of_plan(plan);
     int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 };
-    int32_t i;
-    for (i = 0; i < plan->strips; i++) strips[v.phase[v.strips[i].request]]++;
-    for (i = 0; i < plan->tasks; i++) tasks[v.phase[v.strips[v.tasks[i].strip].request]]++;
+    for (int32_t i = 0; i < plan->strips; i++) strips[v.phase[v.strips[i].request]]++;
+    for (int32_t i = 0; i < plan->tasks; i++) tasks[v.phase[v.strips[v.tasks[i].strip].request]]++;
     attn__put_format(t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
                      plan->resolved.row_tile, attn__key_tile(&plan->resolved, ATTN_PREFILL), tasks[ATTN_PREFILL]);
     if (plan->resolved.split_keys) attn__put_format(t, " of %a keys", plan->resolved.split_keys, 0, 0, 0);
@@ -2734,9 +2722,8 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
 
 /* The layer of a call must be the plan's, field by field. */
 static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
-    int i;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    for (i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
+    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
         int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
         int real = i >= ATTN__LAYER_INTEGERS;
         if (value == planned) continue;
@@ -2758,8 +2745,7 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
                                          "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
     const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
                                 io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
-    int i;
-    for (i = 0; i < ATTN__COUNT(strides); i++) {
+    for (int i = 0; i < ATTN__COUNT(strides); i++) {
         if (strides[i] >= 0 && !(strides[i] >> 40)) continue; /* times page size or heads it must fit */
         return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " = %a, but it must be 0 .. 2^40 - 1", strides[i], 0,
                                0, 0);
@@ -2787,8 +2773,7 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
                              int32_t first, int32_t last, attn_error *error) {
     const attn_layer *l = &plan->resolved;
     int32_t size = l->page_size;
-    int64_t key;
-    for (key = first; key < last; key += size - key % size) {
+    for (int64_t key = first; key < last; key += size - key % size) {
         int32_t p = attn__slot_of(l, (int32_t)key) / size, page = io->page_table[request * table_row + p];
         if (page >= 0 && page < io->pages) continue;
         return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages", page,
@@ -2848,8 +2833,7 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, 
 static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_error *error) {
     const int32_t *q_start = plan->words + ATTN__HEADER;
     int64_t words = attn__ceil_div(plan->max_q_len, 32), row;
-    int32_t i;
-    for (i = 0; i < plan->n; i++) {
+    for (int32_t i = 0; i < plan->n; i++) {
         for (row = q_start[i]; row < q_start[i + 1]; row++) {
             int32_t own = (int32_t)row - q_start[i];
             if (attn__tree_bit(io->tree + row * words, own)) continue;
@@ -2869,7 +2853,6 @@ ATTN__COLD int attn__check_call(const attn_plan *plan, const attn_layer *layer, 
 
 static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
     int by_request = plan->resolved.skip.mode == ATTN_SKIP_LAMBDA;
-    int32_t i;
     int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
     if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
@@ -2877,7 +2860,7 @@ static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error
         return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a",
                           plan->resolved.skip.mode, 0);
     }
-    for (i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
+    for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
         return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
                              attn__bits_of(io->lambda[i]), 0, 0);
@@ -2967,11 +2950,10 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
     int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
-    int i;
     panel_rows = attn__round_up(panel_rows, lanes);
     s->list = tile + 16;
-    for (i = 0; i < 3; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
-    for (i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
+    for (int i = 0; i < 3; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
+    for (int i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
     s->wide_k_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = (float *)attn__take(base, &used,
@@ -3393,8 +3375,7 @@ static void attn__open_skip(attn__run *r, int32_t request) {
 static float attn__vote(const attn__run *r, const float *m, const attn__account *ref, int32_t rows) {
     const float *top = r->scratch.top;
     float gap = -1.0f;
-    int32_t i;
-    for (i = 0; i < rows; i++) {
+    for (int32_t i = 0; i < rows; i++) {
         float below = (m && m[i] > ref[i].m ? m[i] : ref[i].m) - top[i];
         if (top[i] == ATTN__LOWEST) continue;
         if (!(below > 0)) below = 0; /* NaN too */
