@@ -685,32 +685,25 @@ static int64_t attn__decimal(float value, int *exponent) {
     return 100000000;
 }
 
-/* Nine digits, the first of them worth 10^exponent, down to the ones, and then whatever is not 0 behind a point. */
-static void attn__put_digits(attn__text *t, int64_t digits, int exponent) {
-    for (int place = exponent > 0 ? exponent : 0; place >= 0 || digits; place--) {
-        int64_t digit = place > exponent ? 0 : digits / 100000000;
-        if (place == -1) attn__put_char(t, '.');
-        attn__put_char(t, (char)('0' + (int)digit));
-        if (place <= exponent) digits = digits % 100000000 * 10;
-    }
-}
-
+/* The digits down to the ones, and then whatever is not 0 behind a point; far from 1 with an exponent. */
 static void attn__put_float(attn__text *t, float value) {
     int64_t digits;
-    int exponent;
+    int exponent, first;
     if (value == 0 || !attn__is_finite(value)) {
         attn__put(t, value == 0 ? "0" : attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
         return;
     }
     if (value < 0) attn__put_char(t, '-');
     digits = attn__decimal(value < 0 ? -value : value, &exponent);
-    if (exponent >= -4 && exponent < 6) {
-        attn__put_digits(t, digits, exponent);
-    } else {
-        attn__put_digits(t, digits, 0);
-        attn__put_char(t, 'e');
-        attn__put_int(t, exponent);
+    first = exponent >= -4 && exponent < 6 ? exponent : 0;
+    for (int place = first > 0 ? first : 0; place >= 0 || digits; place--) {
+        if (place == -1) attn__put_char(t, '.');
+        attn__put_char(t, (char)('0' + (place > first ? 0 : digits / 100000000)));
+        if (place <= first) digits = digits % 100000000 * 10;
     }
+    if (first == exponent) return;
+    attn__put_char(t, 'e');
+    attn__put_int(t, exponent);
 }
 
 /* %a .. %d in format stand for the values, %A .. %D for the floats of which they are the bits. */
@@ -814,9 +807,8 @@ static int32_t attn__field_value(const attn_layer *layer, int field) {
 
 /* 1 / sqrt(x) by Newton's iteration in double: no libm, the same bits everywhere. */
 static float attn__rsqrt(int32_t x) {
-    double y = 1.0;
-    while (y * y * x > 2.0) y *= 0.5;
-    for (int i = 0; i < 8; i++) y = y * (1.5 - 0.5 * x * y * y);
+    double y = 1.0 / x;
+    for (int i = 0; i < 24; i++) y = y * (1.5 - 0.5 * x * y * y);
     return (float)y;
 }
 
@@ -1126,13 +1118,13 @@ ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return ba
 
 ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
     if (!b) return attn__fail(error, ATTN_E_ARGUMENT, "batch is NULL", 0, 0);
-    if (b->n < 0) return attn__fail(error, ATTN_E_BATCH, "batch.n = %a is negative", b->n, 0);
-    if (b->max_q_len < 0) return attn__fail(error, ATTN_E_BATCH, "batch.max_q_len = %a is negative", b->max_q_len, 0);
-    if (b->max_kv_len < 0) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.max_kv_len = %a is negative", b->max_kv_len, 0);
-    }
-    if (b->max_rows >= 0 && b->max_rows <= INT32_MAX) return ATTN_OK;
-    return attn__fail(error, ATTN_E_BATCH, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0);
+    const attn__rule rules[] = {
+        { b->n < 0, "batch.n = %a is negative", b->n, 0 },
+        { b->max_q_len < 0, "batch.max_q_len = %a is negative", b->max_q_len, 0 },
+        { b->max_kv_len < 0, "batch.max_kv_len = %a is negative", b->max_kv_len, 0 },
+        { b->max_rows < 0 || b->max_rows > INT32_MAX, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0 }
+    };
+    return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
 
 /* Every length, before anything is written. */
@@ -2787,19 +2779,17 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     int64_t table_row = attn__strides_of(plan, io).table_row;
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
     int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
-    int32_t i, status = ATTN_OK;
-    for (i = 0; i < plan->n; i++) {
-        attn__lengths n = attn__lengths_of(&v, i);
-        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
-        if (!n.q_len || columns <= table_row) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
-                             "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
-                             n.kv_len);
-    }
-    for (i = 0; i < plan->n && !skipped && !status; i++) {
+    int32_t status = ATTN_OK;
+    for (int32_t i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
-        if (!n.q_len || !n.kv_len) continue;
+        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
+        if (n.q_len && columns > table_row) {
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
+                                 "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row,
+                                 columns, n.kv_len);
+        }
+        if (!n.q_len || !n.kv_len || skipped) continue;
         if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
         status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
         if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
@@ -3950,10 +3940,8 @@ static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = r->view.tasks[index];
     attn__strip s = r->view.strips[t.strip];
     int prefill = r->view.phase[s.request] == ATTN_PREFILL;
-    attn__fold f;
+    attn__fold f = { t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1, 0, { 0 } };
     int32_t i;
-    f.before = t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1;
-    f.depth = 0;
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
     if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
@@ -3987,14 +3975,12 @@ static void attn__merge(attn__run *r, int32_t index) {
     const int32_t *m = r->view.merges + (int64_t)index * ATTN__MERGE;
     attn__strip s = r->view.strips[m[0]];
     float *stack[72];
-    attn__fold all, part;
-    int32_t task = m[1], end = 0, i;
-    all.before = -1;
-    all.depth = 0;
+    attn__fold all = { -1, 0, { 0 } }, part;
+    int32_t task = m[1], end = 0;
     while (end < s.units) {
         attn__task t = r->view.tasks[task++];
         attn__fold_run(&part, &s, t.begin, t.end);
-        for (i = 0; i < t.slots; i++) {
+        for (int32_t i = 0; i < t.slots; i++) {
             while (attn__fold_step(&all, part.unit[i])) {
                 attn__merge_states(r, &s, stack[all.depth - 1], stack[all.depth]);
             }
