@@ -1122,7 +1122,8 @@ ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
         { b->n < 0, "batch.n = %a is negative", b->n, 0 },
         { b->max_q_len < 0, "batch.max_q_len = %a is negative", b->max_q_len, 0 },
         { b->max_kv_len < 0, "batch.max_kv_len = %a is negative", b->max_kv_len, 0 },
-        { b->max_rows < 0 || b->max_rows > INT32_MAX, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0 }
+        { b->max_rows < 0 || b->max_rows > INT32_MAX,
+          "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0 }
     };
     return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
@@ -1257,9 +1258,11 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
 }
 
 static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
-                           int32_t unit_keys, int32_t seen_keys) {
+                           attn__span seen) {
     attn__task t = { strip, begin, end, -1, 0 };
-    int64_t keys = attn__min64((int64_t)(end - begin) * unit_keys, seen_keys), work = keys * s->rows * s->heads;
+    int64_t keys = (int64_t)(end - begin) * attn__unit_keys(&p->plan.resolved, p->view.phase[s->request]), work;
+    keys = attn__min64(keys, seen.lead + (seen.hi - seen.lo));
+    work = keys * s->rows * s->heads;
     if (end - begin < s->units) {
         attn__fold f;
         attn__fold_run(&f, s, begin, end);
@@ -1282,37 +1285,31 @@ ATTN__INLINE int attn__new_group(const attn__strip *s, int32_t index) {
     return index > 0 && (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
 }
 
-/* The unit that starts at cost c belongs to worker c / quota; with skipping, runs start where groups do. */
-static void attn__cut_decode(attn__planner *p, const attn__strip *s, int32_t strip, int32_t seen_keys) {
-    int64_t cost = attn__unit_cost(s);
-    int32_t begin = 0;
-    while (begin < s->units) {
-        int64_t end = s->units;
-        while (p->run_end <= p->decode_cost + begin * cost) p->run_end += p->quota;
-        if (p->run_end < p->decode_cost + end * cost) end = attn__ceil_div(p->run_end - p->decode_cost, cost);
-        while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, (int32_t)end)) end++;
-        attn__add_task(p, s, strip, begin, (int32_t)end, ATTN__UNIT, seen_keys);
-        begin = (int32_t)end;
-    }
-    p->decode_cost += cost * s->units;
+/* Where the DECODE task that starts at `begin` ends. The unit that starts at cost c belongs to worker c / quota; with
+   skipping, runs start where groups do. */
+static int32_t attn__cut(attn__planner *p, const attn__strip *s, int32_t begin) {
+    int64_t cost = attn__unit_cost(s), left = (s->units - begin) * cost;
+    int32_t end = s->units;
+    while (p->run_end <= p->decode_cost) p->run_end += p->quota;
+    if (p->run_end - p->decode_cost < left) end = begin + (int32_t)attn__ceil_div(p->run_end - p->decode_cost, cost);
+    while (p->plan.resolved.skip.mode && end < s->units && !attn__new_group(s, end)) end++;
+    p->decode_cost += (end - begin) * cost;
+    return end;
 }
 
 /* Tasks of all strips, in their order. */
 static void attn__add_tasks(attn__planner *p) {
-    const attn_layer *l = &p->plan.resolved;
-    const attn__view *v = &p->view;
-    p->quota = attn__max64(1, attn__ceil_div(p->decode_total, l->workers));
+    p->quota = attn__max64(1, attn__ceil_div(p->decode_total, p->plan.resolved.workers));
     for (int32_t i = 0; i < p->plan.strips; i++) {
-        attn__strip s = v->strips[i];
-        int32_t unit_keys = attn__unit_keys(l, v->phase[s.request]);
-        attn__span seen = attn__strip_span(l, v, &s, 0, s.rows);
-        int32_t seen_keys = seen.lead + (seen.hi - seen.lo);
-        if (!s.units) attn__add_task(p, &s, i, 0, 0, unit_keys, 0);
-        if (v->phase[s.request] == ATTN_DECODE) {
-            attn__cut_decode(p, &s, i, seen_keys);
-        } else {
-            for (int32_t u = 0; u < s.units; u++) attn__add_task(p, &s, i, u, u + 1, unit_keys, seen_keys);
-        }
+        attn__strip s = p->view.strips[i];
+        attn__span seen = attn__strip_span(&p->plan.resolved, &p->view, &s, 0, s.rows);
+        int decode = p->view.phase[s.request] == ATTN_DECODE;
+        int32_t begin = 0, end;
+        do {
+            end = decode ? attn__cut(p, &s, begin) : attn__min(begin + 1, s.units);
+            attn__add_task(p, &s, i, begin, end, seen);
+            begin = end;
+        } while (begin < s.units);
     }
 }
 
@@ -2669,11 +2666,6 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
 
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
 
-/* Strides in elements with the defaults filled in. */
-typedef struct attn__strides {
-    int64_t q_row, q_head, o_row, o_head, k_page, k_row, k_head, v_page, v_row, v_head, table_row;
-} attn__strides;
-
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
 
 /* Where a key lives in its request's cache. */
@@ -2684,10 +2676,11 @@ static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
     return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
 }
 
-static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) {
+/* The same with the strides that are 0 filled in. */
+ATTN__COLD attn_io attn__strides_of(const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     int32_t slots = l->page_size ? l->page_size : l->ring;
-    attn__strides s;
+    attn_io s = *io;
     s.q_head = attn__or(io->q_head, l->head_dim);
     s.q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
     s.o_head = attn__or(io->o_head, l->v_dim);
@@ -2696,10 +2689,9 @@ static attn__strides attn__strides_of(const attn_plan *plan, const attn_io *io) 
     s.k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
     s.v_head = attn__or(io->v_head, l->v_dim);
     s.v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
-    s.k_page = slots ? attn__or(io->k_page, attn__max64(slots * s.k_row, l->kv_heads * s.k_head)) : io->k_page;
-    s.v_page = slots ? attn__or(io->v_page, attn__max64(slots * s.v_row, l->kv_heads * s.v_head)) : io->v_page;
-    s.table_row = io->page_table_row;
-    if (l->page_size) s.table_row = attn__or(s.table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
+    if (slots) s.k_page = attn__or(io->k_page, attn__max64(slots * s.k_row, l->kv_heads * s.k_head));
+    if (slots) s.v_page = attn__or(io->v_page, attn__max64(slots * s.v_row, l->kv_heads * s.v_head));
+    if (l->page_size) s.page_table_row = attn__or(io->page_table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
     return s;
 }
 
@@ -2776,20 +2768,22 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
 
 static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
     attn__view v = attn__view_of_plan(plan);
-    int64_t table_row = attn__strides_of(plan, io).table_row;
+    int64_t table_row = attn__strides_of(plan, io).page_table_row;
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
     int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
     int32_t status = ATTN_OK;
-    for (int32_t i = 0; i < plan->n && !status; i++) {
+    for (int32_t i = 0; i < plan->n; i++) {
+        attn__lengths n = attn__lengths_of(&v, i);
+        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
+        if (!n.q_len || columns <= table_row) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
+                             "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
+                             n.kv_len);
+    }
+    for (int32_t i = 0; i < plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
-        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
-        if (n.q_len && columns > table_row) {
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
-                                 "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row,
-                                 columns, n.kv_len);
-        }
-        if (!n.q_len || !n.kv_len || skipped) continue;
+        if (!n.q_len || !n.kv_len) continue;
         if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
         status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
         if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
@@ -2860,7 +2854,7 @@ static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error
 
 static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
     const attn_layer *l = &plan->resolved;
-    attn__strides s = attn__strides_of(plan, io);
+    attn_io s = attn__strides_of(plan, io);
     int needed = plan->rows > 0;
     int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
     if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
@@ -3004,7 +2998,7 @@ typedef struct attn__run {
     const attn_io *io;
     const attn__leaves *leaves;
     attn__view view;
-    attn__strides strides;
+    attn_io strides;                /* io with none of them 0 */
     attn__cache k, v, k_scales, v_scales;
     const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
@@ -3030,7 +3024,7 @@ static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_lay
 
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
-    attn__strides s = attn__strides_of(plan, io);
+    attn_io s = attn__strides_of(plan, io);
     int latent = (l->flags & ATTN_V_IN_K) != 0;
     r->plan = plan;
     r->layer = l;
@@ -3143,7 +3137,7 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
 static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
     int32_t size = r->layer->page_size, slot = attn__slot_of(r->layer, key);
     if (size) {
-        int64_t page = r->io->page_table[request * r->strides.table_row + slot / size];
+        int64_t page = r->io->page_table[request * r->strides.page_table_row + slot / size];
         return c->base + page * c->page + slot % size * c->row + head * c->head;
     }
     if (!c->ragged) return c->base + request * c->page + slot * c->row + head * c->head;
@@ -3313,7 +3307,7 @@ static int attn__check_list(const attn__run *r, int32_t request, int32_t row, at
         if (key < 0 || key >= n.kv_len) continue;
         *word |= bit;
         if (!r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
-        status = attn__check_pages(r->plan, r->io, r->strides.table_row, request, key, key + 1, error);
+        status = attn__check_pages(r->plan, r->io, r->strides.page_table_row, request, key, key + 1, error);
     }
     return status;
 }

@@ -1636,7 +1636,7 @@ static void attn__cuda_call(attn_cu_call *p, const attn_cuda *cuda, const attn_p
         p->v_scale = attn__cuda_address(r.v_scale);
     }
     p->page_table = attn__cuda_address(io->page_table);
-    p->table_row = r.strides.table_row;
+    p->table_row = r.strides.page_table_row;
     p->exec = mem;
     p->slots = mem + s.slots;
     p->slot_floats = s.slot_floats;
