@@ -4068,8 +4068,7 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 /* Largest |x| of a vector / 127. The bits of |x| grow with it, and NaN and inf top them all: the key stays spoilt. */
 static float attn__int8_scale(const char *src, int32_t dim, attn_type type) {
     uint32_t top = 0;
-    int32_t x;
-    for (x = 0; x < dim; x++) {
+    for (int32_t x = 0; x < dim; x++) {
         uint32_t u = attn__bits_of(attn__load(src, x, type)) & 0x7fffffffu;
         top = u > top ? u : top;
     }
@@ -4125,16 +4124,15 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error) {
     attn__run r;
-    int32_t i, j;
     int status = attn__check_call(plan, layer, io, error);
     if (!status) status = attn__check_append(plan, new_k, new_v, error);
     if (!status) status = attn__check_cache(plan, io, ATTN__WRITE, error);
     if (status) return status;
     attn__open_caches(&r, plan, io);
     r.view = attn__view_of_plan(plan);
-    for (i = 0; i < plan->n; i++) {
+    for (int32_t i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r.view, i);
-        for (j = 0; j < n.q_len; j++) {
+        for (int32_t j = 0; j < n.q_len; j++) {
             int32_t row = r.view.q_start[i] + j, key = n.kv_len - n.q_len + j;
             attn__append_row(&r, &r.k, io->k_scale, new_k, row, i, key);
             if (new_v) attn__append_row(&r, &r.v, io->v_scale, new_v, row, i, key);
@@ -4211,11 +4209,10 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
                         const float *b_lse, void *o, float *lse, attn_error *error) {
     const void *const arrays[] = { a_o, a_lse, b_o, b_lse, o, lse };
     attn_layer l;
-    int64_t i;
     int status = attn__check_merge(&l, layer, rows, arrays, error);
     if (status) return status;
     if (!l.isa) l.isa = (int32_t)attn_isa_detect();
-    for (i = 0; i < rows * l.heads; i++) {
+    for (int64_t i = 0; i < rows * l.heads; i++) {
         int64_t at = i * l.v_dim * attn__type_bytes(l.o_type);
         attn__merge_row(&l, (const char *)a_o + at, a_lse[i], (const char *)b_o + at, b_lse[i], (char *)o + at,
                         lse ? lse + i : NULL);
@@ -4226,9 +4223,8 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
 /* Rows before `request`, and the longest request: where the arrays per row are indexed. */
 static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int32_t *max_q_len) {
     int64_t rows = 0;
-    int32_t i;
     *max_q_len = batch->max_q_len;
-    for (i = 0; i < batch->n; i++) {
+    for (int32_t i = 0; i < batch->n; i++) {
         if (i < request) rows += attn__q_len(batch, i);
         if (!batch->max_q_len) *max_q_len = attn__max(*max_q_len, attn__q_len(batch, i));
     }
@@ -4273,7 +4269,6 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                             uint32_t *bits, size_t count, attn_error *error) {
     attn_layer resolved;
-    int32_t row, key;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__resolve(layer, &resolved, error);
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
@@ -4292,8 +4287,8 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     if (status) return status;
     if (all) memset(bits, 0, (size_t)all * sizeof *bits);
-    for (row = 0; row < q_len; row++, bits += words) {
-        for (key = 0; key < kv_len; key++) {
+    for (int32_t row = 0; row < q_len; row++, bits += words) {
+        for (int32_t key = 0; key < kv_len; key++) {
             bits[key / 32] |= (uint32_t)attn_visible(batch, layer, io, request, row, key) << (key % 32);
         }
     }
@@ -4367,7 +4362,6 @@ static void attn__index_lane(void *context, int lane) {
 static int attn__index_check(const attn__index *c, attn_error *error) {
     const attn_layer *l = &c->plan->resolved;
     attn__view v = attn__view_of_plan(c->plan);
-    int32_t i, j;
     const attn__rule rules[] = {
         { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0 },
         { l->skip.mode, "layer.skip.mode = %a, but indexer scores skip nothing", l->skip.mode, 0 },
@@ -4375,12 +4369,12 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
           l->mask, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
-    for (i = 0; i < c->plan->n && !status; i++) {
+    for (int32_t i = 0; i < c->plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int phase = n.q_len ? v.phase[i] : ATTN_DECODE;
         const attn__rule rule = { phase != ATTN_DECODE, "phase[%d] = %a, but indexer scores need DECODE", phase, 0 };
         status = attn__check_rules(error, ATTN_E_PLAN, i, &rule, 1);
-        for (j = 0; j < n.q_len && !status; j++) {
+        for (int32_t j = 0; j < n.q_len && !status; j++) {
             int32_t row = v.q_start[i] + j, first = c->ks ? c->ks[row] : 0, last = attn__horizon(l, &n, j);
             if (first >= 0 && (int64_t)first + last <= c->score_row) continue;
             return attn__fail_at(error, ATTN_E_ARGUMENT, i, j, "ks[%a] = %b: the row's keys do not fit score_row = %c",
@@ -4453,7 +4447,6 @@ static void attn__topk_row(const float *x, int32_t n, int32_t topk, int32_t *ind
 
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error) {
-    int64_t r;
     int status;
     if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
     if (topk < 1) return attn__fail(error, ATTN_E_ARGUMENT, "topk = %a, but it must be at least 1", topk, 0);
@@ -4461,14 +4454,14 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
     if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
     if (!status) status = attn__check_pointer("ke", ke, rows > 0, 4, error);
     if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
-    for (r = 0; r < rows && !status; r++) {
+    for (int64_t r = 0; r < rows && !status; r++) {
         int32_t first = ks ? ks[r] : 0;
         if (first >= 0 && ke[r] >= first && ke[r] <= score_row) continue;
         status = attn__fail_name(error, ATTN_E_ARGUMENT, "", "ke[%a] = %b must be ks[%a] = %c .. score_row = %d", r,
                                  ke[r], first, score_row);
     }
     if (status) return status;
-    for (r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         int32_t first = ks ? ks[r] : 0;
         attn__topk_row(scores + r * score_row + first, ke[r] - first, topk, indices + r * topk);
     }
@@ -4491,8 +4484,7 @@ static void attn__turn(double angle, double *cosine, double *sine) {
     double turns = angle * 0.636619772367581343;
     int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
     double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11, c = 1.0, s = 1.0, t;
-    int i;
-    for (i = 14; i > 0; i -= 2) {
+    for (int i = 14; i > 0; i -= 2) {
         c = 1.0 - c * x * x / (i * (i - 1));
         s = 1.0 - s * x * x / (i * (i + 1));
     }
@@ -4589,9 +4581,8 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
     static const char *const names[2] = { "ATTN_SKIP_SOFTMAX_PREFILL_THRESHOLD_SCALE_FACTOR",
                                           "ATTN_SKIP_SOFTMAX_DECODE_THRESHOLD_SCALE_FACTOR" };
     float values[2];
-    int i;
     if (!skip || !get) return attn__fail(error, ATTN_E_ARGUMENT, "skip or get is NULL", 0, 0);
-    for (i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) {
         const char *text = get(names[i]);
         values[i] = text ? attn__parse(text) : 0;
         if (values[i] >= 0) continue;
@@ -4649,8 +4640,7 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
         { in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
-    int32_t i;
-    for (i = 0; i < in->n && !status; i++) {
+    for (int32_t i = 0; i < in->n && !status; i++) {
         int64_t keys, prefix;
         int32_t rows, phase = attn__mode_lengths(rule, in, i, &rows, &keys);
         int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
@@ -4675,7 +4665,6 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
                                   size_t count, attn_error *error) {
     const attn__mode_rule *rule;
     int64_t keys, n;
-    int32_t i;
     int status;
     if (!batch || !input) return attn__fail(error, ATTN_E_ARGUMENT, batch ? "input is NULL" : "batch is NULL", 0, 0);
     if ((int)mode < 0 || (int)mode >= ATTN__COUNT(attn__mode_rules)) {
@@ -4689,7 +4678,7 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
     if (count / 3 < (size_t)n) {
         return attn__fail(error, ATTN_E_MEMORY, "count = %a is less than 3 * n = %b", (int64_t)count, 3 * n);
     }
-    for (i = 0; i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
@@ -4739,8 +4728,7 @@ static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
    stay below 2^62, so capping each lets the sum of all be held against the limit. */
 static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
     int64_t used = 0;
-    int i;
-    for (i = 0; i < ATTN__COUNT(attn__meta_arrays); i++) {
+    for (int i = 0; i < ATTN__COUNT(attn__meta_arrays); i++) {
         const attn__meta_array *a = &attn__meta_arrays[i];
         int32_t *at = words ? words + used : NULL;
         if (!(want & a->want)) continue;
@@ -4845,23 +4833,22 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
 
 /* All arrays but the tables; sums up m->rows and m->keys. */
 static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk) {
-    int32_t i, j;
     if (m->cu_sparse) m->cu_sparse[0] = 0;
-    for (i = 0; i < batch->n; i++) {
+    for (int32_t i = 0; i < batch->n; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
         int32_t *padded = m->pad_row ? m->pad_row + i * m->max_q_len : NULL;
         if (m->cu_seqlens_q) m->cu_seqlens_q[i] = m->rows;
         if (m->cu_seqlens_k) m->cu_seqlens_k[i] = m->keys;
         if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
-        for (j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
-        for (j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
-        for (j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, m->keys, topk);
+        for (int32_t j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
+        for (int32_t j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
+        for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, m->keys, topk);
         m->rows += e;
         m->keys += kv;
     }
     if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
     if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
-    for (i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
+    for (int32_t i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
@@ -4876,11 +4863,10 @@ static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input
 
 static void attn__meta_tables(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
     int64_t row = 0, width = m->table_row;
-    int32_t i, j;
-    for (i = 0; i < batch->n; i++) {
+    for (int32_t i = 0; i < batch->n; i++) {
         int32_t from = in->req_index ? in->req_index[i] : i, q_len = attn__q_len(batch, i);
         if (m->page_table) attn__meta_pages(m->page_table + i * width, width, in, from, batch->kv_len[i]);
-        for (j = 0; m->row_table && j < q_len; j++, row++) {
+        for (int32_t j = 0; m->row_table && j < q_len; j++, row++) {
             int32_t *to = m->row_table + row * width;
             if (j == 0) attn__meta_pages(to, width, in, from, batch->kv_len[i]);
             if (j > 0) memcpy(to, to - width, (size_t)width * sizeof *to);
