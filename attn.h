@@ -675,10 +675,9 @@ static void attn__put_int(attn__text *t, int64_t value) {
 /* value > 0 as nine digits, the first of them worth 10^exponent; the last three are 0 where six mean the same float. */
 static int64_t attn__decimal(float value, int *exponent) {
     double unit = 1;
-    int64_t digits;
     for (*exponent = 0; value / unit >= 9.999999995; unit *= 10) ++*exponent;
     for (; value / unit < 0.9999999995; unit /= 10) --*exponent;
-    digits = (int64_t)(value / unit * 1e5 + 0.5);
+    int64_t digits = (int64_t)(value / unit * 1e5 + 0.5);
     if ((float)((double)digits * unit / 1e5) != value) return (int64_t)(value / unit * 1e8 + 0.5);
     if (digits < 1000000) return digits * 1000;
     ++*exponent;
@@ -687,14 +686,13 @@ static int64_t attn__decimal(float value, int *exponent) {
 
 /* The digits down to the ones, and then whatever is not 0 behind a point; far from 1 with an exponent. */
 static void attn__put_float(attn__text *t, float value) {
-    int64_t digits;
     int exponent, first;
     if (value == 0 || !attn__is_finite(value)) {
         attn__put(t, value == 0 ? "0" : attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
         return;
     }
     if (value < 0) attn__put_char(t, '-');
-    digits = attn__decimal(value < 0 ? -value : value, &exponent);
+    int64_t digits = attn__decimal(value < 0 ? -value : value, &exponent);
     first = exponent >= -4 && exponent < 6 ? exponent : 0;
     for (int place = first > 0 ? first : 0; place >= 0 || digits; place--) {
         if (place == -1) attn__put_char(t, '.');
@@ -880,9 +878,8 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
 
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
-    int status;
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    status = attn__check_ranges(layer, error);
+    int status = attn__check_ranges(layer, error);
     if (!status) status = attn__check_mask(layer, error);
     if (status) return status;
     *out = *layer;
@@ -1090,10 +1087,9 @@ typedef struct attn__fold {
 
 /* Must the two topmost states merge before `next` (-1: nothing follows) is pushed? If so, pops one. */
 static int attn__fold_step(attn__fold *f, int32_t next) {
-    int32_t left, right;
     if (f->depth < 2) return 0;
-    left = f->unit[f->depth - 2];
-    right = f->unit[f->depth - 1];
+    int32_t left = f->unit[f->depth - 2];
+    int32_t right = f->unit[f->depth - 1];
     if (next >= 0 && !attn__higher(next, right, left)) return 0;
     if (f->before >= 0 && !attn__higher(f->before, left, right)) return 0;
     f->depth--;
@@ -1344,7 +1340,6 @@ static size_t attn__to_size(int64_t bytes) { return (uint64_t)bytes > (uint64_t)
 static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *batch, const attn_layer *layer,
                             attn_error *error) {
     attn_layer *l = &p->resolved;
-    int64_t ring;
     int status = attn__check_capacity(batch, error);
     memset(p, 0, sizeof *p);
     if (!status) status = attn__resolve(layer, l, error);
@@ -1353,7 +1348,7 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
     attn__capacity_of_plan(c, p);
     p->layer = *layer;
     p->bytes = attn__to_size(c->words * 4);
-    ring = (int64_t)l->window_left - 1 + p->max_q_len;
+    int64_t ring = (int64_t)l->window_left - 1 + p->max_q_len;
     if (l->ring && l->ring < ring) {
         return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring,
                           ring);
@@ -1395,10 +1390,9 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
                             attn_error *error) {
     attn__capacity c;
     attn__planner p;
-    int status;
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     memset(&p, 0, sizeof p);
-    status = attn__plan_check(&p.plan, &c, batch, layer, error);
+    int status = attn__plan_check(&p.plan, &c, batch, layer, error);
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, p.plan.bytes, 4, error);
     if (status) return status;
@@ -1427,10 +1421,9 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 
 static float attn__from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
-    float subnormal;
     if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
     if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
-    subnormal = (float)(int32_t)mantissa * attn__float_of(0x33800000u); /* mantissa * 2^-24 */
+    float subnormal = (float)(int32_t)mantissa * attn__float_of(0x33800000u); /* mantissa * 2^-24 */
     return attn__float_of(sign | attn__bits_of(subnormal));
 }
 
@@ -1478,12 +1471,10 @@ static uint8_t attn__to_f8(float x, attn_type type) {
 }
 
 static int8_t attn__to_int8(float x) {
-    float rest;
-    int32_t n;
     if ((attn__bits_of(x) & 0x7fffffffu) > 0x7f800000u) return 0;
     if (x >= 127.0f || x <= -127.0f) return x > 0 ? 127 : -127;
-    n = (int32_t)x;
-    rest = x - (float)n;
+    int32_t n = (int32_t)x;
+    float rest = x - (float)n;
     if (rest > 0.5f || (rest == 0.5f && (n & 1))) n++;
     if (rest < -0.5f || (rest == -0.5f && (n & 1))) n--;
     return (int8_t)n;
@@ -1527,11 +1518,10 @@ static const float attn__tanh_terms[] = { 0.0156404656f, -0.0522310982f, 0.13313
 /* For x <= 0; NaN stays NaN. */
 static float attn__exp(float x) {
     float t = x * ATTN__LOG2E, f, p = attn__exp_terms[0];
-    int32_t n, i;
     if (!(t >= -126.0f)) return t < -126.0f ? 0.0f : t;
-    n = (int32_t)(t - 0.5f);
+    int32_t n = (int32_t)(t - 0.5f);
     f = t - (float)n;
-    ATTN__UNROLL for (i = 1; i < 6; i++) p = p * f + attn__exp_terms[i];
+    ATTN__UNROLL for (int32_t i = 1; i < 6; i++) p = p * f + attn__exp_terms[i];
     return p * attn__float_of((uint32_t)(n + 127) << 23);
 }
 
@@ -1539,19 +1529,18 @@ static float attn__exp(float x) {
 static double attn__log_double(float x) {
     uint32_t u = attn__bits_of(x);
     int32_t e = 0;
-    double m, s, z;
     if (u < 0x00800000u) {
         u = attn__bits_of(x * 16777216.0f);
         e = -24;
     }
     e += (int32_t)(u >> 23) - 127;
-    m = attn__float_of((u & 0x7fffffu) | 0x3f800000u);
+    double m = attn__float_of((u & 0x7fffffu) | 0x3f800000u);
     if (m > 1.41421356) {
         m *= 0.5;
         e++;
     }
-    s = (m - 1.0) / (m + 1.0);
-    z = s * s;
+    double s = (m - 1.0) / (m + 1.0);
+    double z = s * s;
     s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
     return s + e * 0.693147180559945309;
 }
@@ -2643,7 +2632,6 @@ static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
 
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
     attn__text t = { text, text ? bytes : 0, 0 };
-    int64_t one_lane;
     if (t.capacity) text[0] = 0;
     if (!plan || !plan->words) {
         attn__put(&t, plan && plan->device ? "on a device\n" : "no plan\n");
@@ -2655,7 +2643,7 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     attn__put_format(&t, ", %a requests, %b rows\n", plan->n, plan->rows, 0, 0);
     attn__explain_layer(&t, &plan->resolved);
     attn__explain_tasks(&t, plan);
-    one_lane = (int64_t)attn_exec_bytes(plan, 1);
+    int64_t one_lane = (int64_t)attn_exec_bytes(plan, 1);
     attn__put_format(&t, "merge: %a tasks over %b partial results\n"
                          "work: %c row-key-head triples, the largest task has %d\n",
                      plan->merges, plan->slots, plan->work, plan->largest_task);
@@ -3049,7 +3037,6 @@ static float attn__head_scale(const attn_layer *l, const float *scale, int32_t r
 static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
     attn__capacity c;
     char *start = attn__exec_start(exec) + 64;
-    int64_t slots, lane_bytes;
     attn__open_caches(r, plan, io);
     attn__capacity_of_plan(&c, plan);
     r->view = attn__view_of(plan->words, plan->n, &c);
@@ -3058,8 +3045,8 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     r->slot_floats = c.rows * r->state_stride;
     r->slots = (float *)(void *)start;
     r->counters = io->counters ? io->counters + lane : NULL;
-    slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
-    lane_bytes = attn__carve(&r->scratch, NULL, plan, &c);
+    int64_t slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
+    int64_t lane_bytes = attn__carve(&r->scratch, NULL, plan, &c);
     attn__carve(&r->scratch, start + slots + lane * lane_bytes, plan, &c);
 }
 
@@ -3073,13 +3060,12 @@ static void attn__clear_state(const attn__run *r, const attn__strip *s, float *s
 static void attn__merge_states(const attn__run *r, const attn__strip *s, float *a, const float *b) {
     int32_t v_dim = r->layer->v_dim, i;
     for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
-        float top;
         if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
         if (a[v_dim] == 0 && a[v_dim + 1] == 0) {
             memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
             continue;
         }
-        top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
+        float top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
         r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
         a[v_dim + 2] = top;
     }
@@ -3935,13 +3921,12 @@ static void attn__compute(attn__run *r, int32_t index) {
     attn__strip s = r->view.strips[t.strip];
     int prefill = r->view.phase[s.request] == ATTN_PREFILL;
     attn__fold f = { t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1, 0, { 0 } };
-    int32_t i;
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
     if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
     if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
     attn__open_skip(r, s.request);
     if (r->eps > 0) attn__open_budgets(r, &s);
-    i = s.units ? attn__unit_at(&s, t.end - 1) : 0;
+    int32_t i = s.units ? attn__unit_at(&s, t.end - 1) : 0;
     if (!prefill && r->layer->skip.mode && i >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
     for (i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
@@ -4252,7 +4237,6 @@ static int attn__listed(const attn_batch *batch, const attn_layer *layer, const 
 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key) {
-    attn__span s;
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
     if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
@@ -4262,7 +4246,7 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     }
     const attn__lengths n = { attn__q_len(batch, request), batch->kv_len[request],
                               layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0 };
-    s = attn__key_span(layer, &n, row);
+    attn__span s = attn__key_span(layer, &n, row);
     return key < s.lead || (key >= s.lo && key < s.hi);
 }
 
@@ -4447,10 +4431,9 @@ static void attn__topk_row(const float *x, int32_t n, int32_t topk, int32_t *ind
 
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error) {
-    int status;
     if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
     if (topk < 1) return attn__fail(error, ATTN_E_ARGUMENT, "topk = %a, but it must be at least 1", topk, 0);
-    status = attn__check_pointer("scores", scores, rows > 0, 4, error);
+    int status = attn__check_pointer("scores", scores, rows > 0, 4, error);
     if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
     if (!status) status = attn__check_pointer("ke", ke, rows > 0, 4, error);
     if (!status) status = attn__check_pointer("indices", indices, rows > 0, 4, error);
@@ -4525,23 +4508,20 @@ static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
 }
 
 ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
-    int64_t head_step, row_step, row;
-    int32_t half, i, h;
-    double slope, magnitude;
     int status = in ? attn__rope_check(in, error) : attn__fail(error, ATTN_E_ARGUMENT, "input is NULL", 0, 0);
     if (status) return status;
-    half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
-    head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
-    row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
-    slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
-    magnitude = in->magnitude != 0 ? in->magnitude : 1.0;
-    for (i = 0; i < half; i++) {
+    int32_t half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
+    int64_t head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
+    int64_t row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
+    double slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
+    double magnitude = in->magnitude != 0 ? in->magnitude : 1.0;
+    for (int32_t i = 0; i < half; i++) {
         int32_t first = in->interleaved ? 2 * i : i, second = in->interleaved ? 2 * i + 1 : i + half;
         float frequency = in->inv_freq ? in->inv_freq[i] : (float)attn__exp_double(slope * i);
-        for (row = 0; row < in->rows; row++) {
+        for (int64_t row = 0; row < in->rows; row++) {
             double c, s;
             attn__turn((double)in->positions[row] * frequency, &c, &s);
-            for (h = 0; h < in->heads; h++) {
+            for (int32_t h = 0; h < in->heads; h++) {
                 char *x = (char *)in->x + row * row_step + h * head_step;
                 double a = attn__load(x, first, in->type), b = attn__load(x, second, in->type);
                 attn__store(x, first, in->type, (float)((a * c - b * s) * magnitude));
@@ -4663,15 +4643,13 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
 
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error) {
-    const attn__mode_rule *rule;
     int64_t keys, n;
-    int status;
     if (!batch || !input) return attn__fail(error, ATTN_E_ARGUMENT, batch ? "input is NULL" : "batch is NULL", 0, 0);
     if ((int)mode < 0 || (int)mode >= ATTN__COUNT(attn__mode_rules)) {
         return attn__fail(error, ATTN_E_ARGUMENT, "mode = %a is no attn_mode", (int64_t)mode, 0);
     }
-    rule = &attn__mode_rules[mode];
-    status = attn__mode_check(rule, input, error);
+    const attn__mode_rule *rule = &attn__mode_rules[mode];
+    int status = attn__mode_check(rule, input, error);
     if (status) return status;
     n = input->n;
     if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem is NULL", 0, 0);
@@ -4760,7 +4738,6 @@ static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_
 ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
                             attn_error *error) {
     attn_plan plan;
-    int64_t words;
     int status = attn__check_capacity(batch, error);
     if (!status) status = attn__meta_check_input(in, want, error);
     memset(&plan, 0, sizeof plan);
@@ -4775,7 +4752,7 @@ ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const att
     if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
         m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
     }
-    words = attn__meta_place(m, want, NULL);
+    int64_t words = attn__meta_place(m, want, NULL);
     m->bytes = (size_t)words * sizeof(int32_t);
     const attn__rule rules[] = {
         { words >= (int64_t)1 << 58 || (uint64_t)words > SIZE_MAX / sizeof(int32_t),
@@ -4882,9 +4859,8 @@ ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *
 ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn_meta_input *input, int32_t want,
                             void *mem, size_t bytes, attn_error *error) {
     attn_meta m;
-    int status;
     if (!meta) return attn__fail(error, ATTN_E_ARGUMENT, "meta is NULL", 0, 0);
-    status = attn__meta_check(&m, batch, input, want, error);
+    int status = attn__meta_check(&m, batch, input, want, error);
     if (!status) status = attn__check_lengths(batch, ATTN_FULL, error);
     if (!status) status = attn__meta_check_requests(&m, batch, input, want, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
