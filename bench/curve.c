@@ -3,7 +3,7 @@
    Build   cc -O3 -I. bench/curve.c -o build/curve -lm -lpthread, or make curve
    Use     build/curve [--long | --live], where bench/ and models/ are
 
-   Two models run through the engine of examples/llm.c. models/recall.lm is asked for facts in its context; its score is
+   Two models run through the engine of examples/llm.h. models/recall.lm is asked for facts in its context; its score is
    the share of the answers' letters that are the likeliest next byte. models/text.lm reads models/heldout.txt, and its
    score is the loss in bits per byte. Each setting runs in each phase: with rows of a prompt (prefill), and with the
    same bytes fed one by one (decode). FACTOR is set for that phase alone, the other one stays dense; EPS for both.
@@ -21,7 +21,7 @@
            request that never ends in the engine: the prefix cache cannot be reset then, and after 3 tries the exit
            status is 1. */
 #define ATTN_IMPLEMENTATION
-#include "../examples/llm_engine.h"
+#include "../examples/llm.h"
 
 #include <unistd.h>
 

@@ -1,17 +1,13 @@
 /* llm.c - a complete small inference program: text from a language model, all of its attention through attn.h, or on an
-   NVIDIA GPU through attn_cuda.h.
+   NVIDIA GPU through attn_cuda.h. The engine is llm.h: include it to start a program of your own.
 
    Build   cc -O2 -I. examples/llm.c -o llm -lm -lpthread          (and -ldl for a glibc before 2.34)
    Use     llm                    continues a few texts with models/text.lm;  llm --help: the options
            llm --cuda             the same with attention on a GPU; where there is none a line says so
            llm --model stories15M.bin --tokenizer tokenizer.bin --prompt "Once upon a time"
-   Result  text and a report; exit status 0, or 1 and a sentence on what is wrong.
-   Files   llm_model.h     files to weights and tokens
-           llm_net.h       rows through a model, and the one place where plans, caches and masks are made and used
-           llm_engine.h    requests, pages, drafts, steps: include it to start a program of your own
-           llm.c           options, texts, the report: how the engine is used */
+   Result  text and a report; exit status 0, or 1 and a sentence on what is wrong. */
 #define ATTN_IMPLEMENTATION
-#include "llm_engine.h"
+#include "llm.h"
 
 /* ---- options ----------------------------------------------------------------------------------------------------- */
 
@@ -50,14 +46,14 @@ static const struct {
     { "--chunk", INT, FIELD(o.chunk), "N: rows of prompts in a step (256)" },
     { "--page", INT, FIELD(o.page), "N: keys of a page (16), 0: a contiguous cache" },
     { "--pages", INT, FIELD(o.pages), "N: of the cache (0: enough for all)" },
-    { "--kv", TYPE, 0, "TYPE: of the cache: f32, f16 (the default), bf16, e4m3, e5m2 or int8" },
+    { "--kv", TYPE, FIELD(o.kv), "TYPE: of the cache: f32, f16 (the default), bf16, e4m3, e5m2 or int8" },
     { "--threads", INT, FIELD(o.threads), "N: (1)" },
     { "--cuda", FLAG, FIELD(wants_gpu), "attention on a GPU, a layer at a time; on the CPU if there is none" },
     { "--frame-budget-ms", REAL, FIELD(frame_ms), "T: return to the frame when its time is up" },
     { "--spec", INT, FIELD(o.spec), "N: verify N drafts a step, looked up in the text" },
     { "--tree", FLAG, FIELD(o.tree), "drafts are several continuations" },
     { "--draft", TEXT, FIELD(draft_file), "FILE: a small model drafts instead, of the same tokens" },
-    { "--skip", SKIP, 0, "eps:E, factor:PREFILL,DECODE, lambda:L, or env: leave out keys that weigh little" }
+    { "--skip", SKIP, FIELD(o.skip), "eps:E, factor:PREFILL,DECODE or env: leave out keys that weigh little" }
 };
 enum { OPTIONS = sizeof table / sizeof *table };
 
@@ -71,29 +67,29 @@ static int parse_value(program *p, int32_t i, const char *value) {
     reader r = { value, NULL, 0, 0, p->error };
     char *end, more;
     double number = strtod(value, &end);
-    int is_number = end > value && !*end && number >= 0 && number <= INT32_MAX;
-    switch (kind) {
-    case FLAG: return *(int32_t *)to = 1, 0;
-    case INT: *(int32_t *)to = is_number ? (int32_t)number : 0; return !is_number;
-    case REAL: *(float *)to = is_number ? (float)number : 0; return !is_number;
-    case TEXT: *(const char **)to = value; return 0;
-    case PROMPT:
-    case PROMPT_FILE:
+    if ((kind == INT || kind == REAL) && (end == value || *end || !(number >= 0 && number <= INT32_MAX))) return -1;
+    if (kind == FLAG) *(int32_t *)to = 1;
+    if (kind == INT) *(int32_t *)to = (int32_t)number;
+    if (kind == REAL) *(float *)to = (float)number;
+    if (kind == TEXT) *(const char **)to = value;
+    if (kind == PROMPT || kind == PROMPT_FILE) {
         if (p->prompts == MAX_PROMPTS || (kind == PROMPT_FILE && read_file(&r, &p->mem))) return -1;
         p->prompt[p->prompts++] = kind == PROMPT ? value : (const char *)r.data;
-        return 0;
-    case TYPE:
+    }
+    if (kind == TYPE) {
         while (type < 6 && strcmp(value, types[type])) type++;
         p->o.kv = (attn_type)type;
         return type == 6;
-    default:
-        if (!strcmp(value, "env")) return attn_skip_from_env(s, getenv, &err) ? fail(p->error, "%s", err.text) : 0;
+    }
+    if (kind == SKIP && !strcmp(value, "env")) {
+        if (attn_skip_from_env(s, getenv, &err)) return fail(p->error, "%s", err.text);
+    } else if (kind == SKIP) {
         if (sscanf(value, "factor:%f,%f%c", &s->prefill, &s->decode, &more) == 2) s->mode = ATTN_SKIP_FACTOR;
-        if (sscanf(value, "lambda:%f%c", &p->o.lambda, &more) == 1) s->mode = ATTN_SKIP_LAMBDA;
         if (sscanf(value, "eps:%f%c", &s->prefill, &more) == 1) s->mode = ATTN_SKIP_EPS;
         if (s->mode == ATTN_SKIP_EPS) s->decode = s->prefill;
         return !s->mode;
     }
+    return 0;
 }
 
 static int parse(program *p, int argc, char **argv) {
@@ -115,11 +111,11 @@ static int parse(program *p, int argc, char **argv) {
 static void print_text(program *p, const engine *e, int32_t i) {
     const request *r = e->request[i];
     if (r->state == RUNNING && r->cached < r->prompt_len && now_ms() > p->progress_ms + 1000) {
-        fprintf(stderr, "prompt %d: %d of %d tokens\n", (int)i + 1, (int)r->cached, (int)r->prompt_len);
+        fprintf(stderr, "prompt %d: %d of %d tokens\n", i + 1, r->cached, r->prompt_len);
         p->progress_ms = now_ms();
     }
     if ((p->prompts > 1 && r->state != DONE) || p->printed[i] == r->len) return;
-    if (p->prompts > 1) printf("---- %d\n", (int)i + 1);
+    if (p->prompts > 1) printf("---- %d\n", i + 1);
     for (int32_t n = p->printed[i] ? p->printed[i] : 1; n < r->len; n++) { /* token 0 is no text */
         int ends = n >= r->prompt_len && (r->token[n] == e->o.stop[0] || r->token[n] == e->o.stop[1]);
         if (!ends) tokenizer_print(&p->t, r->token[n], n == 1, stdout);
@@ -137,7 +133,7 @@ static void print_classes(const net *t) {
         const char *layer = strchr(text, '\n') + 1;
         printf("  %.*s; layers", (int)strcspn(text, ",\n"), text);
         for (int32_t l = 0; l < t->m->layers; l++) {
-            if (t->class_of[l] == c) printf(" %d", (int)l);
+            if (t->class_of[l] == c) printf(" %d", l);
         }
         printf("; %.*s\n", (int)strcspn(layer, "\n"), layer);
     }
@@ -154,28 +150,26 @@ static void report(const program *p, const engine *e) {
     for (int32_t i = 0; i < e->requests; i++) steps += e->request[i]->steps;
     if (e->o.gpu) attn_cuda_explain(e->o.gpu, device, sizeof device);
     printf("\n%s%s: %.1f MB, %d layers, attention by\n", device, p->model_file, 1e-6 * (double)p->m->bytes,
-           (int)p->m->layers);
+           p->m->layers);
     for (int32_t n = 0; n < e->nets; n++) print_classes(&e->net[n]);
-    printf("%d prompts of %lld tokens, %lld more found in shared pages; %lld tokens generated, %.0f in a second\n"
-           "%lld steps with prompts, %.0f rows in a second; %lld without, %.0f rows in a second; %lld sent back\n"
-           "%.2f s, %.1f %% of it in attention, %.2f %% in planning, %.1f plans a pass\n",
-           (int)e->requests, (long long)s->prompt_tokens, (long long)s->shared_tokens, (long long)s->tokens,
-           part(1e3 * (double)s->tokens, ms), (long long)s->steps[0], part(1e3 * (double)s->rows[0], s->ms[0]),
-           (long long)s->steps[1], part(1e3 * (double)s->rows[1], s->ms[1]), (long long)s->sent_back, 1e-3 * ms,
+    printf("%d prompts of %lld tokens, %lld more found in shared pages; %lld tokens generated, %.0f in a second\n",
+           e->requests, s->prompt_tokens, s->shared_tokens, s->tokens, part(1e3 * (double)s->tokens, ms));
+    printf("%lld steps with prompts, %.0f rows in a second; %lld without, %.0f rows in a second\n", s->steps[0],
+           part(1e3 * (double)s->rows[0], s->ms[0]), s->steps[1], part(1e3 * (double)s->rows[1], s->ms[1]));
+    printf("%.2f s, %.1f %% of it in attention, %.2f %% in planning, %.1f plans a pass\n", 1e-3 * ms,
            100 * part(s->attention_ms, ms), 100 * part(s->plan_ms, ms), part((double)s->plans, (double)s->passes));
     if (e->o.spec) { /* the first token of a request comes from its prompt */
         printf("speculation: %.2f tokens in a step of a request, %lld drafts verified\n",
-               part((double)(s->tokens - e->requests), steps), (long long)s->drafts);
+               part((double)(s->tokens - e->requests), steps), s->drafts);
     }
     for (int i = 0; i < 2; i++) {
         double tiles = (double)s->counters[i].tiles;
         if (tiles <= 0) continue;
         printf("%s: %.1f %% of %.0f tiles skipped, largest certificate %.2g; %.1f %% had to run dense\n",
-               i ? "decode" : "prefill", 100 * (double)s->counters[i].v_skipped / tiles, tiles,
-               (double)s->certificate[i], 100 * (double)s->counters[i].dense_tiles / tiles);
+               i ? "decode" : "prefill", 100 * (double)s->counters[i].v_skipped / tiles, tiles, s->certificate[i],
+               100 * (double)s->counters[i].dense_tiles / tiles);
     }
-    if (p->frames <= 0) return;
-    printf("%.0f frames of %g ms, the longest took %.1f ms\n", p->frames, (double)p->frame_ms, p->longest);
+    if (p->frame_ms > 0) printf("%.0f frames of %g ms, the longest took %.1f ms\n", p->frames, p->frame_ms, p->longest);
 }
 
 /* ---- main -------------------------------------------------------------------------------------------------------- */
@@ -214,9 +208,9 @@ static uint64_t run(program *p, int is_quiet) {
     p->progress_ms = now_ms();
     while (did > 0) {
         double start = now_ms();
-        did = engine_step(e, p->frame_ms > 0 ? start + (double)p->frame_ms : 0);
+        did = engine_step(e, p->frame_ms > 0 ? start + p->frame_ms : 0);
         p->longest = fmax(p->longest, now_ms() - start); /* here a game draws its frame */
-        p->frames += p->frame_ms > 0;
+        p->frames++;
         for (int32_t i = 0; i < e->requests && !is_quiet; i++) print_text(p, e, i);
     }
     if (did < 0) fail(p->error, "%s", e->error);

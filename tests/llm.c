@@ -1,6 +1,6 @@
-/* llm.c - the engine of examples/llm.c: its logits against an oracle in double; the same text and the same bits of
+/* llm.c - the engine of examples/llm.h: its logits against an oracle in double; the same text and the same bits of
    logits whatever happens around a request; files that are not what they should be; the tokenizer. */
-#include "../examples/llm_engine.h"
+#include "../examples/llm.h"
 
 #include "llm_ref.h"
 #include "ref.h"
@@ -170,7 +170,7 @@ typedef struct play {
 
 /* What a request got. */
 typedef struct outcome {
-    int32_t len, prompt_len, shared, sent_back, steps, rows;
+    int32_t len, prompt_len, shared, steps, rows;
     int32_t *token;
     float *logits;                  /* [len][vocab]; those before `from` were not wanted */
     unsigned char *seen;
@@ -183,7 +183,7 @@ typedef struct result {
     int32_t classes, calls, pauses, most_running, most_users;
     int32_t hints, right_hints;     /* that were tried; that were the next token */
     int32_t hint[MOST], hint_at[MOST];
-    int32_t together;               /* steps with rows of both phases */
+    int32_t together, starved;      /* steps with rows of both phases; in which one waits although a slot is free */
     const engine *e;
 } result;
 
@@ -237,13 +237,14 @@ static void check_pages(const engine *e) {
 }
 
 static void watch(result *all, const engine *e) {
-    int32_t i, running = 0, phases[2] = { 0, 0 };
+    int32_t i, running = 0, waiting = 0, phases[2] = { 0, 0 };
     for (i = 0; i < e->o.batch; i++) {
         running += e->slot[i] != NULL;
         phases[e->net[0].phase[i]] += e->net[0].q_len[i] > 0;
     }
     for (i = 0; i < e->requests; i++) {
         const request *r = e->request[i];
+        waiting += r->state == WAITING;
         if (all->hint_at[i] && r->len > all->hint_at[i]) {
             all->hints++;
             all->right_hints += r->token[all->hint_at[i]] == all->hint[i];
@@ -256,6 +257,7 @@ static void watch(result *all, const engine *e) {
     }
     if (running > all->most_running) all->most_running = running;
     all->together += phases[0] && phases[1];
+    all->starved += waiting > 0 && running > 0 && running < e->o.batch;
 }
 
 /* On an engine that may have run other requests before; `all` has the outcome of those of this play. */
@@ -288,7 +290,6 @@ static void play_on(engine *e, const play *p, result *all) {
         o->len = r->len;
         o->prompt_len = r->prompt_len;
         o->shared = r->shared;
-        o->sent_back = r->sent_back;
         o->steps = r->steps;
         o->token = (int32_t *)malloc(sizeof *o->token * (size_t)r->len);
         if (!o->token) abort();
@@ -539,11 +540,11 @@ static const variant variants[] = {
     { .name = "a tree, contiguous", .batch = 2, .chunk = 100, .spec = 12, .tree = 1 },
     { .name = "the largest tree", .batch = 6, .chunk = 20, .page = 4, .spec = 31, .tree = 1 },
     { .name = "a draft model", .batch = 6, .chunk = 100, .page = 16, .spec = 4, .drafter = OTHER_MODEL },
-    { .name = "a draft model, tree", .batch = 4, .chunk = 60, .page = 16, .spec = 9, .tree = 1,
-      .drafter = OTHER_MODEL },
+    { .name = "a draft model, long chain", .batch = 4, .chunk = 60, .page = 16, .spec = 9, .drafter = OTHER_MODEL },
     { .name = "itself as draft model", .batch = 6, .chunk = 100, .page = 16, .spec = 5, .drafter = SAME_MODEL },
     { .name = "itself, contiguous", .batch = 3, .chunk = 40, .spec = 5, .drafter = SAME_MODEL },
-    { .name = "itself, tree", .batch = 6, .chunk = 100, .page = 16, .spec = 8, .tree = 1, .drafter = SAME_MODEL },
+    { .name = "itself, longest chain", .batch = 6, .chunk = 100, .page = 16, .spec = 31, .tree = 1,
+      .drafter = SAME_MODEL }, /* a draft model knows no trees */
     { .name = "all of it", .batch = 5, .chunk = 45, .page = 8, .few = 2, .spec = 5, .tree = 1, .threads = 2,
       .row_tile = 16, .late = 25, .budget = 0.05 },
     { .name = "all of it, draft model", .batch = 5, .chunk = 45, .page = 8, .few = 2, .spec = 5, .threads = 2,
@@ -579,11 +580,11 @@ static void check_variant(const result *all, const variant *v, const play *p) {
         steps += all->of[i].steps;
     }
     CHECK(tokens == s->tokens, "%s: %d tokens", v->name, (int)s->tokens);
-    CHECK(s->prompt_tokens + s->shared_tokens == prompts || s->sent_back, "%s: %d tokens of prompts and %d shared",
+    CHECK(s->prompt_tokens + s->shared_tokens == prompts, "%s: %d tokens of prompts and %d shared",
           v->name, (int)s->prompt_tokens, (int)s->shared_tokens);
     CHECK(all->most_running == (v->batch < CROWD ? v->batch : CROWD) || v->late || v->few, "%s: %d at once", v->name,
           all->most_running);
-    CHECK(!v->few || s->sent_back > 0, "%s: nobody was sent back", v->name);
+    CHECK(!v->few || all->starved > 0, "%s: nobody waits for pages", v->name);
     CHECK(!v->page || s->shared_tokens > 0 || v->batch == CROWD, "%s: nothing was shared", v->name);
     CHECK(v->budget <= 0 || all->pauses > 20, "%s: %d pauses", v->name, all->pauses);
     CHECK(v->batch == 1 || all->together > 0, "%s: no step has rows of both phases", v->name);
@@ -603,8 +604,8 @@ static void check_variant(const result *all, const variant *v, const play *p) {
     CHECK(20 * all->right_hints >= 19 * all->hints, "%s: %d hints of %d were right", v->name, all->right_hints,
           all->hints);
     for (i = 0; i < all->n && v->drafter == SAME_MODEL; i++) { /* every guess of the first branch is right */
-        int32_t depth = v->tree ? (v->spec + 1) / 2 : v->spec, rest = all->of[i].len - all->of[i].prompt_len - 1;
-        CHECK(all->of[i].steps == (rest + depth) / (depth + 1) || p->order[i].forced || s->sent_back,
+        int32_t depth = v->spec, rest = all->of[i].len - all->of[i].prompt_len - 1;
+        CHECK(all->of[i].steps == (rest + depth) / (depth + 1) || p->order[i].forced,
               "%s, request %d: %d tokens in %d steps", v->name, i, rest, all->of[i].steps);
     }
 }
@@ -618,7 +619,7 @@ static void run_variants(int shape, attn_type kv, float temperature, int32_t lon
     open_subject(&other, &shapes[shape], 12);
     p = crowd(&s, plain_options(kv, temperature), longest, room);
     run_play(&p, &plain);
-    CHECK(plain.stats.shared_tokens == 0 && plain.most_running == 1 && plain.stats.sent_back == 0, "not plain");
+    CHECK(plain.stats.shared_tokens == 0 && plain.most_running == 1, "not plain");
     for (i = first; i < VARIANTS; i += stride) {
         if (variants[i].few && longest == LONGEST) continue; /* the others would find room beside each other */
         vary(&p, &variants[i], other.m);
@@ -785,42 +786,6 @@ static void test_conversation(void) {
     close_subject(&s);
 }
 
-/* The same with a request that was sent back: what it had generated is computed again, but nobody else may find it. */
-static void test_sent_back_text(void) {
-    enum { LEN = 50, MORE = 60 };
-    int32_t prompt[2][LEN + MORE], i;
-    subject s;
-    result both, plain;
-    engine *e;
-    play p;
-    open_subject(&s, &shapes[MIXED], 36);
-    for (i = 0; i < 2; i++) draw_tokens(27 + (uint64_t)i, s.ref.vocab, prompt[i], LEN);
-    p = one_prompt(&s, prompt[0], LEN);
-    p.o.pages = 10;
-    p.o.kv = ATTN_F32;
-    p.order[0].count = MORE;
-    p.order[1] = p.order[0];
-    p.order[1].prompt = prompt[1];
-    p.orders = 2;
-    e = open_engine(&p);
-    play_on(e, &p, &both);
-    CHECK(both.of[1].sent_back == 1 && both.of[0].sent_back == 0, "sent back %d times", both.of[1].sent_back);
-    p.o = plain_options(p.o.kv, 0);
-    run_play(&p, &plain);
-    check_results(&both, &plain, "sent back");
-    memcpy(prompt[1], both.of[1].token, sizeof prompt[1]);
-    p.o = e->o;
-    p.orders = 1;
-    p.order[0].prompt = prompt[1];
-    p.order[0].prompt_len = LEN + MORE;
-    p.order[0].count = PREFIX_TOKENS;
-    CHECK(run_warm(e, &p, p.o.kv, "what was sent back") == LEN / PREFIX_PAGE * PREFIX_PAGE, "another beginning");
-    close_result(&both);
-    close_result(&plain);
-    engine_close(e);
-    close_subject(&s);
-}
-
 /* Two requests that run at the same time have their beginning in the same pages. */
 static void test_pages_in_common(void) {
     int32_t token[130];
@@ -978,8 +943,7 @@ static void test_admission(void) {
         p.order[1].after = after;
         p.orders = 2;
         run_play(&p, &all);
-        CHECK(all.most_running == 1 && all.stats.sent_back == 0, "%d at once, %d sent back", all.most_running,
-              (int)all.stats.sent_back);
+        CHECK(all.most_running == 1, "%d at once", all.most_running);
         close_result(&all);
     }
     close_subject(&s);
@@ -1071,6 +1035,7 @@ static void test_bad_options(void) {
     TRY(spec, MAX_NODES);
     TRY(kv, (attn_type)77);
     TRY(skip.mode, 77);
+    TRY(skip.mode, ATTN_SKIP_LAMBDA);
     TRY(skip.prefill, -1); /* of no mode */
 #undef TRY
     o = good;
@@ -1353,7 +1318,7 @@ static void add_logits(void *user, const request *r, int32_t position, const flo
 
 enum { SKIP_PROMPT = 700, SKIP_GIVEN = 24 };
 
-static void play_skip(const subject *s, attn_skip skip, float lambda, const int32_t *token, result *all, witness *w) {
+static void play_skip(const subject *s, attn_skip skip, const int32_t *token, result *all, witness *w) {
     options o = default_options();
     play p = { 0 };
     engine *e;
@@ -1362,7 +1327,6 @@ static void play_skip(const subject *s, attn_skip skip, float lambda, const int3
     o.page = 0;
     o.batch = 2;
     o.skip = skip;
-    o.lambda = lambda;
     p.m = s->m;
     p.o = o;
     memset(all, 0, sizeof *all);
@@ -1383,7 +1347,7 @@ static void play_skip(const subject *s, attn_skip skip, float lambda, const int3
 
 static void test_skipping(void) {
     static const attn_skip modes[] = { { ATTN_SKIP_OFF, 0, 0 },           { ATTN_SKIP_EPS, 0.05f, 0.05f },
-                                       { ATTN_SKIP_FACTOR, 20, 20 },      { ATTN_SKIP_LAMBDA, 0, 0 } };
+                                       { ATTN_SKIP_FACTOR, 20, 20 } };
     int32_t token[SKIP_PROMPT + SKIP_GIVEN];
     llm_shape shape = shapes[WIDE];
     double dense = 0;
@@ -1398,7 +1362,7 @@ static void test_skipping(void) {
         witness w;
         const stats *t = &all.stats;
         int phase;
-        play_skip(&s, modes[i], 0.03f, token, &all, &w);
+        play_skip(&s, modes[i], token, &all, &w);
         CHECK(w.rows > 700, "%d rows", (int)w.rows);
         if (!i) dense = w.logits;
         CHECK(i ? w.skipped > w.rows / 20 && w.moved > 9 && w.tightest > 0.1 : w.skipped == 0 && w.moved == 0,
@@ -1830,7 +1794,6 @@ int main(int argc, char **argv) {
     test_run("llm: threads that meet", test_lanes);
     test_run("llm: a warm prefix gives the bits of a cold one", test_prefixes);
     test_run("llm: a conversation finds its beginning", test_conversation);
-    test_run("llm: text that was computed again is no beginning", test_sent_back_text);
     test_run("llm: requests have pages in common", test_pages_in_common);
     test_run("llm: old prompts make room", test_eviction);
     test_run("llm: shared pages are reset, but not under a live request", test_reset);

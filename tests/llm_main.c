@@ -90,7 +90,7 @@ static void test_every_option(void) {
         { "--cuda", NULL, "llm: attention on the CPU, because: " },
         { "--draft", "models/text.lm", "layers 0 2 4; layer: 4 heads on 2 kv heads" },
         { "--skip", "eps:0.02", "largest certificate" }, { "--skip", "factor:10,20", "tiles skipped" },
-        { "--skip", "lambda:0.001", "decode: " },  { "--skip", "env", "in planning" },
+        { "--skip", "env", "in planning" },
         { "--model", "models/recall.lm", "models/recall.lm: 1.0 MB, 2 layers" }
     };
     size_t i, j;
