@@ -237,7 +237,7 @@ static const char *const demo_prompts[] = {
 static int run_again(program *p, uint64_t hash) {
     p->o.spec = 8;
     p->o.tree = 1;
-    printf("\nthe same texts, with speculation:\n");
+    printf("\nthe same texts, with speculation: fewer steps, with more rows each\n");
     int is_same = run(p, 1) == hash;
     printf("same texts: %s\n", is_same ? "yes" : "NO");
     return is_same ? 0 : fail(p->error, "speculation has changed a text");
