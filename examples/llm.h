@@ -1,7 +1,8 @@
 /* llm.h - an inference engine in one header: checkpoints and tokens, requests, pages, drafts, steps; all of its
-   attention through attn.h, or on an NVIDIA GPU through attn_cuda.h. Needs POSIX threads (Windows: MinGW-w64 has them).
+   attention through attn.h, or on an NVIDIA GPU through attn_cuda.h. Needs the C library and POSIX threads.
 
-   In one .c file: #define ATTN_IMPLEMENTATION, then include this one. llm.c is a whole program; the shortest one is
+   In one .c file: #define ATTN_IMPLEMENTATION, then include this one; where attn.h is, cc -O2 -I. prog.c -lm -lpthread
+   (and -ldl for a glibc before 2.34). llm.c is a whole program; the shortest one is
 
       char error[ERROR_BYTES];
       model *m = model_load("models/text.lm", error);              NULL and a sentence in error if it cannot be
@@ -13,8 +14,10 @@
       engine_close(e);
       model_close(m);
 
-   engine_step works on all requests: they join and leave, prompts come in chunks beside others that decode, beginnings
-   that are equal share pages, which stay for later requests. Requests and stats are there to be read.
+   Other models have tokens of their own: tokenizer_load, _encode and _print. engine_step works on all requests: they
+   join and leave, prompts come in chunks beside others that decode, beginnings that are equal share pages, which stay
+   for later requests. engine_step(e, now_ms() + 2) returns after about 2 ms and goes on in the next call. Requests and
+   stats are there to be read; default_options() are greedy, temperature > 0 draws.
 
    One promise runs through all of it: the text and the logits of a request are the same bits whatever happens around
    it. Rows of a prompt are computed in phase PREFILL, all others in phase DECODE. attn.h makes a row's bits follow from
