@@ -2133,50 +2133,51 @@ ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64
     return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 
-/* rows x (8 * vectors) columns of o, from row r and column x on; the last vector may be partial */
+/* rows x (8 * vectors) columns of o, from row r and column x on; a single vector may be partial */
 ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x,
-                                              attn_type type) {
+                                              attn_type type, int fetch) {
     __m256 sum[4][4];
-    __m256i last = attn__first_avx2(a->v_dim - x - 8 * (vectors - 1));
-    float *o = a->o + (ptrdiff_t)r * a->ldo + x;
-    const float *p = a->p + r * a->ldp;
-    int fetch = a->ahead && r == 0 && x == 0;
+    __m256i used = attn__first_avx2(a->v_dim - x);
+    ptrdiff_t ldp = a->ldp, ldo = a->ldo;
+    float *o = a->o + r * ldo + x;
+    const float *p = a->p + r * ldp;
     int32_t j, i, c;
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            const float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
-            __m256 y = c < vectors - 1 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, last);
+            __m256 y = vectors > 1 ? _mm256_loadu_ps(o + i * ldo + 8 * c) : _mm256_maskload_ps(o + i * ldo, used);
             sum[i][c] = _mm256_mul_ps(y, _mm256_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < a->n; j++) {
+    for (j = 0; j < a->n; j++, p++) {
         __m256 value[4];
-        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            value[c] = type != ATTN_F32 || c < vectors - 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
-                                                           : _mm256_maskload_ps(attn__row(a->v, j) + x + 8 * c, last);
+            value[c] = type != ATTN_F32 || vectors > 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
+                                                       : _mm256_maskload_ps(attn__row(a->v, j) + x, used);
         }
         ATTN__UNROLL for (i = 0; i < rows; i++) {
-            __m256 w = _mm256_broadcast_ss(p + i * a->ldp + j);
+            __m256 w = _mm256_broadcast_ss(p + i * ldp);
             ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            float *at = o + (ptrdiff_t)i * a->ldo + 8 * c;
-            if (c < vectors - 1) _mm256_storeu_ps(at, sum[i][c]);
-            if (c == vectors - 1) _mm256_maskstore_ps(at, last, sum[i][c]);
+            if (vectors > 1) _mm256_storeu_ps(o + i * ldo + 8 * c, sum[i][c]);
+            if (vectors == 1) _mm256_maskstore_ps(o + i * ldo, used, sum[i][c]);
         }
     }
 }
 
 ATTN__AVX2 ATTN__INLINE void attn__weigh_rows_avx2(const attn__sums *a, attn_type type) {
-    int32_t x, r;
-    for (x = 0; x + 8 < a->v_dim; x += 16) {
-        for (r = 0; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x, type);
-        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x, type);
+    int32_t x = 0, r = 0;
+    if (a->rows >= 4 && a->v_dim >= 16) attn__weigh_avx2(4, 2, a, 0, 0, type, 1);
+    for (; x + 16 <= a->v_dim; x += 16) {
+        for (r = x || a->rows < 4 ? 0 : 4; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x, type, 0);
+        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x, type, r + x == 0);
     }
-    for (r = 0; x < a->v_dim && r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x, type);
+    for (; x < a->v_dim; x += 8) {
+        for (r = 0; r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x, type, 0);
+    }
 }
 
 ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
@@ -2461,51 +2462,49 @@ ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const ui
     return _mm512_cvtss_f32(_mm512_add_ps(sum, _mm512_shuffle_ps(sum, sum, 0xB1)));
 }
 
-/* rows x (16 * vectors) columns of o, from row r and column x on; the last vector may be partial */
+/* rows x (16 * vectors) columns of o, from row r and column x on; a single vector may be partial */
 ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x,
-                                                  attn_type type) {
+                                                  attn_type type, int fetch) {
     __m512 sum[4][8];
-    __mmask16 last = attn__first_avx512(a->v_dim - x - 16 * (vectors - 1));
-    float *o = a->o + (ptrdiff_t)r * a->ldo + x;
-    const float *p = a->p + r * a->ldp;
-    int fetch = a->ahead && r == 0 && x == 0;
+    __mmask16 used = vectors > 1 ? (__mmask16)0xffff : attn__first_avx512(a->v_dim - x);
+    ptrdiff_t ldp = a->ldp, ldo = a->ldo;
+    float *o = a->o + r * ldo + x;
+    const float *p = a->p + r * ldp;
     int32_t j, i, c;
     ATTN__UNROLL for (i = 0; i < rows; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            const float *at = o + (ptrdiff_t)i * a->ldo + 16 * c;
-            __m512 y = c < vectors - 1 ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(last, at);
+            __m512 y = _mm512_maskz_loadu_ps(used, o + i * ldo + 16 * c);
             sum[i][c] = _mm512_mul_ps(y, _mm512_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < a->n; j++) {
+    for (j = 0; j < a->n; j++, p++) {
         __m512 value[8];
-        if (fetch) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            value[c] = attn__load_avx512(a->v[j], x + 16 * c, c < vectors - 1 ? (__mmask16)0xffff : last, type);
+            value[c] = attn__load_avx512(a->v[j], x + 16 * c, used, type);
             if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (i = 0; i < rows; i++) {
-            __m512 w = _mm512_set1_ps(p[i * a->ldp + j]);
+            __m512 w = _mm512_set1_ps(p[i * ldp]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
     ATTN__UNROLL for (i = 0; i < rows; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            __mmask16 mask = c < vectors - 1 ? (__mmask16)0xffff : last;
-            _mm512_mask_storeu_ps(o + (ptrdiff_t)i * a->ldo + 16 * c, mask, sum[i][c]);
-        }
+        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_mask_storeu_ps(o + i * ldo + 16 * c, used, sum[i][c]);
     }
 }
 
+/* The first block asks for what is read next; the others are a tenth faster without that branch. */
 ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn_type type) {
-    int32_t r = 0, x;
-    for (; r + 4 <= a->rows; r += 4) {
-        for (x = 0; x + 48 < a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x, type);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x, type);
+    int32_t r = 0, x = a->rows >= 4 && a->v_dim >= 64 ? 64 : 0;
+    if (x) attn__weigh_avx512(4, 4, a, 0, 0, type, 1);
+    for (; r + 4 <= a->rows; r += 4, x = 0) {
+        for (; x + 64 <= a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x, type, 0);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x, type, r + x == 0);
     }
     for (; r < a->rows; r++) {
-        for (x = 0; x + 112 < a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x, type);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x, type);
+        for (x = 0; x + 128 <= a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x, type, r + x == 0);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x, type, r + x == 0);
     }
 }
 
@@ -2872,9 +2871,9 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
-/* Decode widens this many keys of a narrow cache at a time: their f32 copies stay in the first-level cache. Prefill
+/* Decode widens this many keys of a narrow cache at a time: few enough for their f32 copies to stay near. Prefill
    turns this many rows of q at a time into columns. */
-enum { ATTN__WIDE = 32, ATTN__TURN = 16 };
+enum { ATTN__WIDE = 64, ATTN__TURN = 16 };
 
 /* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
 typedef struct attn__account {
