@@ -3658,16 +3658,16 @@ typedef struct attn__step {
 
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
 static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
-    int tree = r->layer->mask == ATTN_TREE && !attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last);
+    int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
+    attn__span p = { 0, 0, INT32_MAX };
     int32_t i, w;
-    int all = 1;
     for (i = 0; i < s->rows; i++) {
-        attn__span p = attn__packed_span(r, s, i);
+        if (!same) p = attn__packed_span(r, s, i);
         for (w = 0; w < 2; w++) {
             int64_t base = (int64_t)tile->first + 64 * w;
             uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
-            if (tree) seen &= attn__tree_bits(r, s, i, base);
+            if (!same && r->layer->mask == ATTN_TREE) seen &= attn__tree_bits(r, s, i, base);
             masks[2 * i + w] = seen & wanted;
             if ((seen & wanted) != wanted) all = 0;
         }
@@ -3769,7 +3769,7 @@ static void attn__decode_weights(const attn__run *r, const attn__strip *s, const
         if (r->io->alibi) attn__bias_row(r, s, p->h, i, p->tile.begin, p->n, x + skipped);
         t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
         if (t->top[i] > old) *m = t->top[i];
-        p->alpha[i] = attn__exp(old - *m);
+        p->alpha[i] = *m > old ? attn__exp(old - *m) : 1.0f;
         t->sum[i] = r->leaves->row_weights(x, skipped + p->n, mask, *m);
     }
 }
