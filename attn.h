@@ -1632,33 +1632,28 @@ static float attn__row_scale(const char *const *scales, int32_t row) {
 }
 
 static void attn__widen_row_scalar(float *dst, const char *src, int32_t d, attn_type type, float scale) {
-    int32_t x;
-    for (x = 0; x < d; x++) dst[x] = attn__load(src, x, type);
-    for (x = 0; x < d && type == ATTN_INT8; x++) dst[x] *= scale;
+    for (int32_t x = 0; x < d; x++) dst[x] = attn__load(src, x, type);
+    for (int32_t x = 0; x < d && type == ATTN_INT8; x++) dst[x] *= scale;
 }
 
 static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
                                int32_t d, attn_type type) {
-    int32_t i;
-    for (i = 0; i < rows; i++) {
+    for (int32_t i = 0; i < rows; i++) {
         attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type, attn__row_scale(scales, i));
     }
 }
 
 static void attn__narrow_scalar(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
-    int32_t i;
-    for (i = 0; i < n; i++) attn__store(dst, i, type, factor ? src[i] * *factor + 0.0f : src[i]);
+    for (int32_t i = 0; i < n; i++) attn__store(dst, i, type, factor ? src[i] * *factor + 0.0f : src[i]);
 }
 
 static void attn__softcap_scalar(float *x, int32_t n, float cap) {
     float inverse = 1.0f / cap;
-    int32_t i;
-    for (i = 0; i < n; i++) x[i] = cap * attn__tanh(x[i] * inverse);
+    for (int32_t i = 0; i < n; i++) x[i] = cap * attn__tanh(x[i] * inverse);
 }
 
 static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int32_t n) {
-    int32_t i;
-    for (i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
+    for (int32_t i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
 }
 
 /* Row i of a list of f32 rows. */
@@ -1667,9 +1662,8 @@ ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) {
 }
 
 static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
-    int32_t i, x;
-    for (i = 0; i < rows; i++) {
-        for (x = 0; x < d; x++) dst[x * ldd + i] = src[i * lds + x];
+    for (int32_t i = 0; i < rows; i++) {
+        for (int32_t x = 0; x < d; x++) dst[x * ldd + i] = src[i * lds + x];
     }
 }
 
@@ -1685,10 +1679,9 @@ static void attn__lane_scores_scalar(const attn__dots *a) {
 }
 
 static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
-    int32_t j, r;
-    for (r = 0; r < used; r++) {
+    for (int32_t r = 0; r < used; r++) {
         top[r] = ATTN__LOWEST;
-        for (j = 0; j < n; j++) {
+        for (int32_t j = 0; j < n; j++) {
             float x = s[j * ATTN__LANES_SCALAR + r];
             if ((!mask || (mask[j] >> r & 1)) && x > top[r]) top[r] = x;
         }
@@ -1697,13 +1690,12 @@ static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mas
 
 static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
                                       float *alpha, float *sum, int32_t used) {
-    int32_t j, r;
-    for (r = 0; r < used; r++) {
+    for (int32_t r = 0; r < used; r++) {
         float old = m[r];
         if (top[r] > old) m[r] = top[r];
         alpha[r] = attn__exp(old - m[r]);
         sum[r] = 0;
-        for (j = 0; j < n; j++) {
+        for (int32_t j = 0; j < n; j++) {
             float *x = &s[j * ATTN__LANES_SCALAR + r];
             *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - m[r]) : 0.0f;
             sum[r] += *x;
@@ -1713,13 +1705,12 @@ static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask,
 
 static void attn__lane_values_scalar(const attn__sums *a) {
     const uint64_t *mask = a->strict ? a->mask : NULL;
-    int32_t j, x, r;
-    for (x = 0; x < a->v_dim; x++) {
+    for (int32_t x = 0; x < a->v_dim; x++) {
         float sum[ATTN__LANES_SCALAR] = { 0 }, *o = a->o + x * ATTN__LANES_SCALAR;
-        for (r = 0; r < a->rows; r++) sum[r] = o[r] * a->alpha[r];
-        for (j = 0; j < a->n; j++) {
+        for (int32_t r = 0; r < a->rows; r++) sum[r] = o[r] * a->alpha[r];
+        for (int32_t j = 0; j < a->n; j++) {
             float value = attn__row(a->v, j)[x];
-            for (r = 0; r < a->rows; r++) {
+            for (int32_t r = 0; r < a->rows; r++) {
                 if (!mask || (mask[j] >> r & 1)) sum[r] += a->p[j * ATTN__LANES_SCALAR + r] * value;
             }
         }
@@ -1738,9 +1729,8 @@ static float attn__dot_scalar(const float *a, const float *b, int32_t d) {
 }
 
 static void attn__row_scores_scalar(const attn__dots *a) {
-    int32_t r, j;
-    for (r = 0; r < a->rows; r++) {
-        for (j = 0; j < a->n; j++) {
+    for (int32_t r = 0; r < a->rows; r++) {
+        for (int32_t j = 0; j < a->n; j++) {
             a->s[r * a->lds + j] = attn__dot_scalar(a->q + (ptrdiff_t)r * a->ldq, attn__row(a->k, j), a->d);
         }
     }
@@ -1748,8 +1738,7 @@ static void attn__row_scores_scalar(const attn__dots *a) {
 
 static float attn__row_max_scalar(const float *s, int32_t n, const uint64_t *mask) {
     float top = ATTN__LOWEST;
-    int32_t j;
-    for (j = 0; j < n; j++) {
+    for (int32_t j = 0; j < n; j++) {
         if ((mask[j >> 6] >> (j & 63) & 1) && s[j] > top) top = s[j];
     }
     return top;
@@ -1757,8 +1746,7 @@ static float attn__row_max_scalar(const float *s, int32_t n, const uint64_t *mas
 
 static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask, float m) {
     float sum = 0;
-    int32_t j;
-    for (j = 0; j < n; j++) {
+    for (int32_t j = 0; j < n; j++) {
         s[j] = mask[j >> 6] >> (j & 63) & 1 ? attn__exp(s[j] - m) : 0.0f;
         sum += s[j];
     }
@@ -1766,13 +1754,12 @@ static float attn__row_weights_scalar(float *s, int32_t n, const uint64_t *mask,
 }
 
 static void attn__row_values_scalar(const attn__sums *a) {
-    int32_t r, j, x;
-    for (r = 0; r < a->rows; r++) {
+    for (int32_t r = 0; r < a->rows; r++) {
         float *row = a->o + (ptrdiff_t)r * a->ldo;
-        for (x = 0; x < a->v_dim; x++) row[x] *= a->alpha[r];
-        for (j = 0; j < a->n; j++) {
+        for (int32_t x = 0; x < a->v_dim; x++) row[x] *= a->alpha[r];
+        for (int32_t j = 0; j < a->n; j++) {
             float w = a->p[r * a->ldp + j];
-            for (x = 0; x < a->v_dim; x++) row[x] += w * attn__row(a->v, j)[x];
+            for (int32_t x = 0; x < a->v_dim; x++) row[x] += w * attn__row(a->v, j)[x];
         }
     }
 }
@@ -1785,10 +1772,9 @@ static void attn__row_values_scalar(const attn__sums *a) {
 /* Asks for n rows of `bytes` bytes. f32 is computed with where it lies, so it goes to the first-level cache; the second
    is as good for what is narrow and will be widened, and leaves room: f16 gains 4 %, f32 would lose 15 %. */
 ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes, int narrow) {
-    int32_t i, x;
-    for (i = 0; i < n; i++) {
-        for (x = narrow ? 0 : bytes; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
-        for (x = narrow ? bytes : 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t x = narrow ? 0 : bytes; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T1);
+        for (int32_t x = narrow ? bytes : 0; x < bytes; x += 64) _mm_prefetch(rows[i] + x, _MM_HINT_T0);
     }
 }
 
@@ -1820,11 +1806,10 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
     __m256 keep = _mm256_cmp_ps(t, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
     __m256 n, f, p = _mm256_set1_ps(attn__exp_terms[0]);
     __m256i e;
-    int i;
     t = _mm256_max_ps(_mm256_set1_ps(-126.0f), t); /* NaN, the second operand, passes */
     n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     f = _mm256_sub_ps(t, n);
-    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(attn__exp_terms[i]));
+    ATTN__UNROLL for (int i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(attn__exp_terms[i]));
     e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
 }
@@ -1902,15 +1887,14 @@ ATTN__AVX2 ATTN__INLINE __m256 attn__reciprocal_avx2(__m256 y) {
 ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
     const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), half = _mm256_set1_ps(0.5f);
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    int32_t i, j;
-    for (i = 0; i < n; i += 8) {
+    for (int32_t i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
         __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t), small = _mm256_set1_ps(attn__tanh_terms[0]);
         __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
         __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
         ATTN__UNROLL
-        for (j = 1; j < 4; j++) small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(attn__tanh_terms[j]));
+        for (int32_t j = 1; j < 4; j++) small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(attn__tanh_terms[j]));
         small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
         big = _mm256_mul_ps(_mm256_fnmadd_ps(e, half, half), big);
         big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
@@ -1921,8 +1905,7 @@ ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
 
 ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, float wb, int32_t n) {
     const __m256 va = _mm256_set1_ps(wa), vb = _mm256_set1_ps(wb);
-    int32_t i;
-    for (i = 0; i < n; i += 8) {
+    for (int32_t i = 0; i < n; i += 8) {
         __m256i first = attn__first_avx2(n - i);
         __m256 y = _mm256_mul_ps(_mm256_maskload_ps(a + i, first), va);
         _mm256_maskstore_ps(a + i, first, _mm256_fmadd_ps(_mm256_maskload_ps(b + i, first), vb, y));
@@ -1958,31 +1941,28 @@ ATTN__AVX2 static void attn__turn_avx2(float *dst, int64_t ldd, const float *src
 ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, const attn__dots *a, int32_t j) {
     __m256 sum[12];
     const float *row[6], *q = a->q;
-    int32_t x, i;
     if (a->ahead) attn__fetch(a->ahead + j, keys, a->ahead_bytes, 1);
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
-    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
-    for (x = 0; x < a->d; x++, q += ATTN__LANES_AVX2) {
+    ATTN__UNROLL for (int32_t i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
+    ATTN__UNROLL for (int32_t i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
+    for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_AVX2) {
         __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
-        ATTN__UNROLL for (i = 0; i < keys; i++) {
+        ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
             __m256 key = _mm256_broadcast_ss(row[i] + x);
             sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
             sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < 2 * keys; i++) _mm256_storeu_ps(a->s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
+    ATTN__UNROLL for (int32_t i = 0; i < 2 * keys; i++) _mm256_storeu_ps(a->s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_scores_avx2(const attn__dots *a) {
-    int32_t j;
-    for (j = 0; j < a->n; j += 6) attn__lane_dots_avx2(6, a, j);
+    for (int32_t j = 0; j < a->n; j += 6) attn__lane_dots_avx2(6, a, j);
 }
 
 ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
-    int32_t c, j;
-    for (c = 0; c < used; c += 8) {
+    for (int32_t c = 0; c < used; c += 8) {
         __m256 most = _mm256_set1_ps(ATTN__LOWEST);
-        for (j = 0; j < n; j++) {
+        for (int32_t j = 0; j < n; j++) {
             __m256 y = _mm256_max_ps(_mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c), most);
             most = mask ? _mm256_blendv_ps(most, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
         }
@@ -1992,11 +1972,10 @@ ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint
 
 ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
                                                float *alpha, float *sum, int32_t used) {
-    int32_t c, j;
-    for (c = 0; c < used; c += 8) {
+    for (int32_t c = 0; c < used; c += 8) {
         __m256 old = _mm256_loadu_ps(m + c), most = _mm256_max_ps(_mm256_loadu_ps(top + c), old);
         __m256 total = _mm256_setzero_ps();
-        for (j = 0; j < n; j++) {
+        for (int32_t j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX2 + c;
             __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), most));
             if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
@@ -2016,21 +1995,20 @@ ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, const attn__sums 
     const float *p = a->p;
     float *o = a->o + x * ATTN__LANES_AVX2;
     ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
-    int32_t j, i;
-    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+    ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) {
         sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(a->alpha + i % 2 * 8));
     }
-    for (j = 0; j < a->n; j++, p += ATTN__LANES_AVX2) {
+    for (int32_t j = 0; j < a->n; j++, p += ATTN__LANES_AVX2) {
         const float *row = attn__row(a->v, j) + x;
         __m256 weight[2];
         _mm_prefetch(ahead[j] + at, _MM_HINT_T1);
-        ATTN__UNROLL for (i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + 8 * i);
-        ATTN__UNROLL for (i = 0; i < 2 * columns; i++) {
+        ATTN__UNROLL for (int32_t i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + 8 * i);
+        ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) {
             __m256 y = _mm256_fmadd_ps(_mm256_broadcast_ss(row + i / 2), weight[i % 2], sum[i]);
             sum[i] = mask ? _mm256_blendv_ps(sum[i], y, attn__mask_avx2((uint32_t)(mask[j] >> i % 2 * 8))) : y;
         }
     }
-    ATTN__UNROLL for (i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
+    ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
 }
 
 ATTN__AVX2 static void attn__lane_values_avx2(const attn__sums *a) {
@@ -2044,12 +2022,11 @@ ATTN__AVX2 static void attn__lane_values_avx2(const attn__sums *a) {
 /* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
 ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
     __m256 b[4], c[2];
-    int i;
-    ATTN__UNROLL for (i = 0; i < 4; i++) {
+    ATTN__UNROLL for (int i = 0; i < 4; i++) {
         b[i] = _mm256_add_ps(_mm256_blend_ps(a[2 * i], a[2 * i + 1], 0xCC),
                              _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
     }
-    ATTN__UNROLL for (i = 0; i < 2; i++) {
+    ATTN__UNROLL for (int i = 0; i < 2; i++) {
         c[i] = _mm256_add_ps(_mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
                              _mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
     }
@@ -2107,8 +2084,7 @@ ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
 
 ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
     __m256 top = _mm256_set1_ps(ATTN__LOWEST);
-    int32_t j;
-    for (j = 0; j < n; j += 8) {
+    for (int32_t j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
         top = _mm256_blendv_ps(top, _mm256_max_ps(_mm256_loadu_ps(s + j), top), visible);
     }
@@ -2120,8 +2096,7 @@ ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint
 ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float m) {
     __m256 sum = _mm256_setzero_ps();
     __m128 y;
-    int32_t j;
-    for (j = 0; j < n; j += 8) {
+    for (int32_t j = 0; j < n; j += 8) {
         __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
         __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m)));
         p = _mm256_and_ps(visible, p);
@@ -2141,27 +2116,26 @@ ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn_
     ptrdiff_t ldp = a->ldp, ldo = a->ldo;
     float *o = a->o + r * ldo + x;
     const float *p = a->p + r * ldp;
-    int32_t j, i, c;
-    ATTN__UNROLL for (i = 0; i < rows; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             __m256 y = vectors > 1 ? _mm256_loadu_ps(o + i * ldo + 8 * c) : _mm256_maskload_ps(o + i * ldo, used);
             sum[i][c] = _mm256_mul_ps(y, _mm256_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < a->n; j++, p++) {
+    for (int32_t j = 0; j < a->n; j++, p++) {
         __m256 value[4];
         if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             value[c] = type != ATTN_F32 || vectors > 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
                                                        : _mm256_maskload_ps(attn__row(a->v, j) + x, used);
         }
-        ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
             __m256 w = _mm256_broadcast_ss(p + i * ldp);
-            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
+            ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < rows; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             if (vectors > 1) _mm256_storeu_ps(o + i * ldo + 8 * c, sum[i][c]);
             if (vectors == 1) _mm256_maskstore_ps(o + i * ldo, used, sum[i][c]);
         }
@@ -2205,8 +2179,7 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
     __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t)), f = _mm512_sub_ps(t, n);
     __m512 p = _mm512_set1_ps(attn__exp_terms[0]);
-    int i;
-    ATTN__UNROLL for (i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(attn__exp_terms[i]));
+    ATTN__UNROLL for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(attn__exp_terms[i]));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -2225,24 +2198,23 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, con
     __m512 sum[8][4];
     const float *row[8], *q = a->q + 16 * c;
     float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
-    int32_t x, i;
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
         row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
     }
-    for (x = 0; x < a->d; x++, q += ATTN__LANES_AVX512) {
+    for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
         if (a->ahead && x % 16 == 0) {
             ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->d);
-            ATTN__UNROLL for (i = 0; i < keys; i++) _mm_prefetch(a->ahead[j + i] + at, _MM_HINT_T1);
+            ATTN__UNROLL for (int32_t i = 0; i < keys; i++) _mm_prefetch(a->ahead[j + i] + at, _MM_HINT_T1);
         }
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
-        ATTN__UNROLL for (i = 0; i < keys; i++) {
+        ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
@@ -2271,26 +2243,24 @@ ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
 ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
                                                int32_t used) {
     __m512 most[4];
-    int32_t c, j;
     (void)used;
-    ATTN__UNROLL for (c = 0; c < 4; c++) most[c] = _mm512_set1_ps(ATTN__LOWEST);
-    for (j = 0; j < n; j++, s += ATTN__LANES_AVX512) {
+    ATTN__UNROLL for (int32_t c = 0; c < 4; c++) most[c] = _mm512_set1_ps(ATTN__LOWEST);
+    for (int32_t j = 0; j < n; j++, s += ATTN__LANES_AVX512) {
         uint64_t visible = mask ? mask[j] : ~(uint64_t)0;
-        ATTN__UNROLL for (c = 0; c < 4; c++) {
+        ATTN__UNROLL for (int32_t c = 0; c < 4; c++) {
             __mmask16 seen = (__mmask16)(visible >> 16 * c);
             most[c] = _mm512_mask_max_ps(most[c], seen, _mm512_loadu_ps(s + 16 * c), most[c]);
         }
     }
-    ATTN__UNROLL for (c = 0; c < 4; c++) _mm512_storeu_ps(top + 16 * c, most[c]);
+    ATTN__UNROLL for (int32_t c = 0; c < 4; c++) _mm512_storeu_ps(top + 16 * c, most[c]);
 }
 
 ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
                                                    float *m, float *alpha, float *sum, int32_t used) {
-    int32_t c, j;
-    for (c = 0; c < used; c += 16) {
+    for (int32_t c = 0; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total = _mm512_setzero_ps();
-        for (j = 0; j < n; j++) {
+        for (int32_t j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX512 + c;
             __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
             if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
@@ -2366,16 +2336,15 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
    step blends instead of shuffling twice: shuffles have one port, blends two. */
 ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
     __m512 b[8], c[4], d[2];
-    int i;
-    ATTN__UNROLL for (i = 0; i < 8; i++) {
+    ATTN__UNROLL for (int i = 0; i < 8; i++) {
         b[i] = _mm512_add_ps(_mm512_mask_mov_ps(a[2 * i], (__mmask16)0xCCCC, a[2 * i + 1]),
                              _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
     }
-    ATTN__UNROLL for (i = 0; i < 4; i++) {
+    ATTN__UNROLL for (int i = 0; i < 4; i++) {
         c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
                              _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
     }
-    ATTN__UNROLL for (i = 0; i < 2; i++) {
+    ATTN__UNROLL for (int i = 0; i < 2; i++) {
         d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xDD));
     }
@@ -2438,8 +2407,7 @@ ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
 
 ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const uint64_t *mask) {
     __m512 top = _mm512_set1_ps(ATTN__LOWEST);
-    int32_t j;
-    for (j = 0; j < n; j += 16) {
+    for (int32_t j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
         top = _mm512_mask_max_ps(top, visible, _mm512_loadu_ps(s + j), top);
     }
@@ -2448,8 +2416,7 @@ ATTN__AVX512 static float attn__row_max_avx512(const float *s, int32_t n, const 
 
 ATTN__AVX512 static float attn__row_weights_avx512(float *s, int32_t n, const uint64_t *mask, float m) {
     __m512 sum = _mm512_setzero_ps();
-    int32_t j;
-    for (j = 0; j < n; j += 16) {
+    for (int32_t j = 0; j < n; j += 16) {
         __mmask16 visible = (__mmask16)(mask[j >> 6] >> (j & 63));
         __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + j), _mm512_set1_ps(m)));
         p = _mm512_maskz_mov_ps(visible, p);
@@ -2470,27 +2437,26 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     ptrdiff_t ldp = a->ldp, ldo = a->ldo;
     float *o = a->o + r * ldo + x;
     const float *p = a->p + r * ldp;
-    int32_t j, i, c;
-    ATTN__UNROLL for (i = 0; i < rows; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             __m512 y = _mm512_maskz_loadu_ps(used, o + i * ldo + 16 * c);
             sum[i][c] = _mm512_mul_ps(y, _mm512_set1_ps(a->alpha[r + i]));
         }
     }
-    for (j = 0; j < a->n; j++, p++) {
+    for (int32_t j = 0; j < a->n; j++, p++) {
         __m512 value[8];
         if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
-        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             value[c] = attn__load_avx512(a->v[j], x + 16 * c, used, type);
             if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
         }
-        ATTN__UNROLL for (i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
             __m512 w = _mm512_set1_ps(p[i * ldp]);
-            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
+            ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(w, value[c], sum[i][c]);
         }
     }
-    ATTN__UNROLL for (i = 0; i < rows; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_mask_storeu_ps(o + i * ldo + 16 * c, used, sum[i][c]);
+    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
+        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) _mm512_mask_storeu_ps(o + i * ldo + 16 * c, used, sum[i][c]);
     }
 }
 
@@ -3574,11 +3540,10 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     k = attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
-        int needs;
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
-        needs = attn__panel_weights(r, &p);
+        int needs = attn__panel_weights(r, &p);
         if (needs == 2 && !v) {
             v = attn__wide_rows(r, &r->v, t->v_rows[0], n, t->wide_v, t->wide_v_rows);
             finite = attn__all_seen(r, s, 0, s->rows, first, tile[1]) || attn__all_finite(v, n, v_dim);
@@ -3632,11 +3597,10 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     int64_t ld = attn__round_up(r->layer->head_dim, 16);
     float *dst = r->scratch.q;
-    int32_t h, i, x;
-    for (h = 0; h < s->heads; h++) {
-        for (i = 0; i < s->rows; i++, dst += ld) {
+    for (int32_t h = 0; h < s->heads; h++) {
+        for (int32_t i = 0; i < s->rows; i++, dst += ld) {
             attn__copy_q_row(r, s, h, i, dst);
-            for (x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
+            for (int32_t x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
         }
     }
 }
@@ -3660,10 +3624,9 @@ typedef struct attn__step {
 static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
     attn__span p = { 0, 0, INT32_MAX };
-    int32_t i, w;
-    for (i = 0; i < s->rows; i++) {
+    for (int32_t i = 0; i < s->rows; i++) {
         if (!same) p = attn__packed_span(r, s, i);
-        for (w = 0; w < 2; w++) {
+        for (int32_t w = 0; w < 2; w++) {
             int64_t base = (int64_t)tile->first + 64 * w;
             uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
             uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
@@ -3680,7 +3643,6 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
                                         const uint64_t *mask) {
     const float one = 1.0f;
     attn__sums a = *all;
-    int32_t i;
     a.o += (ptrdiff_t)row * a.ldo;
     a.p += (ptrdiff_t)row * a.ldp;
     a.alpha += row;
@@ -3689,7 +3651,7 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
     r->leaves->row_values(&a);
     a.alpha = &one;
     a.n = 1;
-    for (i = 0; i < all->n; i++, a.p++, a.v++) {
+    for (int32_t i = 0; i < all->n; i++, a.p++, a.v++) {
         int32_t bit = skipped + i;
         if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(&a);
     }
@@ -3782,15 +3744,14 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
     float gap = attn__vote(r, NULL, ref, s->rows);
     int64_t start = p->tile.first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
     int skip = r->gap > 0 ? gap > r->gap : r->eps > 0 && gap >= 0;
-    int32_t i;
-    for (i = 0; i < s->rows && r->eps > 0 && skip; i++) {
+    for (int32_t i = 0; i < s->rows && r->eps > 0 && skip; i++) {
         own.m = m[(int64_t)i * r->state_stride];
         own.skipped = t->sum[i];
         skip = t->top[i] == ATTN__LOWEST ||
                attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
     }
     attn__count(r, gap, skip, 0);
-    for (i = 0; i < s->rows; i++) {
+    for (int32_t i = 0; i < s->rows; i++) {
         float unit = m[(int64_t)i * r->state_stride], most = unit > ref[i].m ? unit : ref[i].m;
         if (t->top[i] == ATTN__LOWEST) continue;
         if (r->eps > 0) {
@@ -3807,11 +3768,10 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
 static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     float *l = p->state + r->layer->v_dim;
-    int32_t i;
     int skip, moved = 0;
     attn__decode_weights(r, s, p, ahead, l + 2, r->state_stride);
     skip = r->layer->skip.mode && attn__decode_skips(r, s, p);
-    for (i = 0; i < s->rows; i++, l += r->state_stride) {
+    for (int32_t i = 0; i < s->rows; i++, l += r->state_stride) {
         moved |= l[0] != 0 && p->alpha[i] != 1.0f;
         l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
         l[1] = l[1] * p->alpha[i] + (skip ? t->sum[i] : 0.0f);
@@ -3883,18 +3843,17 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tile = { 0, 0, 0 };
-    int32_t h, i;
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
     if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
-    for (h = 0; h < s->heads; h++) {
+    for (int32_t h = 0; h < s->heads; h++) {
         attn__account *seed = t->seed + h * s->rows;
         attn__step p = attn__decode_step(r, s, &tile, h, t->states);
-        for (i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
+        for (int32_t i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
         if (p.n > 0) {
             attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, p.k_rows);
             attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
         }
-        for (i = 0; i < s->rows; i++) {
+        for (int32_t i = 0; i < s->rows; i++) {
             seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
             seed[i].skipped = 0;
         }
@@ -3904,8 +3863,7 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
 /* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
 static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
     const attn__account none = { ATTN__LOWEST, 0, 0 };
-    int32_t i;
-    for (i = 0; i < s->heads * s->rows; i++) {
+    for (int32_t i = 0; i < s->heads * s->rows; i++) {
         r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? none : r->scratch.seed[i];
     }
 }
