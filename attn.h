@@ -283,10 +283,7 @@ typedef struct attn_layer {
     int32_t head_dim, v_dim;        /* of q and k, of v and o (0: head_dim) */
     attn_type q_type, kv_type, o_type;
     attn_mask mask;
-    int32_t window_left;            /* keys at or before the query, itself included; 0: no limit */
-    int32_t window_right;           /* keys at or after the query, itself included; 0: no limit; causal ignores it */
-    int32_t sink_keys;              /* keys 0 .. sink_keys - 1 stay visible outside the window */
-    int32_t chunk;                  /* CAUSAL: positions of a chunk, 0: none; BLOCK: rows of a block */
+    int32_t window_left, window_right, sink_keys, chunk; /* in keys, the query's own included; 0: none; see >>masks */
     int32_t page_size;              /* keys per page; 0: contiguous */
     int32_t ring;                   /* R: key p lives in slot p mod R of its request's cache; 0: in slot p */
     int32_t topk;                   /* TOPK: entries of each row's list */
@@ -303,9 +300,8 @@ typedef struct attn_layer {
 
 /* WHERE: the data of one layer. Strides count elements, 0: packed. */
 typedef struct attn_io {
-    const void *q;                  /* [row][head][head_dim], rows of all requests packed in request order */
-    void *k, *v;                    /* [key][kv_head][dim], or [page][slot][kv_head][dim] when page_size is set */
-    void *o;                        /* [row][head][v_dim] */
+    const void *q;                  /* shapes of q, k, v and o: >>layouts */
+    void *k, *v, *o;
     float *lse;                     /* [row][head] natural log of the softmax denominator; NULL: not wanted */
     int64_t q_row, q_head, o_row, o_head;
     int64_t k_page, k_row, k_head;  /* k_page with page_size 0: request i starts at i * k_page (padded cache); */
@@ -368,8 +364,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 /* Writes the plan in words, one fact a line (on a device: its layer); returns the length of all, as snprintf does. */
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes);
 
-/* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. The same for every later plan that agrees
-   in layer, n, capacities and in which of q_len and phase are NULL. */
+/* Bytes of scratch memory for attn_exec.mem; 0 if the arguments are invalid. What they follow from: >>memory. */
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 
 /* o = softmax(mask(softcap(scale * q k^T))) v for all rows of the step, and lse. `layer` must equal the plan's. */
@@ -428,8 +423,7 @@ typedef struct attn_rope_input {
     int32_t rotary_dim;             /* the first so many elements of a head turn; even; 0: head_dim */
     int32_t interleaved;            /* 0: i pairs with i + rotary_dim / 2 (GPT-NeoX, Llama); 1: 2i pairs with 2i + 1 */
     const int32_t *positions;       /* [row] */
-    const float *inv_freq;          /* [rotary_dim / 2] angle per position, at most 65536; NULL: the f32 nearest to */
-                                    /* base^(-2i / rotary_dim), as model code has it */
+    const float *inv_freq;          /* [rotary_dim / 2] angle a position, to 65536; NULL: base^(-2i / rotary_dim) */
     float base;                     /* 0: 10000 */
     float magnitude;                /* the result is multiplied by it (YaRN); 0: 1 */
 } attn_rope_input;
@@ -3156,9 +3150,7 @@ static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t r
 }
 
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
-    attn__lengths n = attn__lengths_of(&r->view, s->request);
-    if (r->layer->mask == ATTN_TOPK) return attn__seen(r, s, row, 1);
-    return attn__row_span(r->layer, &n, (s->row + row) / r->group);
+    return attn__seen(r, s, row, 1);
 }
 
 /* Do all of `rows` packed rows see all keys first .. last - 1? TREE: surely, whatever the bits. */
@@ -3952,14 +3944,13 @@ static int attn__check_lists(const attn_plan *plan, const attn_io *io, const att
 
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error) {
-    int32_t zero = 0;
     int status = attn__check_call(plan, layer, io, error);
     if (!status) status = attn__check_rows(plan, io, error);
     if (!status) status = attn__check_cache(plan, io, ATTN__READ, error);
     if (!status) status = attn__check_exec(plan, exec, error);
     if (!status && plan->resolved.mask == ATTN_TOPK) status = attn__check_lists(plan, io, exec, error);
     if (status) return status;
-    memcpy(attn__exec_start(exec), &zero, sizeof zero);
+    memset(attn__exec_start(exec), 0, sizeof(int32_t));
     return attn__succeed(error);
 }
 
@@ -3986,13 +3977,12 @@ static void attn__lane(void *context, int lane) {
 
 static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
     attn__stage_context c = { plan, io, exec, stage };
-    int32_t zero = 0, i;
     if (!attn_task_count(plan, stage)) return;
-    memcpy(attn__exec_start(exec), &zero, sizeof zero);
+    memset(attn__exec_start(exec), 0, sizeof(int32_t));
     if (exec->parallel_for && exec->lanes > 1) {
         exec->parallel_for(exec->user, exec->lanes, attn__lane, &c);
     } else {
-        for (i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
+        for (int32_t i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
     }
 }
 
