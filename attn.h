@@ -423,7 +423,7 @@ typedef struct attn_rope_input {
     int32_t rotary_dim;             /* the first so many elements of a head turn; even; 0: head_dim */
     int32_t interleaved;            /* 0: i pairs with i + rotary_dim / 2 (GPT-NeoX, Llama); 1: 2i pairs with 2i + 1 */
     const int32_t *positions;       /* [row] */
-    const float *inv_freq;          /* [rotary_dim / 2] angle a position, to 65536; NULL: base^(-2i / rotary_dim) */
+    const float *inv_freq;          /* [rotary_dim / 2] angles, to 65536; NULL: base^(-2i / rotary_dim) as f32 */
     float base;                     /* 0: 10000 */
     float magnitude;                /* the result is multiplied by it (YaRN); 0: 1 */
 } attn_rope_input;
@@ -819,7 +819,6 @@ ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
     return ATTN_OK;
 }
 
-/* What the masks need. */
 static int attn__check_mask(const attn_layer *l, attn_error *error) {
     const attn__rule rules[] = {
         { l->topk > 0 && l->mask != ATTN_TOPK, "layer.topk = %a needs mask TOPK", l->topk, 0 },
@@ -1029,7 +1028,6 @@ typedef struct attn__capacity {
     int32_t depth;                              /* states that a run may hold at once */
 } attn__capacity;
 
-/* Where the arrays are. */
 typedef struct attn__view {
     int32_t *q_start, *kv_start, *phase, *prefix;
     attn__strip *strips;
@@ -1287,7 +1285,6 @@ static int32_t attn__cut(attn__planner *p, const attn__strip *s, int32_t begin) 
     return end;
 }
 
-/* Tasks of all strips, in their order. */
 static void attn__add_tasks(attn__planner *p) {
     p->quota = attn__max64(1, attn__ceil_div(p->decode_total, p->plan.resolved.workers));
     for (int32_t i = 0; i < p->plan.strips; i++) {
@@ -2745,17 +2742,15 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, 
     int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
     int status = attn__check_pointer("io.k", io->k, needed, align, error);
     if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
+    int values = !latent && use != ATTN__SCORE, paged = needed && l->page_size;
     if (latent && (io->v || io->v_scale)) {
         return attn__fail_name(error, ATTN_E_ARGUMENT, io->v ? "io.v" : "io.v_scale",
                                " is not NULL, but the layer has ATTN_V_IN_K", 0, 0, 0, 0);
     }
-    if (!latent && use != ATTN__SCORE) {
-        if (!status) status = attn__check_pointer("io.v", io->v, needed, align, error);
-        if (!status) status = attn__check_pointer("io.v_scale", io->v_scale, scaled, 4, error);
-    }
-    if (status || !l->page_size || !needed) return status;
-    status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
-    if (status) return status;
+    if (!status && values) status = attn__check_pointer("io.v", io->v, needed, align, error);
+    if (!status && values) status = attn__check_pointer("io.v_scale", io->v_scale, scaled, 4, error);
+    if (!status && paged) status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
+    if (status || !paged) return status;
     if (io->pages < 0) return attn__fail(error, ATTN_E_ARGUMENT, "io.pages = %a is negative", io->pages, 0);
     return attn__check_table(plan, io, use, error);
 }
@@ -3220,7 +3215,6 @@ static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_
     return bits;
 }
 
-/* The lowest bit set. */
 static int32_t attn__low_bit(uint64_t bits) {
 #if defined(__GNUC__) || defined(__clang__)
     return __builtin_ctzll(bits);
@@ -4833,8 +4827,7 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
 
 #endif /* ATTN_IMPLEMENTED */
 
-/* ------------------------------------------------------------------------------------------------------------------
-   MIT License
+/* MIT License
 
    Copyright (c) 2026 the attn.h authors
 
@@ -4849,5 +4842,4 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
    THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
    WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
    OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-   OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-   ------------------------------------------------------------------------------------------------------------------ */
+   OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
