@@ -618,15 +618,26 @@ static void builtins(void) {
     CHECK(folder && strchr(strrchr(spy.opened, '-'), '.'), "%s", spy.opened);
 }
 
+/* A driver of CUDA 12.0 that is given the code of a newer NVRTC. */
+static void refuse_code(void) {
+    gpu.ptxsim_set("PTXSIM_DRIVER", "12000");
+    gpu.ptxsim_set("PTXSIM_FAIL", "cuModuleLoadDataEx:1:222");
+    spy.nvrtc_version = 130;
+}
+
 static void refused_code(void) {
     attn_cuda_desc d = spy_desc();
     attn_cuda *cuda = NULL;
     attn_error e;
     char text[400];
     if (!has_compiler()) return;
-    gpu.ptxsim_set("PTXSIM_DRIVER", "12000");
+    refuse_code();
     CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_DRIVER &&
-          strstr(e.text, "CUDA 12.0, is too old for the code of NVRTC 1"), "%s", e.text);
+          strstr(e.text, "CUDA 12.0, is too old for the code of NVRTC 13.0"), "%s", e.text);
+    fresh();
+    gpu.ptxsim_set("PTXSIM_FAIL", "cuModuleLoadDataEx:1:218");
+    CHECK(first_plan(&d, &e, NULL, 0) == ATTN_E_DRIVER && strstr(e.text, "cuModuleLoadDataEx: error 218, a PTX JIT"),
+          "%s", e.text);
     fresh();
     d.flags = 0;
     CHECK(!attn_cuda_open(&cuda, &d, &e), "%s", e.text);
@@ -1296,7 +1307,7 @@ static void wordless_driver(void) {
 }
 
 /* wanted: what comes of it when no allocation fails any more. Returns how many did. */
-static int allocations_that_fail(const char *driver, int wanted) {
+static int allocations_that_fail(int is_refused, int wanted) {
     attn_cuda_desc d = quick_desc();
     attn_error e;
     int k;
@@ -1306,7 +1317,7 @@ static int allocations_that_fail(const char *driver, int wanted) {
         attn_cuda *cuda = NULL;
         int status;
         fresh();
-        gpu.ptxsim_set("PTXSIM_DRIVER", driver);
+        if (is_refused) refuse_code();
         spy.only_pretend = 1;
         spy.fail_at = k;
         status = attn_cuda_open(&cuda, &d, &e);
@@ -1322,9 +1333,9 @@ static int allocations_that_fail(const char *driver, int wanted) {
 static void memory_faults(void) {
     int failed;
     if (!has_compiler()) return;
-    failed = allocations_that_fail("13090", ATTN_OK);
+    failed = allocations_that_fail(0, ATTN_OK);
     CHECK(failed >= 4 && failed < 39, "%d allocations failed", failed);
-    failed = allocations_that_fail("12000", ATTN_E_DRIVER); /* which refuses the code */
+    failed = allocations_that_fail(1, ATTN_E_DRIVER);
     CHECK(failed >= 4 && failed < 39, "%d allocations failed", failed);
 }
 
