@@ -340,6 +340,12 @@ static void graphs(void) {
     CHECK(!cuStreamEndCapture(s, &g) && !cuGraphInstantiateWithFlags(&x, g, 0) && !cuMemFree_v2(r.b), "free");
     CHECK(!cuGraphLaunch(x, s) && cuStreamSynchronize(s) == 700 && ptxsim_reports(PTXSIM_HOST) == 1, "%s",
           ptxsim_last_report());
+    ptxsim_recover();
+    CHECK(!cuStreamBeginCapture_v2(s, CU_CAPTURE_RELAXED) && !cuMemcpyDtoHAsync_v2(out, r.a, 4, s), "capture");
+    CHECK(!cuStreamEndCapture(s, &g) && !cuGraphInstantiateWithFlags(&x, g, 0) && !cuGraphLaunch(x, s), "a copy");
+    CHECK(!cuStreamSynchronize(s) && ptxsim_reports(-1) == 0, "as long as the memory is there");
+    CHECK(!cuMemFree_v2(r.a) && !cuGraphLaunch(x, s) && cuStreamSynchronize(s) == 700 &&
+          ptxsim_reports(PTXSIM_HOST) == 1, "%s", ptxsim_last_report());
 }
 
 /* What spoils a capture, and which code each thing gives. */
@@ -439,6 +445,7 @@ static void sticky_errors(void) {
 static void faults(void) {
     rig r;
     CUdeviceptr p[3];
+    const char *name;
     int k;
     open_rig(&r);
     ptxsim_set("PTXSIM_FAIL", "cuMemAlloc_v2:2");
@@ -456,6 +463,10 @@ static void faults(void) {
         failed += 4 * (cuCtxSynchronize() == 46);
         CHECK(failed == (k == 4 ? 0 : 1 << (k - 1)), "call %d of all: %d", k, failed);
     }
+    ptxsim_set("PTXSIM_FAIL", "cuGetErrorName:1:46");
+    CHECK(cuGetErrorName(0, &name) == 46 && !name && !cuGetErrorName(0, &name) && name, "even a name");
+    ptxsim_set("PTXSIM_FAIL", "cuGetErrorString:1:46");
+    CHECK(cuGetErrorString(0, &name) == 46 && !name && !cuGetErrorString(0, &name) && name, "and a sentence");
     CHECK(ptxsim_set("PTXSIM_NONSENSE", "1") == -1, "no such setting");
 }
 
