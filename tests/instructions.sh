@@ -59,8 +59,8 @@ at_most prompt_avx2 counted_prompt_avx2 380
 at_most prompt_avx2 attn__lane_scores_avx2 150
 at_most prompt_avx2 attn__lane_values_avx2 168
 at_most prompt_avx2 attn__lane_weights_avx2 15
-at_most decode_avx2 counted_decode_avx2 550
-at_most verify_avx2 counted_verify_avx2 680
+at_most decode_avx2 counted_decode_avx2 520
+at_most verify_avx2 counted_verify_avx2 590
 at_most prompt_scalar counted_prompt_scalar 13500
 at_most decode_scalar counted_decode_scalar 5800
 at_most plan counted_plan 1740000
