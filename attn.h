@@ -3,14 +3,14 @@
    DO THIS
       #define ATTN_IMPLEMENTATION     in exactly one .c or .cpp file, before
       #include "attn.h"               elsewhere include it plainly.
-      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time; do not pass
-      -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
+      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time (AArch64:
+      NEON); do not pass -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
 
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
       >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
-      >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>dispatch  >>explain  >>check  >>state
-      >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>leaves_neon  >>dispatch  >>explain  >>check
+      >>state  >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -235,7 +235,9 @@ typedef enum attn_scale {
     ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST, ATTN_SCALE_PER_KEY
 } attn_scale;
 
-typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512 } attn_isa;
+typedef enum attn_isa {
+    ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_NEON
+} attn_isa;
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
@@ -541,6 +543,12 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #else
 #define ATTN__X86 0
 #endif
+#if !defined(ATTN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define ATTN__NEON 1 /* not with MSVC itself: some of its versions lack half floats */
+#include <arm_neon.h>
+#else
+#define ATTN__NEON 0
+#endif
 
 /* ATTN__COLD: checks and texts, small code instead of fast code. */
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -781,7 +789,7 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(topk, 0, INT32_MAX),        ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY),
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_AVX512),   ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
+    ATTN__FIELD(isa, 0, ATTN_ISA_NEON),     ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
     ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS),
     ATTN__FIELD(scale, 0, 0),               ATTN__FIELD(softcap, 0, 0),
     ATTN__FIELD(skip.prefill, 0, 0),        ATTN__FIELD(skip.decode, 0, 0)
@@ -864,7 +872,8 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
         { skip && l->key_tile == 96, "layer.key_tile = 96 cannot be combined with layer.skip.mode = %a", skip, 0 },
         { skip && split % ATTN__GROUP_KEYS,
           "layer.split_keys = %a is not a multiple of 2048, but layer.skip.mode = %b", split, skip },
-        { l->isa >= ATTN_ISA_AVX2 && !ATTN__X86, "layer.isa = %a was not compiled in", l->isa, 0 }
+        { l->isa >= ATTN_ISA_AVX2 && !(l->isa == ATTN_ISA_NEON ? ATTN__NEON : ATTN__X86),
+          "layer.isa = %a was not compiled in", l->isa, 0 }
     };
     return attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
 }
@@ -2471,7 +2480,155 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
 #endif
-#endif /* ATTN__X86 */
+#elif ATTN__NEON
+/* ---- >>leaves_neon: AArch64; 16 rows in the lanes, blocks of 4 by 4 vectors; what is not hot is portable C ------- */
+
+/* All bits of lane i set where bit i of mask is set. */
+ATTN__INLINE uint32x4_t attn__mask_neon(uint64_t mask) {
+    static const uint32_t bit[] = { 1, 2, 4, 8 };
+    return vtstq_u32(vdupq_n_u32((uint32_t)mask), vld1q_u32(bit));
+}
+
+/* x[0 .. 3] becomes exp(x - m), 0 where a bit of visible is 0. */
+ATTN__INLINE float32x4_t attn__exp_neon(float *x, float32x4_t m, uint64_t visible) {
+    float32x4_t t = vmulq_n_f32(vsubq_f32(vld1q_f32(x), m), ATTN__LOG2E), n, f, p = vdupq_n_f32(attn__exp_terms[0]);
+    uint32x4_t keep = vbicq_u32(attn__mask_neon(visible), vcltq_f32(t, vdupq_n_f32(-126.0f))), e;
+    t = vmaxq_f32(t, vdupq_n_f32(-126.0f)); /* NaN passes */
+    n = vrndnq_f32(t);
+    f = vsubq_f32(t, n);
+    ATTN__UNROLL for (int i = 1; i < 6; i++) p = vfmaq_f32(vdupq_n_f32(attn__exp_terms[i]), p, f);
+    e = vshlq_n_u32(vreinterpretq_u32_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127))), 23);
+    p = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(vmulq_f32(p, vreinterpretq_f32_u32(e))), keep));
+    vst1q_f32(x, p);
+    return p;
+}
+
+ATTN__INLINE float32x4_t attn__load_neon(const char *src, attn_type type) {
+    if (type == ATTN_F32) return vld1q_f32((const float *)(const void *)src);
+    if (type == ATTN_F16) return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)(const void *)src)));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16((const uint16_t *)(const void *)src)), 16));
+}
+
+static void attn__widen_neon(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
+                             int32_t d, attn_type type) {
+    int32_t size = attn__type_bytes(type), end = type <= ATTN_BF16 ? d / 4 * 4 : 0;
+    for (int32_t i = 0; i < rows; i++, dst += ld) {
+        const char *rest = src[i] + (ptrdiff_t)end * size;
+        for (int32_t x = 0; x < end; x += 4) vst1q_f32(dst + x, attn__load_neon(src[i] + (ptrdiff_t)x * size, type));
+        attn__widen_row_scalar(dst + end, rest, d - end, type, attn__row_scale(scales, i));
+    }
+}
+
+static void attn__lane_scores_neon(const attn__dots *a) {
+    for (int32_t j = 0; j < a->n; j += 4) {
+        const float *q = a->q;
+        float32x4_t sum[16], query[4];
+        ATTN__UNROLL for (int i = 0; i < 16; i++) sum[i] = vdupq_n_f32(0.0f);
+        for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_SCALAR) {
+            ATTN__UNROLL for (int i = 0; i < 4; i++) query[i] = vld1q_f32(q + 4 * i);
+            ATTN__UNROLL
+            for (int i = 0; i < 16; i++) sum[i] = vfmaq_n_f32(sum[i], query[i % 4], attn__row(a->k, j + i / 4)[x]);
+        }
+        ATTN__UNROLL for (int i = 0; i < 16; i++) vst1q_f32(a->s + j * ATTN__LANES_SCALAR + 4 * i, sum[i]);
+    }
+}
+
+static void attn__lane_max_neon(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
+    for (int32_t c = 0; c < used; c += 4) {
+        float32x4_t most = vdupq_n_f32(ATTN__LOWEST);
+        for (int32_t j = 0; j < n; j++) {
+            float32x4_t y = vmaxnmq_f32(most, vld1q_f32(s + j * ATTN__LANES_SCALAR + c)); /* NaN does not pass */
+            most = mask ? vbslq_f32(attn__mask_neon(mask[j] >> c), y, most) : y;
+        }
+        vst1q_f32(top + c, most);
+    }
+}
+
+static void attn__lane_weights_neon(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                    float *alpha, float *sum, int32_t used) {
+    for (int32_t c = 0; c < used; c += 4, s += 4) {
+        float32x4_t old = vld1q_f32(m + c), most = vmaxnmq_f32(vld1q_f32(top + c), old), total = vdupq_n_f32(0.0f);
+        for (int32_t j = 0; j < n; j++) {
+            total = vaddq_f32(total, attn__exp_neon(s + j * ATTN__LANES_SCALAR, most, mask ? mask[j] >> c : 15));
+        }
+        vst1q_f32(m + c, most);
+        vst1q_f32(alpha + c, old);
+        attn__exp_neon(alpha + c, most, 15);
+        vst1q_f32(sum + c, total);
+    }
+}
+
+/* lines x 16 elements of o: columns from x on of 16 rows (lane), or rows from r on and their columns from x on. */
+ATTN__INLINE void attn__sums_neon(int lane, int lines, const attn__sums *a, int32_t r, int32_t x,
+                                  const uint64_t *mask) {
+    ptrdiff_t ld = lane ? ATTN__LANES_SCALAR : a->ldo;
+    float *o = a->o + (lane ? x * ld : r * ld + x);
+    const float *p = a->p + (lane ? 0 : r * a->ldp);
+    float32x4_t sum[16], row[4];
+    ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) {
+        float32x4_t alpha = lane ? vld1q_f32(a->alpha + i % 4 * 4) : vdupq_n_f32(a->alpha[r + i / 4]);
+        sum[i] = vmulq_f32(vld1q_f32(o + i / 4 * ld + i % 4 * 4), alpha);
+    }
+    for (int32_t j = 0; j < a->n; j++) {
+        const float *v = attn__row(a->v, j) + x, *at = lane ? p + j * ATTN__LANES_SCALAR : v;
+        ATTN__UNROLL for (int i = 0; i < 4; i++) row[i] = vld1q_f32(at + 4 * i);
+        ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) {
+            float32x4_t y = vfmaq_n_f32(sum[i], row[i % 4], lane ? v[i / 4] : p[i / 4 * a->ldp + j]);
+            sum[i] = mask ? vbslq_f32(attn__mask_neon(mask[j] >> (i % 4 * 4)), y, sum[i]) : y;
+        }
+    }
+    ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) vst1q_f32(o + i / 4 * ld + i % 4 * 4, sum[i]);
+}
+
+static void attn__lane_values_neon(const attn__sums *a) {
+    if (a->v_dim % 4) attn__lane_values_scalar(a);
+    for (int32_t x = 0; a->v_dim % 4 == 0 && x < a->v_dim; x += 4) {
+        if (a->strict) attn__sums_neon(1, 4, a, 0, x, a->mask);
+        if (!a->strict) attn__sums_neon(1, 4, a, 0, x, NULL);
+    }
+}
+
+static void attn__row_values_neon(const attn__sums *a) {
+    if (a->v_dim % 16) attn__row_values_scalar(a);
+    for (int32_t x = 0, r; a->v_dim % 16 == 0 && x < a->v_dim; x += 16) {
+        for (r = 0; r + 4 <= a->rows; r += 4) attn__sums_neon(0, 4, a, r, x, NULL);
+        for (; r < a->rows; r++) attn__sums_neon(0, 1, a, r, x, NULL);
+    }
+}
+
+/* rows (1 or 4) x 4 dot products from row r on; their lanes are added as (0 + 1) + (2 + 3) */
+ATTN__INLINE void attn__dots_neon(int rows, const attn__dots *a, int32_t r) {
+    for (int32_t j = 0; j < a->n; j += 4) {
+        const float *q = a->q + (ptrdiff_t)r * a->ldq;
+        float32x4_t sum[16], key[4];
+        ATTN__UNROLL for (int i = 0; i < 4 * rows; i++) sum[i] = vdupq_n_f32(0.0f);
+        for (int32_t x = 0; x < a->d; x += 4, q += 4) {
+            ATTN__UNROLL for (int i = 0; i < 4; i++) key[i] = vld1q_f32(attn__row(a->k, j + i) + x);
+            ATTN__UNROLL
+            for (int i = 0; i < 4 * rows; i++) sum[i] = vfmaq_f32(sum[i], vld1q_f32(q + i / 4 * a->ldq), key[i % 4]);
+        }
+        ATTN__UNROLL for (int i = 0; i < 4 * rows; i += 4) {
+            float32x4_t low = vpaddq_f32(sum[i], sum[i + 1]), high = vpaddq_f32(sum[i + 2], sum[i + 3]);
+            vst1q_f32(a->s + (r + i / 4) * a->lds + j, vpaddq_f32(low, high));
+        }
+    }
+}
+
+static void attn__row_scores_neon(const attn__dots *a) {
+    int32_t r = 0, end = a->d % 4 ? 0 : a->rows;
+    if (!end) attn__row_scores_scalar(a);
+    for (; r + 4 <= end; r += 4) attn__dots_neon(4, a, r);
+    for (; r < end; r++) attn__dots_neon(1, a, r);
+}
+
+static float attn__row_weights_neon(float *s, int32_t n, const uint64_t *mask, float m) {
+    float32x4_t sum = vdupq_n_f32(0.0f);
+    for (int32_t j = 0; j < n; j += 4) {
+        sum = vaddq_f32(sum, attn__exp_neon(s + j, vdupq_n_f32(m), mask[j >> 6] >> (j & 63)));
+    }
+    return vaddvq_f32(sum);
+}
+#endif
 
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 
@@ -2517,6 +2674,12 @@ static uint32_t attn__xcr0(void) {
     return low;
 #endif
 }
+#elif ATTN__NEON
+static const attn__leaves attn__leaves_neon = {
+    "neon", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_neon, attn__narrow_scalar, attn__softcap_scalar,
+    attn__blend_scalar, attn__turn_scalar, attn__lane_scores_neon, attn__lane_max_neon, attn__lane_weights_neon,
+    attn__lane_values_neon, attn__row_scores_neon, attn__row_max_scalar, attn__row_weights_neon, attn__row_values_neon
+};
 #endif
 
 ATTN_API attn_isa attn_isa_detect(void) {
@@ -2534,7 +2697,7 @@ ATTN_API attn_isa attn_isa_detect(void) {
     if ((seven[1] & avx512) == avx512 && (state & 0xe6u) == 0xe6u) return ATTN_ISA_AVX512;
     return ATTN_ISA_AVX2;
 #else
-    return ATTN_ISA_SCALAR;
+    return ATTN__NEON ? ATTN_ISA_NEON : ATTN_ISA_SCALAR;
 #endif
 }
 
@@ -2542,6 +2705,8 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 #if ATTN__X86
     if (isa == ATTN_ISA_AVX2) return &attn__leaves_avx2;
     if (isa == ATTN_ISA_AVX512) return &attn__leaves_avx512;
+#elif ATTN__NEON
+    if (isa == ATTN_ISA_NEON) return &attn__leaves_neon;
 #endif
     (void)isa;
     return &attn__leaves_scalar;

@@ -1,5 +1,6 @@
 /* api.c - the public functions one by one, each against a definition written here a second time. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 #include <math.h>
@@ -475,7 +476,7 @@ static void test_append_rounding(void) {
     int from, to;
     CHECK(round_to(&f16, 65519.0f) == 0x7bff && round_to(&f16, 65520.0f) == 0x7c00, "the converter of this test");
     CHECK(round_to(&f16, -1.0f) == 0xbc00 && round_to(&bf16, 1.00390625f) == 0x3f80, "the converter of this test");
-    for (isa = ATTN_ISA_SCALAR; isa <= best_isa(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (from = ATTN_F32; from <= ATTN_BF16; from++) {
             for (to = ATTN_F32; to <= ATTN_BF16; to++) check_conversion((attn_type)from, (attn_type)to, isa);
         }
@@ -718,7 +719,7 @@ static void test_merge_halves(void) {
 
 static void test_dense(void) {
     int32_t q_len = 40, kv_len = 700, isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= best_isa(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         attn_layer layer = job_layer();
         attn_error error;
         job j;
@@ -886,10 +887,9 @@ static void test_explain_layer(void) {
 }
 
 static void test_explain(void) {
-    static const char *const names[] = { "", "scalar", "avx2", "avx512" };
     char full[4096], part[4096];
     int32_t isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= best_isa(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         attn_layer layer = job_layer();
         size_t length, bytes;
         job j;
@@ -908,7 +908,7 @@ static void test_explain(void) {
             CHECK(!memcmp(part, full, kept) && part[kept] == 0, "text with %lu bytes", (unsigned long)bytes);
             CHECK(part[bytes] == 0x7f, "wrote past %lu bytes", (unsigned long)bytes);
         }
-        CHECK(strstr(full, names[isa]), "no \"%s\" in\n%s", names[isa], full);
+        CHECK(strstr(full, isa_name(isa)), "no \"%s\" in\n%s", isa_name(isa), full);
         CHECK(strstr(full, "48") && strstr(full, "32") && strstr(full, "37"), "no tile sizes in\n%s", full);
         job_close(&j);
     }

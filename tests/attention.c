@@ -2,6 +2,7 @@
    Usage: attention [name part] [seed] [case]: the last two pick the random cases, so that one can be run again. */
 #include "../attn.h"
 #include "cases.h"
+#include "isas.h"
 #include "ref.h"
 #include "test.h"
 
@@ -112,8 +113,8 @@ enum { RANDOM_CASES = 800 };
 static uint64_t random_seed = 1;
 static int random_only = -1;
 static int random_done;
-static char random_problem[4][5][1600];
-static int random_bad[4];
+static char random_problem[ATTN_ISA_NEON + 1][5][1600];
+static int random_bad[ATTN_ISA_NEON + 1];
 static int seen_merges, seen_strips, seen_units, seen_paged, seen_hidden, seen_split, seen_mixed;
 static int seen_trees, seen_lists, seen_bytes, seen_key_scales, seen_latent;
 
@@ -173,7 +174,7 @@ static void random_all(void) {
 
 static void random_isa(attn_isa isa) {
     int i;
-    if ((int)isa > (int)attn_isa_detect()) {
+    if (!has_isa((int)isa)) {
         test_skip("this CPU or build has no such instruction set");
         return;
     }
@@ -191,6 +192,10 @@ static void random_avx2(void) {
 
 static void random_avx512(void) {
     random_isa(ATTN_ISA_AVX512);
+}
+
+static void random_neon(void) {
+    random_isa(ATTN_ISA_NEON);
 }
 
 /* The generator must reach the paths that can go wrong. */
@@ -1702,6 +1707,7 @@ int main(int argc, char **argv) {
     test_run("random cases against the oracle, scalar", random_scalar);
     test_run("random cases against the oracle, avx2", random_avx2);
     test_run("random cases against the oracle, avx512", random_avx512);
+    if (has_isa(ATTN_ISA_NEON)) test_run("random cases against the oracle, neon", random_neon);
     test_run("random cases reach every path", random_coverage);
     test_run("every mixture of q, kv and o types", types_mixed);
     test_run("features trap 1: logits of -6e4 and -1e30 are no masks", trap1_low_logits);

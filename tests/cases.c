@@ -1,5 +1,6 @@
 /* cases.c - see cases.h */
 #include "cases.h"
+#include "isas.h"
 #include "ref.h"
 
 #include <math.h>
@@ -1475,11 +1476,10 @@ void case_describe(const case_spec *s, char *text, size_t bytes) {
 int case_isas(attn_isa set[4]) {
     int n = 0;
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) set[n++] = (attn_isa)isa;
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) set[n++] = (attn_isa)isa;
     return n;
 }
 
 const char *case_isa_name(attn_isa isa) {
-    static const char *const names[] = { "auto", "scalar", "avx2", "avx512" };
-    return (unsigned)isa < 4 ? names[isa] : "?";
+    return isa_name((int)isa);
 }

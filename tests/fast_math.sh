@@ -42,7 +42,7 @@ variant() {
         echo "FAIL fast-math: $name does not build or run"
         return
     fi
-    for isa in scalar avx2 avx512; do
+    for isa in $isas; do
         if grep -q "^$isa " "$out/$compiler -O2"; then
             same "$name" "$compiler -O2" "$isa"
         else
@@ -52,6 +52,10 @@ variant() {
     done
 }
 
+case $(uname -m) in
+    aarch64 | arm64) isas='scalar neon' ;;
+    *) isas='scalar avx2 avx512' ;;
+esac
 compilers='gcc clang'
 if [ $# -eq 0 ] && command -v gcc >/dev/null 2>&1; then
     compilers=gcc

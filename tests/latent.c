@@ -1,6 +1,7 @@
 /* latent.c - ATTN_V_IN_K, as absorbed MLA uses it: the values are the first elements of the keys' rows. The result has
    the bits of a call whose V is a copy of them; scale and combinations that cannot work are refused. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 enum { HEADS = 16, DIM = 576, VALUES = 512, KEYS = 700, PAGE = 64, PAGES = 2 * ((KEYS + PAGE - 1) / PAGE), MOST = 40 };
@@ -136,7 +137,7 @@ static void run(attn_type type, int32_t rows, int phase, int isa) {
 
 static void test_same(void) {
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         run(ATTN_F32, 1, ATTN_DECODE, isa);
         run(ATTN_BF16, 3, ATTN_DECODE, isa);
         run(ATTN_F16, 9, ATTN_PREFILL, isa);

@@ -1,6 +1,7 @@
 /* modes.c - forward modes of engines: what seq_lens counts in each, phases, pads, errors, and that two descriptions of
    one request end in the same bytes. Trap numbers are those of the list of known faults in engines. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 enum { MAX_N = 32, MODES = ATTN_MODE_DRAFT_DECODE + 1, GUARD = 16 };
@@ -470,7 +471,7 @@ static void test_steps(void) {
     for (i = 0; i < D * HEADS * DIM; i++) q[i] = test_uniform(&r);
     for (i = 0; i < KEYS * KV_HEADS * DIM; i++) k[i] = test_uniform(&r);
     for (i = 0; i < KEYS * KV_HEADS * DIM; i++) v[i] = test_uniform(&r);
-    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (window = 0; window <= 700; window += 700) {
             attn_layer layer;
             call c;

@@ -4,6 +4,7 @@
    Only integers and exact conversions are used on the way in, so that the flags cannot change the inputs. */
 #define ATTN_IMPLEMENTATION
 #include "../attn.h"
+#include "isas.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -222,20 +223,19 @@ static uint64_t run_merge(attn_type type, attn_isa isa) {
 }
 
 int main(void) {
-    static const char *const names[] = { "auto", "scalar", "avx2", "avx512" };
     static const char *const types[] = { "f32", "f16", "bf16" };
-    int best = (int)attn_isa_detect(), isa, i;
-    for (isa = ATTN_ISA_SCALAR; isa <= best; isa++) {
+    int isa, i;
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (i = 0; i < (int)(sizeof cases / sizeof cases[0]); i++) {
             uint64_t h = run_case(&cases[i], (attn_isa)isa);
-            printf("%s %s: %08lx%08lx\n", names[isa], cases[i].name, (unsigned long)(h >> 32),
+            printf("%s %s: %08lx%08lx\n", isa_name(isa), cases[i].name, (unsigned long)(h >> 32),
                    (unsigned long)(h & 0xffffffffu));
         }
         for (i = 0; i < 3; i++) {
             uint64_t h = run_append((attn_type)i, (attn_isa)isa), g = run_merge((attn_type)i, (attn_isa)isa);
-            printf("%s append %s: %08lx%08lx\n", names[isa], types[i], (unsigned long)(h >> 32),
+            printf("%s append %s: %08lx%08lx\n", isa_name(isa), types[i], (unsigned long)(h >> 32),
                    (unsigned long)(h & 0xffffffffu));
-            printf("%s merge %s: %08lx%08lx\n", names[isa], types[i], (unsigned long)(g >> 32),
+            printf("%s merge %s: %08lx%08lx\n", isa_name(isa), types[i], (unsigned long)(g >> 32),
                    (unsigned long)(g & 0xffffffffu));
         }
     }

@@ -2,6 +2,7 @@
    a type for the nearest; every code comes out of attn_forward as what it means; int8 with a scale per key survives
    rollback, rings and latent rows; NaN and inf in one key reach only rows that see it. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 #include <math.h>
@@ -24,10 +25,6 @@ static float float_of(uint32_t bits) {
 
 static int is_nan(float x) {
     return x != x;
-}
-
-static int isas(void) {
-    return (int)attn_isa_detect();
 }
 
 /* ---- the types, from their definitions -------------------------------------------------------------------------- */
@@ -474,7 +471,7 @@ static void run_all_inputs(attn_type q_type, attn_type kv_type, float scale, int
 static void test_all_inputs(void) {
     static const attn_type types[] = { ATTN_E4M3, ATTN_E5M2, ATTN_INT8, ATTN_F16, ATTN_BF16, ATTN_F32 };
     int isa, i, source;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (source = ATTN_F16; source <= ATTN_BF16; source++) {
             for (i = 0; i < 6; i++) {
                 run_all_inputs((attn_type)source, types[i], 1.0f, isa);
@@ -510,7 +507,7 @@ static void test_edges(void) {
     static const attn_type types[] = { ATTN_E4M3, ATTN_E5M2, ATTN_INT8 };
     float x[19 * 32];
     int isa, i;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (i = 0; i < 3; i++) {
             cache c;
             int n;
@@ -585,7 +582,7 @@ static void run_kinds(attn_type type, int kind, int layout, int gap, int isa) {
 
 static void test_kinds(void) {
     int type, kind, layout, isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (type = ATTN_F32; type <= ATTN_INT8; type++) {
             for (kind = ATTN_SCALE_PER_TENSOR; kind <= ATTN_SCALE_PER_KEY; kind++) {
                 if (kind == ATTN_SCALE_PER_KEY && type != ATTN_INT8) continue;
@@ -676,7 +673,7 @@ static void run_keys(attn_type type, float scale, int kind, int phase, int isa) 
 
 static void test_codes(void) {
     int type, isa, phase, kind;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (type = ATTN_E4M3; type <= ATTN_INT8; type++) {
             for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
                 for (kind = ATTN_SCALE_PER_TENSOR; kind <= (type == ATTN_INT8 ? 3 : 2); kind++) {
@@ -785,7 +782,7 @@ static void run_attention(attn_type type, int kind, int layout, int isa, uint64_
 static void test_attention(void) {
     int type, kind, layout, isa;
     uint64_t seed = 1;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (type = ATTN_F32; type <= ATTN_INT8; type++) {
             for (kind = ATTN_SCALE_PER_TENSOR; kind <= ATTN_SCALE_PER_KEY; kind++) {
                 if (kind == ATTN_SCALE_PER_KEY && type != ATTN_INT8) continue;
@@ -895,7 +892,7 @@ static void run_rollback(int layout, int isa) {
 
 static void test_rollback(void) {
     int isa, layout;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (layout = RAGGED; layout <= PAGED; layout++) run_rollback(layout, isa);
     }
 }
@@ -930,7 +927,7 @@ static void run_ring(int layout, int packed, int gap, int isa) {
 
 static void test_ring(void) {
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         run_ring(PADDED, 0, 0, isa);
         run_ring(PADDED, 1, 0, isa);
         run_ring(PADDED, 0, 5, isa);
@@ -991,7 +988,7 @@ static void run_latent(int layout, int phase, int isa) {
 
 static void test_latent(void) {
     int isa, layout;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (layout = RAGGED; layout <= PAGED; layout++) {
             run_latent(layout, ATTN_PREFILL, isa);
             run_latent(layout, ATTN_DECODE, isa);
@@ -1057,7 +1054,7 @@ static void run_spoiled(attn_type type, int kind, int isa, int which_v, float ba
 
 static void test_spoiled(void) {
     int isa, which_v, i;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (which_v = 0; which_v < 2; which_v++) {
             for (i = 0; i < 3; i++) {
                 float bad = i == 0 ? float_of(0x7FC00000) : i == 1 ? HUGE_VALF : -HUGE_VALF;

@@ -1,6 +1,7 @@
 /* ring.c - a ring cache of R slots gives the bits of a cache that keeps every key: while decoding, in chunks, paged and
    contiguous, and after rows were appended and taken back. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 enum { HEADS = 4, KV_HEADS = 2, DIM = 8, N = 2, KEYS = 900, MAX_ROWS = 40, WINDOW = 300, PAGE = 16, RING = 352 };
@@ -152,7 +153,7 @@ static void run_steps(int page_size, int isa) {
 
 static void each(void (*fn)(int page_size, int isa)) {
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         fn(0, isa);
         fn(PAGE, isa);
     }

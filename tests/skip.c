@@ -8,6 +8,7 @@
    With SKIP_FIGURES in the environment the measured figures are printed. */
 #define _DEFAULT_SOURCE
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 #include "threads.h"
 
@@ -454,13 +455,8 @@ static void set_skip(world *w, int mode, float value) {
 
 static int isas(attn_isa set[4]) {
     int n = 0, isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= (int)attn_isa_detect(); isa++) set[n++] = (attn_isa)isa;
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) set[n++] = (attn_isa)isa;
     return n;
-}
-
-static const char *isa_name(int isa) {
-    static const char *const names[] = { "auto", "scalar", "avx2", "avx512" };
-    return names[isa & 3];
 }
 
 /* ---- what rows see, and their logits ---------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
    and an oracle in double where they do not. The data depend on (content, position) only, so that one token has the
    same bytes in every batch. */
 #include "../attn.h"
+#include "isas.h"
 #include "test.h"
 
 #include <math.h>
@@ -468,10 +469,6 @@ static int same_scores(const index_case *a, int i, int j, const index_case *b, i
     return !memcmp(a->scores + at_a, b->scores + at_b, sizeof(float) * (size_t)horizon_of(a, i, j));
 }
 
-static int isas(void) {
-    return (int)attn_isa_detect();
-}
-
 /* ---- tests of attn_index_score ---------------------------------------------------------------------------------- */
 
 static void mixed_requests(index_spec *s) {
@@ -488,7 +485,7 @@ static void test_shapes(void) {
     static const int32_t heads[] = { 1, 3, 64, 200 }, dims[] = { 64, 128, 40 };
     size_t h, d;
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (h = 0; h < 4; h++) {
             for (d = 0; d < 3; d++) {
                 index_spec s;
@@ -511,7 +508,7 @@ static void test_shapes(void) {
 static void test_types(void) {
     static const attn_type types[] = { ATTN_F32, ATTN_BF16, ATTN_F16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 };
     int layout, isa, i, gaps;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (i = 0; i < 6; i++) {
             for (layout = RAGGED; layout <= PAGED; layout++) {
                 for (gaps = 0; gaps < 2; gaps++) {
@@ -539,7 +536,7 @@ static void test_types(void) {
 
 static void test_int8_kinds(void) {
     int kind, isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (kind = ATTN_SCALE_PER_TENSOR; kind <= ATTN_SCALE_PER_KEY; kind++) {
             index_spec s;
             spec_defaults(&s);
@@ -567,7 +564,7 @@ static void test_windows(void) {
     };
     size_t w;
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (w = 0; w < sizeof windows / sizeof windows[0]; w++) {
             index_spec s;
             spec_defaults(&s);
@@ -634,7 +631,7 @@ static void test_ignored(void) {
    matrix. 700 keys are three units and 40 rows of 8 heads many tiles. */
 static void test_same_bits(void) {
     int isa, variant, i, j;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         index_spec s;
         index_case base;
         spec_defaults(&s);
@@ -678,7 +675,7 @@ static void test_same_bits(void) {
 /* A row alone (E = 1, a batch of one) has the scores it has among neighbours and in a longer E. */
 static void test_neighbours(void) {
     int isa, i, j;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         index_spec s;
         index_case all;
         spec_defaults(&s);
@@ -714,7 +711,7 @@ static void test_neighbours(void) {
 /* A NaN in one key stays in that key's column. */
 static void test_nan_key(void) {
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         index_spec s;
         index_case clean, spoiled;
         uint32_t nan = 0x7FC00000;
@@ -1428,7 +1425,7 @@ static void test_matrix(void) {
     static const int batches[] = { 1, 3, 8 };
     static const int32_t lengths[] = { 1, 64, 256, 512 };
     int isa, b, l;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (b = 0; b < 3; b++) {
             for (l = 0; l < 4; l++) {
                 run_uniform(isa, batches[b], 1, lengths[l], 256, l % 2 ? 64 : 0);
@@ -1443,7 +1440,7 @@ static void test_matrix(void) {
 /* Prompts: all of 360 tokens, and 180 more after 180. */
 static void test_prompts(void) {
     int isa;
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         run_uniform(isa, 1, 360, 360, 256, 64);
         run_uniform(isa, 3, 180, 360, 256, 0);
         run_uniform(isa, 1, 200, 200, 256, 16);
@@ -1453,7 +1450,7 @@ static void test_prompts(void) {
 static void test_ragged(void) {
     int isa, round, i;
     test_rng r = { 37 };
-    for (isa = ATTN_ISA_SCALAR; isa <= isas(); isa++) {
+    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
         for (round = 0; round < 12; round++) {
             static const int32_t topks[] = { 256, 1, 33, 700, 255, 257 };
             index_spec s;
