@@ -225,9 +225,7 @@ typedef enum attn_type {
 } attn_type;
 
 /* Which keys a row sees: >>masks. */
-typedef enum attn_mask {
-    ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK
-} attn_mask;
+typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
    by attn_append, [key][kv_head] or [page][slot][kv_head]. */
