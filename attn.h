@@ -233,9 +233,7 @@ typedef enum attn_scale {
     ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST, ATTN_SCALE_PER_KEY
 } attn_scale;
 
-typedef enum attn_isa {
-    ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_NEON
-} attn_isa;
+typedef enum attn_isa { ATTN_ISA_AUTO, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_NEON } attn_isa;
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
@@ -656,9 +654,7 @@ static void attn__put_char(attn__text *t, char c) {
     t->length++;
 }
 
-static void attn__put(attn__text *t, const char *s) {
-    for (; *s; s++) attn__put_char(t, *s);
-}
+static void attn__put(attn__text *t, const char *s) { for (; *s; s++) attn__put_char(t, *s); }
 
 static void attn__put_int(attn__text *t, int64_t value) {
     char digits[24];
@@ -1655,9 +1651,7 @@ static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int
 }
 
 /* Row i of a list of f32 rows. */
-ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) {
-    return (const float *)(const void *)rows[i];
-}
+ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
 
 static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
     for (int32_t i = 0; i < rows; i++) {
@@ -2654,9 +2648,7 @@ static const attn__leaves attn__leaves_avx512 = {
 
 static void attn__cpuid(uint32_t leaf, uint32_t *r) {
 #if defined(_MSC_VER)
-    int registers[4];
-    __cpuidex(registers, (int)leaf, 0);
-    memcpy(r, registers, sizeof registers);
+    __cpuidex((int *)r, (int)leaf, 0);
 #else
     __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(0));
 #endif
@@ -3896,8 +3888,7 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
     for (int32_t i = 0; i < s->rows && r->eps > 0 && skip; i++) {
         own.m = m[(int64_t)i * r->state_stride];
         own.skipped = t->sum[i];
-        skip = t->top[i] == ATTN__LOWEST ||
-               attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
+        skip = t->top[i] == ATTN__LOWEST || attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
     }
     attn__count(r, gap, skip, 0);
     for (int32_t i = 0; i < s->rows; i++) {
