@@ -56,29 +56,43 @@ static void buffer_close(case_buffer *b) {
     memset(b, 0, sizeof *b);
 }
 
+/* The canaries from byte i on: they repeat after 256, so that whole blocks can be copied and compared. */
+static const unsigned char *canaries(size_t i) {
+    static unsigned char twice[512];
+    size_t n;
+    for (n = 0; n < 512 && twice[511] != canary(511); n++) twice[n] = canary(n);
+    return twice + i % 256;
+}
+
+/* Bytes first .. first + count of the memory become canaries, or are they? */
+static void mark(case_buffer *b, size_t first, size_t count) {
+    size_t n;
+    for (; count; first += n, count -= n) {
+        n = count < 256 ? count : 256;
+        memcpy(b->base + first, canaries(first), n);
+    }
+}
+
+static int marked(const case_buffer *b, size_t first, size_t count) {
+    size_t n;
+    for (; count; first += n, count -= n) {
+        n = count < 256 ? count : 256;
+        if (memcmp(b->base + first, canaries(first), n) != 0) return 0;
+    }
+    return 1;
+}
+
 /* Canaries everywhere, data included. */
 static void buffer_mark(case_buffer *b) {
-    size_t i;
-    for (i = 0; i < b->guard + b->bytes + GUARD; i++) b->base[i] = canary(i);
+    mark(b, 0, b->guard + b->bytes + GUARD);
 }
 
 static int guards_intact(const case_buffer *b) {
-    size_t i;
-    for (i = 0; i < b->guard; i++) {
-        if (b->base[i] != canary(i)) return 0;
-    }
-    for (i = b->guard + b->bytes; i < b->guard + b->bytes + GUARD; i++) {
-        if (b->base[i] != canary(i)) return 0;
-    }
-    return 1;
+    return marked(b, 0, b->guard) && marked(b, b->guard + b->bytes, GUARD);
 }
 
 static int untouched(const case_buffer *b) {
-    size_t i;
-    for (i = 0; b->base && i < b->bytes; i++) {
-        if (b->data[i] != canary(b->guard + i)) return 0;
-    }
-    return 1;
+    return !b->base || marked(b, b->guard, b->bytes);
 }
 
 /* Element patterns that no finite result survives (CASE_HUGE and all of int8 show up through their size). */
@@ -100,8 +114,15 @@ static void buffer_poison(case_buffer *b, case_poison poison, attn_type type) {
     size_t size = size_of(type);
     size_t first = b->guard % size;
     size_t count = (b->guard + b->bytes + GUARD - first) / size;
+    unsigned char pattern[256];
+    size_t done;
+    size_t n;
     size_t i;
-    for (i = 0; i < count; i++) poison_element(poison, type, i, b->base + first + i * size);
+    for (i = 0; i < sizeof pattern / size; i++) poison_element(poison, type, i, pattern + i * size);
+    for (done = 0; done < count * size; done += n) {
+        n = count * size - done < sizeof pattern ? count * size - done : sizeof pattern;
+        memcpy(b->base + first + done, pattern, n);
+    }
 }
 
 static void guards_lock(const case_buffer *b, int lock) {
@@ -136,16 +157,22 @@ static void all_guards_lock(const test_case *c, int lock) {
     guards_lock(&c->exec_mem, lock);
 }
 
+/* Four at once: one after the other would wait for each product. */
 static uint64_t hash_bytes(uint64_t h, const unsigned char *p, size_t n) {
+    uint64_t lane[4] = { h, 1, 2, 3 };
     uint64_t word;
     size_t i;
-    for (i = 0; i + 8 <= n; i += 8) {
-        memcpy(&word, p + i, 8);
-        h = (h ^ word) * 0x9E3779B97F4A7C15u;
-        h ^= h >> 29;
+    int k;
+    for (i = 0; i + 32 <= n; i += 32) {
+        for (k = 0; k < 4; k++) {
+            memcpy(&word, p + i + 8 * k, 8);
+            lane[k] = (lane[k] ^ word) * 0x9E3779B97F4A7C15u;
+            lane[k] ^= lane[k] >> 29;
+        }
     }
-    for (; i < n; i++) h = (h ^ p[i]) * 0x100000001B3u;
-    return h;
+    for (; i < n; i++) lane[0] = (lane[0] ^ p[i]) * 0x100000001B3u;
+    for (k = 1; k < 4; k++) lane[0] = (lane[0] ^ lane[k]) * 0x9E3779B97F4A7C15u;
+    return lane[0];
 }
 
 static uint64_t hash_inputs(const test_case *c) {
@@ -227,6 +254,10 @@ static int query_token(const case_request *r, int row) {
 static void store_vector(const float *x, int dim, attn_type type, unsigned char *at) {
     size_t size = size_of(type);
     int d;
+    if (type == ATTN_F32) {
+        memcpy(at, x, (size_t)dim * size);
+        return;
+    }
     for (d = 0; d < dim; d++) ref_encode(ref_type(type), x[d], at + (size_t)d * size);
 }
 
@@ -1057,8 +1088,9 @@ static int complain(test_case *c, const char *what) {
 static void open_work(case_buffer *b, size_t bytes, size_t offset, int fill) {
     if (b->base) buffer_close(b);
     buffer_open(b, bytes, offset);
-    buffer_mark(b);
+    mark(b, 0, b->guard);
     memset(b->data, fill, bytes);
+    mark(b, b->guard + bytes, GUARD);
 }
 
 static int plan_here(test_case *c) {
@@ -1095,17 +1127,16 @@ static void gather(test_case *c) {
     size_t dim = (size_t)c->v_dim * size;
     int row;
     int h;
-    size_t i;
     for (row = 0; row < c->rows; row++) {
         for (h = 0; h < c->heads; h++) {
             size_t at = (size_t)(row * o_row_stride(c) + h * o_head_stride(c)) * size;
             memcpy(c->out + ((size_t)row * (size_t)c->heads + (size_t)h) * dim, c->o.data + at, dim);
-            for (i = 0; i < dim; i++) c->o.data[at + i] = canary(c->o.guard + at + i);
+            mark(&c->o, c->o.guard + at, dim);
         }
     }
     if (c->lse.base) {
         memcpy(c->out_lse, c->lse.data, c->lse.bytes);
-        for (i = 0; i < c->lse.bytes; i++) c->lse.data[i] = canary(c->lse.guard + i);
+        mark(&c->lse, c->lse.guard, c->lse.bytes);
     }
 }
 

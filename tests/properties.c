@@ -92,10 +92,29 @@ static void run(test_case *c) {
     CHECK(status == 0, "status %d: %s %s", status, c->message, c->error.text);
 }
 
-static void open_run(test_case *c, const case_spec *s, attn_isa isa) {
-    case_open(c, s);
+static void run_isa(test_case *c, attn_isa isa) {
     c->layer.isa = (int32_t)isa;
     run(c);
+}
+
+static void open_run(test_case *c, const case_spec *s, attn_isa isa) {
+    case_open(c, s);
+    run_isa(c, isa);
+}
+
+/* One specification, run with each of isas[]. */
+typedef struct runs {
+    test_case of[4];
+} runs;
+
+static void open_runs(runs *r, const case_spec *s) {
+    int i;
+    for (i = 0; i < isa_count; i++) open_run(&r->of[i], s, isas[i]);
+}
+
+static void close_runs(runs *r) {
+    int i;
+    for (i = 0; i < isa_count; i++) case_close(&r->of[i]);
 }
 
 /* Units of 256 keys that the first row of the request with the longest cache sees. */
@@ -122,6 +141,12 @@ static void meaningful(const test_case *c) {
     CHECK(c->plan.tasks >= 2, "only %d tasks", c->plan.tasks);
 }
 
+static void all_meaningful(const runs *r) {
+    int i;
+    for (i = 0; i < isa_count; i++) meaningful(&r->of[i]);
+}
+
+/* The first `rows` rows from row ja of request ra on are those of another request or run. */
 static void same_rows(const test_case *a, int ra, int ja, const test_case *b, int rb, int jb, int rows,
                       const char *what) {
     int j;
@@ -131,19 +156,51 @@ static void same_rows(const test_case *a, int ra, int ja, const test_case *b, in
     }
 }
 
+/* Runs the specification with each instruction set: the first rows of request rs have the bits of those in `r` from row
+   jr of request rr on. */
+static void same_rows_as(const runs *r, int rr, int jr, const case_spec *s, int rs, int rows, const char *what) {
+    test_case c;
+    int i;
+    case_open(&c, s);
+    for (i = 0; i < isa_count; i++) {
+        run_isa(&c, isas[i]);
+        same_rows(&r->of[i], rr, jr, &c, rs, 0, rows, what);
+    }
+    case_close(&c);
+}
+
+/* What same_specs ran last: most tests compare one case with many. */
+static struct {
+    case_spec spec;
+    runs runs;
+    int is_open;
+} base;
+
+static void close_base(void) {
+    if (base.is_open) close_runs(&base.runs);
+    base.is_open = 0;
+}
+
+static void open_base(const case_spec *s) {
+    if (base.is_open && !memcmp(&base.spec, s, sizeof *s)) return;
+    close_base();
+    memcpy(&base.spec, s, sizeof *s);
+    open_runs(&base.runs, s);
+    all_meaningful(&base.runs);
+    base.is_open = 1;
+}
+
 /* a is meaningful; b holds the same requests and must give the same bits. */
 static void same_specs(const case_spec *a, const case_spec *b, const char *what) {
-    test_case x;
-    test_case y;
+    test_case c;
     int i;
+    open_base(a);
+    case_open(&c, b);
     for (i = 0; i < isa_count; i++) {
-        open_run(&x, a, isas[i]);
-        open_run(&y, b, isas[i]);
-        meaningful(&x);
-        CHECK(case_same(&x, &y), "%s, %s", what, case_isa_name(isas[i]));
-        case_close(&x);
-        case_close(&y);
+        run_isa(&c, isas[i]);
+        CHECK(case_same(&base.runs.of[i], &c), "%s, %s", what, case_isa_name(isas[i]));
     }
+    case_close(&c);
 }
 
 /* Calls test(layer, phase) for every layer and phase. */
@@ -153,6 +210,7 @@ static void each_layer(void (*fn)(const layer_case *l, int phase)) {
         fn(&layers[l], ATTN_PREFILL);
         fn(&layers[l], ATTN_DECODE);
     }
+    close_base();
 }
 
 /* ---- layout ----------------------------------------------------------------------------------------------------- */
@@ -191,21 +249,18 @@ static void paged_equals_contiguous(void) {
 /* ---- chunks and verify rows ------------------------------------------------------------------------------------- */
 
 /* The chunk that starts at token `start` and has `rows` rows, compared with the same rows of the whole. */
-static void chunk_run(const test_case *whole, const layer_case *l, int phase, int start, int rows) {
+static void chunk_run(const runs *whole, const layer_case *l, int phase, int start, int rows) {
     case_spec s;
-    test_case c;
     case_defaults(&s);
     set_layer(&s, l);
     s.n = 0;
     add_request(&s, rows, start + rows, phase, 0);
-    open_run(&c, &s, (attn_isa)whole->layer.isa);
-    same_rows(&c, 0, 0, whole, 0, start, rows, l->name);
-    case_close(&c);
+    same_rows_as(whole, 0, start, &s, 0, rows, l->name);
 }
 
 /* At most about 6 of the chunks of a size, the last one always. */
-static void chunk_size(const test_case *whole, const layer_case *l, int phase, int size) {
-    int total = whole->kv_len[0];
+static void chunk_size(const runs *whole, const layer_case *l, int phase, int size) {
+    int total = whole->of[0].kv_len[0];
     int chunks = (total + size - 1) / size;
     int step = chunks / 6 + 1;
     int i;
@@ -219,22 +274,23 @@ static void chunk_layer(const layer_case *l, int phase) {
     static const int sizes[] = { 7, 16, 64, 250, 256, 899 };
     static const int rows[] = { 0, 1, 255, 256, 257, 600, 767, 768, 899 };
     case_spec s;
-    test_case whole;
+    runs whole;
     int i;
     int k;
     if (l->mask != ATTN_CAUSAL) return;
+    case_defaults(&s);
+    set_layer(&s, l);
+    s.n = 0;
+    add_request(&s, 900, 900, phase, 0);
+    open_runs(&whole, &s);
     for (i = 0; i < isa_count; i++) {
-        case_defaults(&s);
-        set_layer(&s, l);
-        s.n = 0;
-        add_request(&s, 900, 900, phase, 0);
-        open_run(&whole, &s, isas[i]);
-        CHECK(whole.plan.strips >= 2 && whole.kv_len[0] > 512, "%d strips", whole.plan.strips);
-        CHECK(phase == ATTN_PREFILL || whole.plan.merges > 0, "nothing to merge");
-        for (k = 0; k < COUNT(sizes); k++) chunk_size(&whole, l, phase, sizes[k]);
-        for (k = 0; k < COUNT(rows); k++) chunk_run(&whole, l, phase, rows[k], 1);
-        case_close(&whole);
+        const test_case *c = &whole.of[i];
+        CHECK(c->plan.strips >= 2 && c->kv_len[0] > 512, "%d strips", c->plan.strips);
+        CHECK(phase == ATTN_PREFILL || c->plan.merges > 0, "nothing to merge");
     }
+    for (k = 0; k < COUNT(sizes); k++) chunk_size(&whole, l, phase, sizes[k]);
+    for (k = 0; k < COUNT(rows); k++) chunk_run(&whole, l, phase, rows[k], 1);
+    close_runs(&whole);
 }
 
 static void chunks_equal_whole(void) {
@@ -242,38 +298,39 @@ static void chunks_equal_whole(void) {
 }
 
 /* Verifies `rows` drafts of two requests at once; each row must have the bits of its token decoded alone. */
-static void verify_rows(case_spec drafts, case_spec plain, int rows, attn_isa isa, const char *name) {
+static void verify_rows(case_spec drafts, case_spec plain, int rows, const char *name) {
     static const int kv_len[2] = { 1000, 801 };
-    test_case verify;
+    runs verify;
     test_case one;
     int i;
     int j;
+    int k;
     drafts.n = plain.n = 0;
-    for (i = 0; i < 2; i++) {
-        add_request(&drafts, rows, kv_len[i], ATTN_DECODE, (uint32_t)i);
-        add_request(&plain, 1, kv_len[i], ATTN_DECODE, (uint32_t)i);
+    for (k = 0; k < 2; k++) {
+        add_request(&drafts, rows, kv_len[k], ATTN_DECODE, (uint32_t)k);
+        add_request(&plain, 1, kv_len[k], ATTN_DECODE, (uint32_t)k);
     }
-    open_run(&verify, &drafts, isa);
-    meaningful(&verify);
+    open_runs(&verify, &drafts);
+    all_meaningful(&verify);
     for (j = 0; j < rows; j++) {
-        for (i = 0; i < 2; i++) plain.request[i].kv_len = kv_len[i] - rows + 1 + j;
-        open_run(&one, &plain, isa);
-        for (i = 0; i < 2; i++) same_rows(&one, i, 0, &verify, i, j, 1, name);
+        for (k = 0; k < 2; k++) plain.request[k].kv_len = kv_len[k] - rows + 1 + j;
+        case_open(&one, &plain);
+        for (i = 0; i < isa_count; i++) {
+            run_isa(&one, isas[i]);
+            for (k = 0; k < 2; k++) same_rows(&one, k, 0, &verify.of[i], k, j, 1, name);
+        }
         case_close(&one);
     }
-    case_close(&verify);
+    close_runs(&verify);
 }
 
 static void verify_layer(const layer_case *l, int phase) {
     case_spec s;
-    int i;
     int rows;
     if (phase != ATTN_DECODE || l->mask != ATTN_CAUSAL) return;
     case_defaults(&s);
     set_layer(&s, l);
-    for (i = 0; i < isa_count; i++) {
-        for (rows = 2; rows <= 17; rows++) verify_rows(s, s, rows, isas[i], l->name);
-    }
+    for (rows = 2; rows <= 17; rows++) verify_rows(s, s, rows, l->name);
 }
 
 static void verify_equals_decode(void) {
@@ -305,30 +362,24 @@ static void place_target(case_spec *s, int at, int phase) {
 static void batch_layer(const layer_case *l, int phase) {
     static const int places[] = { 0, 31, 63 };
     case_spec s;
-    test_case alone;
-    test_case batch;
+    runs alone;
     test_rng r;
-    int i;
     int p;
     r.state = 5;
-    for (i = 0; i < isa_count; i++) {
-        case_defaults(&s);
-        set_layer(&s, l);
-        place_target(&s, 0, phase);
-        open_run(&alone, &s, isas[i]);
-        meaningful(&alone);
-        for (p = 0; p < COUNT(places); p++) {
-            s.n = 0;
-            crowd(&s, &r, l->mask == ATTN_FULL);
-            place_target(&s, places[p], phase);
-            s.layer.page_size = p == 1 ? 16 : 0;
-            s.order = CASE_SHUFFLED;
-            open_run(&batch, &s, isas[i]);
-            same_rows(&alone, 0, 0, &batch, places[p], 0, 20, l->name);
-            case_close(&batch);
-        }
-        case_close(&alone);
+    case_defaults(&s);
+    set_layer(&s, l);
+    place_target(&s, 0, phase);
+    open_runs(&alone, &s);
+    all_meaningful(&alone);
+    for (p = 0; p < COUNT(places); p++) {
+        s.n = 0;
+        crowd(&s, &r, l->mask == ATTN_FULL);
+        place_target(&s, places[p], phase);
+        s.layer.page_size = p == 1 ? 16 : 0;
+        s.order = CASE_SHUFFLED;
+        same_rows_as(&alone, 0, 0, &s, places[p], 20, l->name);
     }
+    close_runs(&alone);
 }
 
 static void alone_equals_batch(void) {
@@ -338,27 +389,30 @@ static void alone_equals_batch(void) {
 static void order_layer(const layer_case *l, int phase) {
     case_spec s;
     case_spec t;
-    test_case a;
+    runs a;
     test_case b;
     test_rng r;
     int i;
     int k;
     (void)phase;
+    r.state = 11;
+    case_defaults(&s);
+    set_layer(&s, l);
+    s.n = 0;
+    crowd(&s, &r, l->mask == ATTN_FULL);
+    t = s;
+    for (k = 0; k < BATCH; k++) t.request[k] = s.request[BATCH - 1 - k];
+    open_runs(&a, &s);
+    all_meaningful(&a);
+    case_open(&b, &t);
     for (i = 0; i < isa_count; i++) {
-        r.state = 11;
-        case_defaults(&s);
-        set_layer(&s, l);
-        s.n = 0;
-        crowd(&s, &r, l->mask == ATTN_FULL);
-        t = s;
-        for (k = 0; k < BATCH; k++) t.request[k] = s.request[BATCH - 1 - k];
-        open_run(&a, &s, isas[i]);
-        open_run(&b, &t, isas[i]);
-        meaningful(&a);
-        for (k = 0; k < BATCH; k++) same_rows(&a, k, 0, &b, BATCH - 1 - k, 0, a.q_len[k], l->name);
-        case_close(&a);
-        case_close(&b);
+        run_isa(&b, isas[i]);
+        for (k = 0; k < BATCH; k++) {
+            same_rows(&a.of[i], k, 0, &b, BATCH - 1 - k, 0, a.of[i].q_len[k], l->name);
+        }
     }
+    close_runs(&a);
+    case_close(&b);
 }
 
 static void any_order(void) {
@@ -370,31 +424,30 @@ static void any_order(void) {
 static void lanes_layer(const layer_case *l, int phase) {
     static const int lanes[] = { 1, 2, 3, 7 };
     case_spec s;
-    test_case a;
+    runs a;
     test_case b;
     int i;
     int k;
     int threads;
-    for (i = 0; i < isa_count; i++) {
-        base_spec(&s, l, phase);
-        open_run(&a, &s, isas[i]);
-        meaningful(&a);
-        for (k = 0; k < COUNT(lanes); k++) {
-            for (threads = 0; threads < 3; threads++) {
-                s.lanes = lanes[k];
-                s.seed = a.spec.seed;
-                case_open(&b, &s);
-                b.layer.isa = (int32_t)isas[i];
-                b.lane_seed = (uint64_t)(100 * k + threads);
-                if (threads) b.exec.parallel_for = thread_lanes;
-                run(&b);
-                CHECK(case_same(&a, &b), "%s: %d %s, %s", l->name, lanes[k], threads ? "threads" : "lanes",
+    base_spec(&s, l, phase);
+    open_runs(&a, &s);
+    all_meaningful(&a);
+    for (k = 0; k < COUNT(lanes); k++) {
+        s.lanes = lanes[k];
+        s.seed = a.of[0].spec.seed;
+        case_open(&b, &s);
+        for (threads = 0; threads < 3; threads++) {
+            b.lane_seed = (uint64_t)(100 * k + threads);
+            b.exec.parallel_for = threads ? thread_lanes : case_lanes;
+            for (i = 0; i < isa_count; i++) {
+                run_isa(&b, isas[i]);
+                CHECK(case_same(&a.of[i], &b), "%s: %d %s, %s", l->name, lanes[k], threads ? "threads" : "lanes",
                       case_isa_name(isas[i]));
-                case_close(&b);
             }
         }
-        case_close(&a);
+        case_close(&b);
     }
+    close_runs(&a);
 }
 
 static void any_lanes(void) {
@@ -796,54 +849,54 @@ static int row_sees(const test_case *c, int request, int row, int key) {
 }
 
 /* Rows that do not see the key keep their bits; some row must lose them, else the test shows nothing. */
-static void spoil_key(const test_case *clean, const case_spec *s, const nan_place *n) {
+static void spoil_key(const runs *clean, const case_spec *s, const nan_place *n) {
     case_spec t = *s;
     nan_place place = *n;
     test_case c;
-    int kept = 0;
-    int lost = 0;
+    int i;
     int row;
     t.edit = edit_nan;
     t.edit_user = &place;
-    open_run(&c, &t, (attn_isa)clean->layer.isa);
-    for (row = 0; row < c.q_len[0]; row++) {
-        int same = case_same_row(clean, 0, row, &c, 0, row);
-        if (row_sees(&c, 0, row, n->token)) {
-            lost += !same;
-            continue;
+    case_open(&c, &t);
+    for (i = 0; i < isa_count; i++) {
+        int kept = 0;
+        int lost = 0;
+        run_isa(&c, isas[i]);
+        for (row = 0; row < c.q_len[0]; row++) {
+            int same = case_same_row(&clean->of[i], 0, row, &c, 0, row);
+            if (row_sees(&c, 0, row, n->token)) {
+                lost += !same;
+                continue;
+            }
+            kept++;
+            CHECK(same, "%s: row %d changed by key %d it does not see", case_isa_name(isas[i]), row, n->token);
         }
-        kept++;
-        CHECK(same, "%s: row %d changed by key %d it does not see", case_isa_name((attn_isa)c.layer.isa), row,
-              n->token);
+        CHECK(kept > 16 && lost > 16, "%d rows without the key, %d changed with it", kept, lost);
+        same_rows(&clean->of[i], 1, 0, &c, 1, 0, c.q_len[1], "the next request");
     }
-    CHECK(kept > 16 && lost > 16, "%d rows without the key, %d changed with it", kept, lost);
-    same_rows(clean, 1, 0, &c, 1, 0, c.q_len[1], "the next request");
     case_close(&c);
 }
 
 static void nan_key_layer(const layer_case *l, int phase) {
     static const float values[] = { NAN, INFINITY };
     case_spec s;
-    test_case clean;
-    int i;
+    runs clean;
     int arrays;
     int v;
-    for (i = 0; i < isa_count; i++) {
-        base_spec(&s, l, phase);
-        s.request[0].q_len = 120;
-        open_run(&clean, &s, isas[i]);
-        meaningful(&clean);
-        for (arrays = 1 << CASE_K; arrays <= (1 << CASE_K | 1 << CASE_V); arrays += 1 << CASE_K) {
-            for (v = 0; v < 2; v++) {
-                nan_place n = { 0, 940, 0, 0 };
-                n.arrays = arrays;
-                n.value = values[v];
-                if (l->mask == ATTN_FULL) n.token = 999;
-                spoil_key(&clean, &s, &n);
-            }
+    base_spec(&s, l, phase);
+    s.request[0].q_len = 120;
+    open_runs(&clean, &s);
+    all_meaningful(&clean);
+    for (arrays = 1 << CASE_K; arrays <= (1 << CASE_K | 1 << CASE_V); arrays += 1 << CASE_K) {
+        for (v = 0; v < 2; v++) {
+            nan_place n = { 0, 940, 0, 0 };
+            n.arrays = arrays;
+            n.value = values[v];
+            if (l->mask == ATTN_FULL) n.token = 999;
+            spoil_key(&clean, &s, &n);
         }
-        case_close(&clean);
     }
+    close_runs(&clean);
 }
 
 static void nan_in_later_keys(void) {
@@ -977,27 +1030,27 @@ static void merge_aliases(const test_case *a, const test_case *b, const unsigned
     free(copy_lse);
 }
 
-static void merge_at(attn_isa isa, attn_type type, int phase, int cut, int sinks) {
+/* Two parts of the keys of `whole`, cut anywhere. */
+static void merge_at(test_case *whole, int cut) {
+    attn_isa isa = (attn_isa)whole->layer.isa;
+    attn_type type = whole->layer.o_type;
+    int sinks = whole->spec.sinks;
     case_spec s;
-    test_case whole;
     test_case a;
     test_case b;
     unsigned char *o;
     float *lse;
     int status;
-    merge_spec(&s, type, phase, 0, MERGE_KEYS, sinks);
-    open_run(&whole, &s, isa);
-    meaningful(&whole);
-    merge_spec(&s, type, phase, 0, cut, sinks);
+    merge_spec(&s, type, whole->phase[0], 0, cut, sinks);
     open_run(&a, &s, isa);
-    merge_spec(&s, type, phase, cut, MERGE_KEYS, 0);
+    merge_spec(&s, type, whole->phase[0], cut, MERGE_KEYS, 0);
     open_run(&b, &s, isa);
-    o = (unsigned char *)malloc(whole.o.bytes);
-    lse = (float *)malloc(whole.lse.bytes);
+    o = (unsigned char *)malloc(whole->o.bytes);
+    lse = (float *)malloc(whole->lse.bytes);
     if (!o || !lse) abort();
-    status = attn_merge(&whole.layer, whole.rows, a.out, a.out_lse, b.out, b.out_lse, o, lse, &whole.error);
-    CHECK(status == 0, "%s", whole.error.text);
-    check_merged(&whole, o, lse, "a, b");
+    status = attn_merge(&whole->layer, whole->rows, a.out, a.out_lse, b.out, b.out_lse, o, lse, &whole->error);
+    CHECK(status == 0, "%s", whole->error.text);
+    check_merged(whole, o, lse, "a, b");
     merge_aliases(&a, &b, o, lse);
     if (cut == 0 && !sinks) {
         CHECK(memcmp(o, b.out, b.o.bytes) == 0 && memcmp(lse, b.out_lse, b.lse.bytes) == 0, "lse = -inf on the left");
@@ -1007,26 +1060,29 @@ static void merge_at(attn_isa isa, attn_type type, int phase, int cut, int sinks
         CHECK(memcmp(o, a.out, a.o.bytes) == 0 && memcmp(lse, a.out_lse, a.lse.bytes) == 0, "lse = -inf on the right");
         CHECK(case_lse(&b, 0, 0, 0) < -1e38, "the right part is not empty");
     }
-    status = attn_merge(&whole.layer, whole.rows, b.out, b.out_lse, a.out, a.out_lse, o, lse, &whole.error);
-    CHECK(status == 0, "%s", whole.error.text);
-    check_merged(&whole, o, lse, "b, a");
+    status = attn_merge(&whole->layer, whole->rows, b.out, b.out_lse, a.out, a.out_lse, o, lse, &whole->error);
+    CHECK(status == 0, "%s", whole->error.text);
+    check_merged(whole, o, lse, "b, a");
     free(o);
     free(lse);
-    case_close(&whole);
     case_close(&a);
     case_close(&b);
 }
 
 static void merge_equals_one_call(void) {
     static const int cuts[] = { 0, 1, 256, 300, 512, 999, 1000 };
+    case_spec s;
+    test_case whole;
     int i;
     int k;
     int variant;
     for (i = 0; i < isa_count; i++) {
-        for (k = 0; k < COUNT(cuts); k++) {
-            for (variant = 0; variant < 12; variant++) {
-                merge_at(isas[i], (attn_type)(variant % 3), variant / 3 & 1, cuts[k], variant / 6);
-            }
+        for (variant = 0; variant < 12; variant++) {
+            merge_spec(&s, (attn_type)(variant % 3), variant / 3 & 1, 0, MERGE_KEYS, variant / 6);
+            open_run(&whole, &s, isas[i]);
+            meaningful(&whole);
+            for (k = 0; k < COUNT(cuts); k++) merge_at(&whole, cuts[k]);
+            case_close(&whole);
         }
     }
 }
@@ -1080,6 +1136,7 @@ static void each_draft(void (*fn)(const layer_case *l, int phase)) {
         fn(&drafts[l], ATTN_PREFILL);
         fn(&drafts[l], ATTN_DECODE);
     }
+    close_base();
 }
 
 static void chain_layer(const layer_case *l, int phase) {
@@ -1250,14 +1307,14 @@ static void siblings(void) {
 }
 
 /* Runs `rows` rows from row `start` of `whole`'s first request on, as the second request of another batch. */
-static void rows_elsewhere(const test_case *whole, const layer_case *l, int start, int rows, int variant) {
-    const case_request *r = &whole->spec.request[0];
+static void rows_elsewhere(const runs *whole, const layer_case *l, int start, int rows, int variant) {
+    const case_spec *w = &whole->of[0].spec;
+    const case_request *r = &w->request[0];
     case_spec s;
-    test_case c;
     case_defaults(&s);
-    set_draft_layer(&s, l, whole->layer.mask);
-    s.tree = whole->spec.tree;
-    s.list_keys = whole->spec.list_keys;
+    set_draft_layer(&s, l, w->layer.mask);
+    s.tree = w->tree;
+    s.list_keys = w->list_keys;
     s.list_order = variant;
     s.layer.topk += 5 * variant * (s.layer.topk > 0);
     s.layer.page_size = variant & 1 ? 16 : 0;
@@ -1268,9 +1325,7 @@ static void rows_elsewhere(const test_case *whole, const layer_case *l, int star
     add_request(&s, 3, 300, 1 - r->phase, 5);
     add_request(&s, rows, r->kv_len - r->q_len + start + rows, r->phase, r->content);
     add_request(&s, 9, 500, r->phase, 6);
-    open_run(&c, &s, (attn_isa)whole->layer.isa);
-    same_rows(whole, 0, start, &c, 1, 0, rows, l->name);
-    case_close(&c);
+    same_rows_as(whole, 0, start, &s, 1, rows, l->name);
 }
 
 /* The drafts stand on both sides of a unit's border. */
@@ -1278,23 +1333,20 @@ static void tree_rows_layer(const layer_case *l, int phase) {
     static const case_tree trees[] = { CASE_TREE_CHAIN, CASE_TREE_BINARY, CASE_TREE_SIBLINGS, CASE_TREE_FOREST };
     static const int rows[] = { 1, 3, 17, 33 };
     case_spec s;
-    test_case whole;
-    int i;
+    runs whole;
     int k;
     int t;
-    for (i = 0; i < isa_count; i++) {
-        for (t = 0; t < COUNT(trees); t++) {
-            case_defaults(&s);
-            set_draft_layer(&s, l, ATTN_TREE);
-            s.tree = trees[t];
-            s.n = 0;
-            add_request(&s, 40, 790, phase, 0);
-            add_request(&s, 3, 700, phase, 1);
-            open_run(&whole, &s, isas[i]);
-            meaningful(&whole);
-            for (k = 0; k < COUNT(rows); k++) rows_elsewhere(&whole, l, 0, rows[k], k);
-            case_close(&whole);
-        }
+    for (t = 0; t < COUNT(trees); t++) {
+        case_defaults(&s);
+        set_draft_layer(&s, l, ATTN_TREE);
+        s.tree = trees[t];
+        s.n = 0;
+        add_request(&s, 40, 790, phase, 0);
+        add_request(&s, 3, 700, phase, 1);
+        open_runs(&whole, &s);
+        all_meaningful(&whole);
+        for (k = 0; k < COUNT(rows); k++) rows_elsewhere(&whole, l, 0, rows[k], k);
+        close_runs(&whole);
     }
 }
 
@@ -1305,17 +1357,14 @@ static void tree_rows(void) {
 static void chunked_rows_layer(const layer_case *l, int phase, attn_mask mask) {
     static const int chunks[][2] = { { 0, 1 }, { 0, 17 }, { 39, 1 }, { 16, 24 }, { 7, 3 } };
     case_spec s;
-    test_case whole;
-    int i;
+    runs whole;
     int k;
-    for (i = 0; i < isa_count; i++) {
-        draft_spec(&s, l, phase, mask);
-        s.list_keys = 700;
-        open_run(&whole, &s, isas[i]);
-        meaningful(&whole);
-        for (k = 0; k < COUNT(chunks); k++) rows_elsewhere(&whole, l, chunks[k][0], chunks[k][1], k);
-        case_close(&whole);
-    }
+    draft_spec(&s, l, phase, mask);
+    s.list_keys = 700;
+    open_runs(&whole, &s);
+    all_meaningful(&whole);
+    for (k = 0; k < COUNT(chunks); k++) rows_elsewhere(&whole, l, chunks[k][0], chunks[k][1], k);
+    close_runs(&whole);
 }
 
 static void list_rows_layer(const layer_case *l, int phase) {
@@ -1338,16 +1387,13 @@ static void verify_chain_layer(const layer_case *l, int phase) {
     static const int rows[] = { 2, 5, 17, 33 };
     case_spec chain;
     case_spec plain;
-    int i;
     int k;
     if (phase != ATTN_DECODE) return;
     case_defaults(&chain);
     case_defaults(&plain);
     set_draft_layer(&chain, l, ATTN_TREE);
     set_draft_layer(&plain, l, ATTN_CAUSAL);
-    for (i = 0; i < isa_count; i++) {
-        for (k = 0; k < COUNT(rows); k++) verify_rows(chain, plain, rows[k], isas[i], l->name);
-    }
+    for (k = 0; k < COUNT(rows); k++) verify_rows(chain, plain, rows[k], l->name);
 }
 
 static void verify_chain(void) {
