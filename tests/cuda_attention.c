@@ -1137,7 +1137,7 @@ static void replays(void) {
 
 int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
-    if (argc > 2) random_count = atoi(argv[2]);
+    random_count = argc > 2 ? atoi(argv[2]) : test_draws(random_count);
     if (argc > 3) random_seed = strtoull(argv[3], NULL, 10);
     gpu_open();
     case_use(&device);

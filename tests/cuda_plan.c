@@ -1224,7 +1224,7 @@ static void test_row_batch(void) {
 
 int main(int argc, char **argv) {
     test.only = argc > 1 ? argv[1] : NULL;
-    if (argc > 2) random_cases = atoi(argv[2]);
+    random_cases = argc > 2 ? atoi(argv[2]) : test_draws(random_cases);
     if (argc > 3) random_seed = strtoull(argv[3], NULL, 10);
     gpu_open();
     test_run("plans of random batches", test_random);

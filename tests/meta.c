@@ -666,7 +666,7 @@ static void test_trap_19(void) {
 static void test_random(void) {
     test_rng r = { 21 };
     int round, i, negative = 0, empty = 0;
-    for (round = 0; round < 4000; round++) {
+    for (round = 0; round < test_draws(4000); round++) {
         int n = test_range(&r, 0, 12), rows = test_range(&r, 1, 15);
         step s;
         open_step(&s, n);

@@ -107,7 +107,7 @@ static void check_rows(const planned *p) {
 static void test_cover(void) {
     test_rng r = { 1 };
     int i, cut = 0;
-    for (i = 0; i < 3000; i++) {
+    for (i = 0; i < test_draws(3000); i++) {
         planned p;
         attn__capacity c;
         draw(&p, &r);
@@ -178,7 +178,7 @@ static void fold_text(char *text, const attn__strip *s, const int32_t *cuts, int
 static void test_tree(void) {
     test_rng r = { 2 };
     int i;
-    for (i = 0; i < 4000; i++) {
+    for (i = 0; i < test_draws(4000); i++) {
         attn__strip s = { 0, 0, 1, 0, 1, 0, 0, 0 };
         int32_t units[200], cuts[202], u, runs = 0;
         char wanted[4096], got[4096];

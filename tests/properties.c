@@ -800,7 +800,7 @@ static void random_variants(void) {
     int merges = 0;
     int strips = 0;
     int n;
-    for (n = 0; n < 600; n++) {
+    for (n = 0; n < test_draws(300); n++) {
         r.state = 77 + (uint64_t)n * 1000003u;
         case_random(&s, &r, n % 4 ? 1e6 : 4e6);
         t = s;
@@ -814,7 +814,7 @@ static void random_variants(void) {
         case_close(&a);
         case_close(&b);
     }
-    CHECK(merges > 20 && strips > 50, "%d pairs differ in merges, %d in row tiles", merges, strips);
+    CHECK(merges > 5 && strips > 25, "%d pairs differ in merges, %d in row tiles", merges, strips);
 }
 
 /* ---- NaN -------------------------------------------------------------------------------------------------------- */

@@ -1136,7 +1136,7 @@ static void test_random(void) {
     for (i = 0; i < n; i++) {
         for (f = 0; f < FORMS; f++) {
             int64_t skipped = 0, tiles = 0, lazy = 0;
-            for (draw = 0; draw < DRAWS; draw++) {
+            for (draw = 0; draw < test_draws(DRAWS); draw++) {
                 world w;
                 random_world(&w, &r, (form)f, (int)set[i]);
                 total++;
@@ -1437,7 +1437,7 @@ static void test_guarantees(void) {
     memset(&total, 0, sizeof total);
     total.room = 200000;
     total.ratio = (double *)need((size_t)total.room * sizeof *total.ratio);
-    for (draw = 0; total.rows < 110000 || draw < 300; draw++) {
+    for (draw = 0; total.rows < test_draws(110000) || draw < 300; draw++) {
         kind what = draw % 3 ? (kind)(draw / 3 % KINDS) : DRIFT;
         form f = (form)test_range(&r, 0, FORMS - 1);
         world w;

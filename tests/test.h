@@ -54,6 +54,12 @@ static inline int test_close(const char *program) {
     return test.failed != 0;
 }
 
+/* How often a test draws: n times, or as often as ATTN_TEST_TIMES says of that; longer runs than `make test` set it. */
+static inline int test_draws(int n) {
+    const char *times = getenv("ATTN_TEST_TIMES");
+    return n * (times && atoi(times) > 0 ? atoi(times) : 1);
+}
+
 /* A 64-bit generator (splitmix64), so that every machine draws the same cases. */
 typedef struct test_rng {
     uint64_t state;
