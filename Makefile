@@ -188,8 +188,11 @@ test-gpu: $(CUDA:%=$(B)/%)
 dist:
 	@sh tools/dist.sh $(B)/dist
 
-$(B)/log/compile-cuda.log: $(if $(LINUX),$(SIM_LIB))
-	@SIM=$(abspath $(B)/sim) sh tests/run.sh compile $@ sh tests/compile.sh cuda
+$(B)/log/compile-cuda.log: $(B)/obj/attn_cuda.o $(if $(LINUX),$(SIM_LIB))
+	@SIM=$(abspath $(B)/sim) OBJ=$(B)/obj sh tests/run.sh compile $@ sh tests/compile.sh cuda
+
+$(B)/log/compile-use.log: $(B)/obj/attn.o
+	@OBJ=$(B)/obj sh tests/run.sh compile $@ sh tests/compile.sh use
 
 $(B)/log/compile-%.log:
 	@sh tests/run.sh compile $@ sh tests/compile.sh $*
@@ -203,8 +206,8 @@ $(B)/log/fast-math.log:
 $(B)/log/instructions.log: $(B)/obj/attn.o $(B)/obj/ref.o
 	@OPT="$(OPT)" sh tests/run.sh instructions $@ sh tests/instructions.sh $(B)
 
-$(B)/log/examples.log: $(if $(LINUX),$(SIM_LIB))
-	@SIM=$(abspath $(B)/sim) sh tests/run.sh examples $@ sh tests/examples.sh
+$(B)/log/examples.log: $(B)/obj/attn_cuda.o $(if $(LINUX),$(SIM_LIB))
+	@SIM=$(abspath $(B)/sim) OBJECT=$(B)/obj/attn_cuda.o sh tests/run.sh examples $@ sh tests/examples.sh
 
 $(B)/log/drop-in.log: $(if $(LINUX),$(SIM_LIB))
 	@SIM=$(if $(LINUX),$(abspath $(B)/sim)) sh tests/run.sh drop-in $@ sh tests/drop_in.sh

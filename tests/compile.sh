@@ -1,16 +1,26 @@
-# compile.sh [use|gcc|clang|targets|cuda]... - the ways in which a program can take the headers in. Without an argument:
-# all of them.
+# compile.sh [all] [use|gcc|clang|targets|cuda]... - the ways in which a program can take the headers in. Without a part:
+# each of them. all: every combination; without it, what `make test` has time for: one optimised build for each compiler,
+# and no code where the parser alone decides.
 #   use      translation units, options, C and C++, symbols, sections, the example of the manual
 #   gcc      warnings at every optimisation level and language version
 #   clang    the same
 #   targets  other systems and processors, and no C library at all, with clang alone
 #   cuda     attn_cuda.h: warnings, languages, other systems, symbols, one file, the program of its manual
-# SIM: folder of the simulated CUDA driver, if any. Prints the lines of the test protocol. Compilers that are missing
+# SIM: folder of the simulated CUDA driver, if any. OBJ: folder of attn.o, attn_cuda.o, ref.o and cases.o, built with
+# $CC. Prints the lines of the test protocol. Compilers that are missing
 # are skipped by name. Run from the repository root.
 CC=${CC:-cc}
 CXX=${CXX:-c++}
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror"
 dir=tests/compile
+all=
+if [ "${1:-}" = all ]; then
+    all=yes
+    shift
+fi
+# For tests of how the files fit together, which the vector code does not change.
+small=-DATTN_NO_SIMD
+[ -z "$all" ] || small=
 out=$(mktemp -d "${TMPDIR:-/tmp}/attn-compile.XXXXXX") || exit 1
 trap 'rm -rf "$out"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -51,6 +61,15 @@ try() {
     fi
 }
 
+# build_all COMPILER... : build_run where all is asked for, else the compiler's front end only
+build_all() {
+    if [ -n "$all" ]; then
+        build_run "$@"
+    else
+        "$@" -fsyntax-only
+    fi
+}
+
 # build_run COMPILER... : the command gets -o PROGRAM appended, then PROGRAM runs
 build_run() {
     rm -f "$out/program"
@@ -64,15 +83,13 @@ build_run() {
 # ---- use ------------------------------------------------------------------------------------------------------------
 
 two_units() {
-    $CC $WARN -std=c99 -c -o "$out/impl.o" $dir/two_impl.c &&
+    $CC $WARN -std=c99 -c -o "$out/two_impl.o" $dir/two_impl.c &&
         $CC $WARN -std=c99 -c -o "$out/use.o" $dir/two_use.c &&
-        build_run $CC "$out/use.o" "$out/impl.o"
+        build_run $CC "$out/use.o" "$out/two_impl.o"
 }
 
 two_languages() {
-    $CC -c -o "$out/impl.o" $dir/two_impl.c &&
-        $CXX $WARN -std=c++11 -c -o "$out/use.o" $dir/two_use.cc &&
-        build_run $CXX "$out/use.o" "$out/impl.o"
+    $CXX $WARN -std=c++11 -c -o "$out/use.o" $dir/two_use.cc && build_run $CXX "$out/use.o" "$out/two_impl.o"
 }
 
 # A header without the implementation defines nothing, so the link of a lone user must fail.
@@ -102,13 +119,14 @@ no_mutable_state() {
 
 part_use() {
     try "compile: C99, one file" build_run $CC $WARN -std=c99 $dir/c99.c
-    try "compile: C11, one file" build_run $CC $WARN -std=c11 $dir/c99.c
+    try "compile: C11, one file" build_all $CC $WARN -std=c11 $dir/c99.c
+    try "compile: two files, one implements" two_units
     try "compile: no flags at all" build_run $CC $dir/c99.c
     if have "${CXX%% *}"; then
         try "compile: C++11, one file" build_run $CXX $WARN -std=c++11 $dir/cxx11.cc
         if $CXX -std=c++20 -fsyntax-only -x c++ /dev/null >/dev/null 2>&1; then
             # a designated initialiser leaves members out on purpose
-            try "compile: C++20, one file" build_run $CXX $WARN -Wno-missing-field-initializers -std=c++20 $dir/cxx20.cc
+            try "compile: C++20, one file" build_all $CXX $WARN -Wno-missing-field-initializers -std=c++20 $dir/cxx20.cc
         else
             skip "compile: C++20, one file" "$CXX has no -std=c++20"
         fi
@@ -118,16 +136,16 @@ part_use() {
             skip "compile: $name" "no $CXX"
         done
     fi
-    try "compile: included four times" build_run $CC $WARN -std=c99 $dir/twice.c
-    try "compile: header, later the implementation" build_run $CC $WARN -std=c99 $dir/header_then_impl.c
-    try "compile: two files, one implements" two_units
+    try "compile: included four times" build_run $CC $WARN -std=c99 $small $dir/twice.c
+    try "compile: header, later the implementation" build_run $CC $WARN -std=c99 $small $dir/header_then_impl.c
     try "compile: the header alone defines nothing" lone_user
-    try "compile: two private copies (ATTN_STATIC)" build_run $CC $WARN -std=c99 $dir/static_a.c $dir/static_b.c
+    try "compile: two private copies (ATTN_STATIC)" build_run $CC $WARN -std=c99 $small $dir/static_a.c \
+        $dir/static_b.c
     try "compile: ATTN_NO_SIMD" build_run $CC $WARN -std=c99 $dir/no_simd.c
-    try "compile: ATTN_API of the caller" build_run $CC $WARN -std=c99 $dir/own_api.c
+    try "compile: ATTN_API of the caller" build_run $CC $WARN -std=c99 $small $dir/own_api.c
     try "compile: without atomics, the lanes take stripes" without_atomics
     for opt in -O0 -O2; do
-        if ! have nm || ! have size || ! $CC $opt -c -o "$out/impl.o" $dir/impl.c; then
+        if ! have nm || ! have size || ! implementation $opt; then
             skip "compile: symbols and sections $opt" "no nm, no size, or no object"
             continue
         fi
@@ -143,12 +161,20 @@ part_use() {
     part_manual
 }
 
+# implementation -O0|-O2: $out/impl.o; what was built before is taken again
+implementation() {
+    case $1 in
+        -O0) cp "$out/two_impl.o" "$out/impl.o" ;;
+        *) cp "${OBJ:-none}/attn.o" "$out/impl.o" 2>/dev/null || $CC $1 -c -o "$out/impl.o" $dir/impl.c ;;
+    esac
+}
+
 # ---- a compiler without atomics ---------------------------------------------------------------------------------
 
 # Lanes then take fixed stripes of the tasks.
 without_atomics() {
-    $CC -std=c99 -O1 -U__GCC_ATOMIC_INT_LOCK_FREE -o "$out/stripes" $dir/impl.c tests/properties.c tests/ref.c \
-        tests/cases.c -lm -lpthread || return 1
+    $CC -std=c99 -O1 $small -U__GCC_ATOMIC_INT_LOCK_FREE -o "$out/stripes" $dir/impl.c tests/properties.c \
+        tests/ref.c tests/cases.c -lm -lpthread || return 1
     "$out/stripes" "number of lanes" >"$out/text" && grep '^ok ' "$out/text" >/dev/null
 }
 
@@ -179,14 +205,15 @@ run_example() {
     diff "$empty/promised" "$empty/printed"
 }
 
+# What the warnings say does not depend on how the program is linked, so it is built once.
 part_manual() {
     try "compile: the example of the manual, plain $CC" run_example $CC
-    try "compile: the example of the manual, all warnings" run_example $CC $WARN -std=c99
+    try "compile: the example of the manual, all warnings" $CC $WARN -std=c99 -fsyntax-only "$out/empty/prog.c"
 }
 
 # ---- gcc, clang -----------------------------------------------------------------------------------------------------
 
-# silent CC OPT STD: this compiler, without a word
+# silent CC OPT STD: this compiler, without a word. OPT may be -fsyntax-only
 silent() {
     if have "${1%% *}"; then
         try "compile: $1 -std=$3 $2" $1 -std=$3 $2 $WARN -c -o "$out/object.o" $dir/impl.c
@@ -195,24 +222,36 @@ silent() {
     fi
 }
 
-# matrix CC CXX all|few: levels and standards, each at least once. What gcc warns of depends on the level, so it has
-# more of them.
+# flags NAME CC FLAG...: an object without a word
+flags() {
+    name=$1
+    shift
+    try "compile: $name" "$@" -std=c99 $WARN -c -o "$out/object.o" $dir/impl.c
+}
+
+# matrix CC CXX: levels and standards, each at least once.
 matrix() {
-    silent $1 -O0 c99
-    silent $1 -O0 gnu11
-    silent $1 -Ofast c99
-    silent "$2 -x c++" -O0 c++11
-    if [ "$3" = all ]; then
-        silent $1 -O2 c99
+    if [ -n "$all" ]; then
+        for level in -O0 -O2 -Ofast; do
+            silent $1 $level c99
+        done
+        silent $1 -O0 gnu11
+        silent "$2 -x c++" -O0 c++11
         silent "$2 -x c++" -O2 c++11
+        flags "$1 -fPIC" $1 -O0 -fPIC
+    else
+        silent $1 -O2 c99
+        silent $1 -fsyntax-only gnu11
+        level=-O2   # what gcc warns of depends on it, what clang warns of does not
+        [ $1 = gcc ] || level=-O0
+        silent "$2 -x c++" $level c++11
     fi
-    try "compile: $1 ATTN_NO_SIMD" $1 -std=c99 -O1 $WARN -DATTN_NO_SIMD -c -o "$out/$1.o" $dir/impl.c
-    try "compile: $1 ATTN_STATIC" $1 -std=c99 -O0 $WARN -DATTN_STATIC -c -o "$out/$1.o" $dir/impl.c
-    try "compile: $1 -fPIC" $1 -std=c99 -O0 $WARN -fPIC -c -o "$out/$1.o" $dir/impl.c
+    flags "$1 ATTN_NO_SIMD" $1 -O1 -DATTN_NO_SIMD
+    flags "$1 ATTN_STATIC" $1 -O0 -DATTN_STATIC
     case $(uname -m) in
         x86_64)
-            try "compile: $1 -march=x86-64-v3" $1 -std=c99 -O0 $WARN -mavx2 -mfma -mf16c -c -o "$out/$1.o" $dir/impl.c
-            try "compile: $1 -mavx512f" $1 -std=c99 -O0 $WARN -mavx512f -mavx512bw -c -o "$out/$1.o" $dir/impl.c
+            flags "$1 -march=x86-64-v3" $1 -O0 -mavx2 -mfma -mf16c
+            flags "$1 -mavx512f" $1 -O0 -mavx512f -mavx512bw
             ;;
         *)
             skip "compile: $1 -march=x86-64-v3" "this is not x86-64"
@@ -223,7 +262,7 @@ matrix() {
 
 part_gcc() {
     if have gcc && ! gcc --version | grep -qi clang; then
-        matrix gcc g++ all
+        matrix gcc g++
     else
         skip "compile: gcc" "no gcc"
     fi
@@ -231,7 +270,7 @@ part_gcc() {
 
 part_clang() {
     if have clang; then
-        matrix clang clang++ few
+        matrix clang clang++
     else
         skip "compile: clang" "no clang"
     fi
@@ -239,13 +278,19 @@ part_clang() {
 
 # ---- targets --------------------------------------------------------------------------------------------------------
 
+# Has clang this target? An empty file, and not /dev/null, which need not be what it was.
+has_target() {
+    : >"$out/empty.c"
+    clang --target="$1" -ffreestanding -c -o "$out/t.o" "$out/empty.c" >/dev/null 2>&1
+}
+
 # target HOW TRIPLE FLAGS... : with the headers of the compiler and the shim of string.h, nothing of any system. HOW is
-# -O1 for a processor, -fsyntax-only for one more system on it. C++ is never more than that.
+# a level for a processor, -fsyntax-only for one more system on it. C++ is never more than that.
 target() {
     c_how=$1
     triple=$2
     shift 2
-    if ! clang --target="$triple" -ffreestanding -c -o "$out/t.o" -x c /dev/null >/dev/null 2>&1; then
+    if ! has_target "$triple"; then
         skip "compile: $triple" "this clang has no such target"
         return
     fi
@@ -268,21 +313,23 @@ part_targets() {
         skip "compile: targets" "no clang"
         return
     fi
+    level=-O0
+    [ -z "$all" ] || level=-O1
     target -fsyntax-only x86_64-linux-gnu
-    target -O1 i686-linux-gnu
-    target -O1 x86_64-pc-windows-msvc
+    target $level i686-linux-gnu
+    target $level x86_64-pc-windows-msvc
     target -fsyntax-only i686-pc-windows-msvc
     target -fsyntax-only aarch64-pc-windows-msvc
     target -fsyntax-only x86_64-w64-windows-gnu
     target -fsyntax-only x86_64-apple-macos11
     target -fsyntax-only arm64-apple-macos11
-    target -O1 aarch64-linux-gnu
+    target $level aarch64-linux-gnu
     target -fsyntax-only aarch64-linux-android21
-    target -O1 armv7a-linux-gnueabihf
-    target -O1 thumbv7em-none-eabi -mfloat-abi=soft
-    target -O1 wasm32-unknown-unknown
-    target -O1 riscv64-linux-gnu
-    target -O1 s390x-linux-gnu
+    target $level armv7a-linux-gnueabihf
+    target $level thumbv7em-none-eabi -mfloat-abi=soft
+    target $level wasm32-unknown-unknown
+    target $level riscv64-linux-gnu
+    target $level s390x-linux-gnu
 }
 
 # ---- cuda -----------------------------------------------------------------------------------------------------------
@@ -297,7 +344,7 @@ cuda_silent() {
 
 # cuda_target TRIPLE: with the headers of the compiler and shims for the C library
 cuda_target() {
-    if ! clang --target="$1" -ffreestanding -c -o "$out/t.o" -x c /dev/null >/dev/null 2>&1; then
+    if ! has_target "$1"; then
         skip "compile: attn_cuda.h, $1" "this clang has no such target"
         return
     fi
@@ -309,19 +356,21 @@ cuda_target() {
     done
 }
 
-# The linker is given nothing but the C library.
-cuda_two_units() {
-    $CC -c -o "$out/impl.o" $dir/cuda_impl.c && build_run $CC $WARN -std=c99 $dir/cuda_use.c "$out/impl.o"
+# $out/impl.o; what was built before is taken again
+cuda_implementation() {
+    cp "${OBJ:-none}/attn_cuda.o" "$out/impl.o" 2>/dev/null || $CC -c -o "$out/impl.o" $dir/cuda_impl.c
 }
 
+# The linker is given nothing but the C library.
+cuda_two_units() {
+    cuda_implementation && build_run $CC $WARN -std=c99 $dir/cuda_use.c "$out/impl.o"
+}
+
+# That it builds is shown by cuda_example.
 cuda_dist() {
     sh tools/dist.sh "$out/dist" || return 1
     ! grep -n '#include "kernels' "$out/dist/attn_cuda.h" || return 1
-    ls "$out/dist" | wc -l | grep -q -w 2 || return 1
-    echo '#define ATTN_IMPLEMENTATION
-#include "attn_cuda.h"
-int main(void) { return attn_cuda_prepare_count(NULL, 0) != 2; }' >"$out/dist/main.c"
-    build_run $CC $WARN -std=c99 "$out/dist/main.c"
+    ls "$out/dist" | wc -l | grep -q -w 2
 }
 
 # The program of the manual, in one folder with a release. It says so if it finds no GPU or no NVRTC.
@@ -334,13 +383,15 @@ cuda_example() {
 }
 
 part_cuda() {
+    code=-fsyntax-only
+    [ -z "$all" ] || code=-O0
     cuda_silent gcc -O0 c99
-    cuda_silent gcc -O0 gnu11
-    cuda_silent "g++ -x c++" -O0 c++11
+    cuda_silent gcc $code gnu11
+    cuda_silent "g++ -x c++" $code c++11
     cuda_silent "gcc -DATTN_STATIC" -O0 c99
     cuda_silent clang -O0 c99
-    cuda_silent "clang++ -x c++" -O0 c++11
-    cuda_silent "clang -DATTN_STATIC" -O0 c99
+    cuda_silent "clang++ -x c++" $code c++11
+    cuda_silent "clang -DATTN_STATIC" $code c99
     if have clang; then
         cuda_target x86_64-pc-windows-msvc
         cuda_target aarch64-pc-windows-msvc
@@ -358,12 +409,12 @@ part_cuda() {
     sim=${SIM:-}:${LD_LIBRARY_PATH:-}
     try "compile: the example of attn_cuda.h" cuda_example
     if $CC -E -I/usr/local/cuda/include -include cuda.h -x c /dev/null >/dev/null 2>&1; then
-        try "compile: attn_cuda.h beside cuda.h" $CC -std=c99 -I/usr/local/cuda/include -c -o "$out/t.o" \
+        try "compile: attn_cuda.h beside cuda.h" $CC -std=c99 -I/usr/local/cuda/include -fsyntax-only \
             $dir/cuda_with_cuda_h.c
     else
         skip "compile: attn_cuda.h beside cuda.h" "no cuda.h"
     fi
-    if have nm && have size && $CC -c -o "$out/impl.o" $dir/cuda_impl.c; then
+    if have nm && have size && cuda_implementation; then
         try "compile: attn_cuda.h, only attn_ symbols are exported" only_attn_symbols
         try "compile: attn_cuda.h, no mutable static storage" no_mutable_state
     else

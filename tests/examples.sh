@@ -1,5 +1,6 @@
-# examples.sh - builds each example with the one command that its own first comment gives, and runs it.
-# Prints the lines of the test protocol. Run from the repository root. SIM: folder of the simulated CUDA driver, if any.
+# examples.sh - builds each example with the one command that its own first comment gives, and runs it. Prints the lines
+# of the test protocol. Run from the repository root. SIM: folder of the simulated CUDA driver, if any. OBJECT: both
+# implementations, already compiled; the examples are then built without theirs, which takes most of the time.
 out=$(mktemp -d "${TMPDIR:-/tmp}/attn-examples.XXXXXX") || exit 1
 trap 'rm -rf "$out"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -12,8 +13,11 @@ for file in examples/*.c; do
     name=$(basename "$file" .c)
     line=$(sed -n 's|.*\(cc .*examples/'"$name"'\.c.*\)|\1|p' "$file" | sed 's|  .*||; s|[ ;.]*\*/$||' | head -n 1)
     command=$(printf '%s\n' "$line" | sed -e "s|^cc|${CC:-cc}|" -e "s| -o [a-z0-9_/]*| -o $out/program|")
-    # without -O2, to save time: only llm.c needs it
-    [ "$name" = llm ] || command=$(printf '%s\n' "$command" | sed 's| -O2||')
+    if [ -n "${OBJECT:-}" ]; then
+        sed '/^#define ATTN_IMPLEMENTATION$/d' "$file" >"$out/$name.c"
+        command=$(printf '%s\n' "$command" | sed "s|examples/$name\.c|-Iexamples $out/$name.c $OBJECT|")
+        command="$command -lm -lpthread -ldl"
+    fi
     rm -f "$out/program"
     if [ -z "$line" ]; then
         echo "no build command in the first comment" >"$out/text"

@@ -1,7 +1,8 @@
 # fast_math.sh - the host's flags compile our code: whatever they allow a compiler to do, the bits must stay.
 # tests/ofast.c prints a hash per instruction set and case; each flag set below must print what -O2 prints, compiler by
-# compiler. Prints the lines of the test protocol. Run from the repository root. Without an argument: gcc alone, where
-# there is one, and fewer flag sets.
+# compiler, and without a warning. Prints the lines of the test protocol. Run from the repository root. Without an
+# argument: gcc alone, where there is one, and the strongest flags together.
+WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror"
 out=$(mktemp -d "${TMPDIR:-/tmp}/attn-fast-math.XXXXXX") || exit 1
 trap 'rm -rf "$out"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -13,7 +14,7 @@ skipped=0
 run() {
     name=$1
     shift
-    "$@" -o "$out/program" tests/ofast.c >"$out/$name.text" 2>&1 || { head -n 5 "$out/$name.text"; return 1; }
+    "$@" $WARN -o "$out/program" tests/ofast.c >"$out/$name.text" 2>&1 || { head -n 5 "$out/$name.text"; return 1; }
     "$out/program" >"$out/$name"
 }
 
@@ -71,17 +72,19 @@ for compiler in $compilers; do
         echo "FAIL fast-math: $compiler -O2 does not build or run"
         continue
     fi
-    variant $compiler -Ofast -std=gnu11 -Ofast
-    [ $# -eq 0 ] || variant $compiler "-O3 -funsafe-math-optimizations" -std=gnu11 -O3 -funsafe-math-optimizations
-    case $(uname -m) in
+    fma=
+    if [ "$(uname -m)" = x86_64 ] && grep -q ' fma ' /proc/cpuinfo 2>/dev/null; then
+        fma=-mfma
+    fi
+    variant $compiler "-Ofast $fma" -std=gnu11 -Ofast $fma
+    if [ $# -ne 0 ]; then
+        variant $compiler -Ofast -std=gnu11 -Ofast
+        variant $compiler "-O3 -funsafe-math-optimizations" -std=gnu11 -O3 -funsafe-math-optimizations
+        [ -z "$fma" ] || variant $compiler "-O2 -mfma" -std=gnu11 -O2 -mfma
         # the functions of this header then belong to the host: they are parsed before we can ask for IEEE rules
-        x86_64)
-            [ $# -eq 0 ] || variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h
-            if grep -q ' fma ' /proc/cpuinfo 2>/dev/null; then
-                variant $compiler "-O2 -mfma" -std=gnu11 -O2 -mfma
-            fi
-            ;;
-    esac
+        [ "$(uname -m)" != x86_64 ] ||
+            variant $compiler "-Ofast after immintrin.h" -std=c99 -Ofast -include immintrin.h
+    fi
     variant $compiler -O0 -std=c99 -O0
 done
 echo "fast-math: $passed passed, $failed failed, $skipped skipped"
