@@ -2,6 +2,8 @@
 #
 #   make demo        builds examples/llm.c and lets it write text with a small model
 #   make test        everything that can be tested here; the last line is `N passed, N failed, N skipped`
+#   make matrix      make test, then other compilers, levels, sanitizers, processors and every device: what CI runs
+#   make test-all    make test, then the long ones: random tests ten times as long, all kernels, mutants
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
 #   make bench-cpu   installs other CPU attentions in build/peers (python3, 6 GB), measures attn.h beside them and the
 #                    machine, writes bench/results.csv and RESULTS.md; bench-cpu-quick: less, and writes nothing
@@ -65,8 +67,9 @@ PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(fi
             $(SIM_PART)
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
-.PHONY: all demo test logs test-programs test-O0 test-asan test-gpu size sim conformance-record kernels dist \
-    bench-peers bench-cpu bench-cpu-quick bench-run bench-cost bench-skip curve mutants clean
+.PHONY: all demo test logs matrix test-all steps test-programs test-O0 test-asan test-gpu size sim \
+    conformance-record kernels dist bench-peers bench-cpu bench-cpu-quick bench-run bench-cost bench-skip curve \
+    mutants clean
 
 all: demo
 
@@ -78,10 +81,32 @@ demo:
 test:
 	@rm -rf $(B)/log $(B)/ptx
 	@mkdir -p $(B)/log $(B)/ptx
-	@$(MAKE) -s -k -j $(JOBS) logs || true
+	@$(MAKE) -s -k $(SHARED) logs || true
 	@sh tests/sum.sh $(B)/log $(PARTS)
 
 logs: $(LOGS)
+
+# A make that runs others hands out the jobs for all of them.
+SHARED    = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j $(JOBS))
+
+matrix:
+	@$(MAKE) -s steps STEPS="$$(sh tests/matrix.sh matrix | tr '\n' ' ')"
+
+test-all:
+	@$(MAKE) -s steps STEPS="$$(sh tests/matrix.sh long | tr '\n' ' ')"
+
+# `make test` first and alone, then the steps side by side. ATTN_REQUIRE is about `make test`.
+STEP_RUN  = MAKE="$(MAKE)" B=$(B) sh tests/matrix.sh
+steps:
+	@rm -rf $(B)/matrix
+	@mkdir -p $(B)/matrix
+	+@$(STEP_RUN) test $(B)/matrix/test.log
+	@ATTN_REQUIRE= $(MAKE) -s -k $(SHARED) $(STEPS:%=$(B)/matrix/%.log) || true
+	@$(STEP_RUN) leftovers $(B)/matrix/leftovers.log
+	@ATTN_REQUIRE= sh tests/sum.sh $(B)/matrix test $(STEPS) leftovers
+
+$(B)/matrix/%.log:
+	+@$(STEP_RUN) $* $@
 
 test-programs:
 	@$(MAKE) -s test PARTS="$(filter-out ofast,$(NAMES)) $(SIM_PART) $(CUDA_PART)"

@@ -1,14 +1,13 @@
-# compile.sh [all] [use|gcc|clang|targets|cuda]... - the ways in which a program can take the headers in. Without a part:
-# each of them. all: every combination; without it, what `make test` has time for: one optimised build for each compiler,
-# and no code where the parser alone decides.
+# compile.sh [all] [use|gcc|clang|targets|cuda]... - the ways in which a program can take the headers in. Without a
+# part: each of them. all: every combination; without it what `make test` has time for: one optimised build for each
+# compiler, and no code where the parser alone decides.
 #   use      translation units, options, C and C++, symbols, sections, the example of the manual
 #   gcc      warnings at every optimisation level and language version
 #   clang    the same
 #   targets  other systems and processors, and no C library at all, with clang alone
 #   cuda     attn_cuda.h: warnings, languages, other systems, symbols, one file, the program of its manual
-# SIM: folder of the simulated CUDA driver, if any. OBJ: folder of attn.o, attn_cuda.o, ref.o and cases.o, built with
-# $CC. Prints the lines of the test protocol. Compilers that are missing
-# are skipped by name. Run from the repository root.
+# SIM: folder of the simulated CUDA driver, if any. OBJ: folder of attn.o and attn_cuda.o, built with $CC. Prints the
+# lines of the test protocol. Compilers that are missing are skipped by name. Run from the repository root.
 CC=${CC:-cc}
 CXX=${CXX:-c++}
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wundef -Werror"
