@@ -11,7 +11,7 @@ BOTH_SANITIZERS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 # processors, would put them where gcc looks.
 M32="-m32 -idirafter /usr/include/x86_64-linux-gnu"
 ARCHS="75 80 89 90a 100 120"
-TRIPLES="aarch64-linux-gnu s390x-linux-gnu"
+TRIPLES="aarch64-linux-gnu"
 MAKE=${MAKE:-make}
 B=${B:-build}
 
