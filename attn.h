@@ -3300,7 +3300,9 @@ static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t r
 }
 
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
-    return attn__seen(r, s, row, 1);
+    attn__lengths n = attn__lengths_of(&r->view, s->request);
+    if (r->layer->mask == ATTN_TOPK) return attn__seen(r, s, row, 1);
+    return attn__row_span(r->layer, &n, (s->row + row) / r->group);
 }
 
 /* Do all of `rows` packed rows see all keys first .. last - 1? TREE: surely, whatever the bits. */
@@ -3747,9 +3749,7 @@ static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
 }
 
 /* Keys begin .. last - 1 of the key tile that starts at `first`. */
-typedef struct attn__tile {
-    int32_t first, begin, last;
-} attn__tile;
+typedef struct attn__tile { int32_t first, begin, last; } attn__tile;
 
 /* One kv head over one tile. */
 typedef struct attn__step {
