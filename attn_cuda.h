@@ -1227,6 +1227,7 @@ static int attn__cuda_is_capturing(const attn_cuda *c, void *stream, int *captur
 static int attn__cuda_use(attn_cuda *c, int32_t module, void *stream, void *const **functions, attn_error *error) {
     attn__cuda_module *m = (attn__cuda_module *)attn__cuda_peek(&c->modules[module]);
     int capturing = 0, status;
+    *functions = NULL;
     if (!m) {
         status = attn__cuda_is_capturing(c, stream, &capturing, error);
         if (status) return status;

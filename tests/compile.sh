@@ -383,7 +383,7 @@ cuda_example() {
 
 part_cuda() {
     code=-fsyntax-only
-    [ -z "$all" ] || code=-O0
+    [ -z "$all" ] || code=-O3
     cuda_silent gcc -O0 c99
     cuda_silent gcc $code gnu11
     cuda_silent "g++ -x c++" $code c++11
