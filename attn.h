@@ -784,8 +784,7 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
     ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
     ATTN__FIELD(isa, 0, ATTN_ISA_NEON),     ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
-    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS),
-    ATTN__FIELD(scale, 0, 0),               ATTN__FIELD(softcap, 0, 0),
+    ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS), ATTN__FIELD(scale, 0, 0), ATTN__FIELD(softcap, 0, 0),
     ATTN__FIELD(skip.prefill, 0, 0),        ATTN__FIELD(skip.decode, 0, 0)
 };
 #undef ATTN__FIELD
@@ -2265,8 +2264,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     }
 }
 
-/* columns of o x (16 * vectors) rows, from column x and vector c on, keys first .. last - 1; fresh: o is not yet
-   multiplied with alpha */
+/* columns of o x (16 * vectors) rows, from column x and vector c on, keys first .. last - 1; fresh: o * alpha first */
 ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, const attn__sums *a, int32_t x,
                                                       int32_t c, int32_t first, int32_t last, int fresh, int strict) {
     __m512 sum[8][4];
@@ -3749,7 +3747,9 @@ static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
 }
 
 /* Keys begin .. last - 1 of the key tile that starts at `first`. */
-typedef struct attn__tile { int32_t first, begin, last; } attn__tile;
+typedef struct attn__tile {
+    int32_t first, begin, last;
+} attn__tile;
 
 /* One kv head over one tile. */
 typedef struct attn__step {
