@@ -594,6 +594,9 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #if defined(__x86_64__) /* elsewhere clang 14 warns that it ignores the pragma */
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#if defined(__FAST_MATH__) && defined(__FMA__) /* then clang contracts all the same, but for what might trap */
+#pragma float_control(except, on)
+#endif
 #endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__) && !defined(__TINYC__)
@@ -3446,8 +3449,7 @@ static void attn__open_skip(attn__run *r, int32_t request) {
     r->dense = r->gap <= 0;
 }
 
-/* How far the largest logit of each row, top, lies below the row's reference (m, where given, and ref), at least; -1 if
-   no row sees a key. */
+/* How far each row's largest logit, top, lies below its reference (m, if given, and ref), at least; -1: no keys. */
 static float attn__vote(const attn__run *r, const float *m, const attn__account *ref, int32_t rows) {
     const float *top = r->scratch.top;
     float gap = -1.0f;
@@ -3858,8 +3860,7 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, 
     for (j = 0; j < n; j++) x[j] += slope * (float)(attn__key_position(r, s->request, first + j) - position);
 }
 
-/* Logits of a step, to weights: each row's m, `apart` floats from the next, rises to its largest logit; top, alpha and
-   sum as in attn__leaves. */
+/* Logits to weights: each row's m, one every `apart` floats, rises to its largest; top, alpha, sum: attn__leaves. */
 static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p,
                                  const char *const *ahead, float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
