@@ -3303,7 +3303,7 @@ static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t r
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     if (r->layer->mask == ATTN_TOPK) return attn__seen(r, s, row, 1);
-    return attn__row_span(r->layer, &n, (s->row + row) / r->group);
+    return attn__row_span(r->layer, &n, (s->row + row) / r->group); /* attn__seen closes the gap after the sinks */
 }
 
 /* Do all of `rows` packed rows see all keys first .. last - 1? TREE: surely, whatever the bits. */
