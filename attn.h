@@ -3357,30 +3357,25 @@ ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int
 
 /* Which of the keys first .. first + 63 a packed row of a TREE sees. */
 static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_t packed, int64_t first) {
+    const attn_layer *l = r->layer;
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     int32_t row = (s->row + packed) / r->group, past = n.kv_len - n.q_len, draft;
     int32_t position = attn__row_position(r, s->request, row);
-    int64_t lo = r->layer->window_left ? position - r->layer->window_left + (int64_t)1 : 0;
-    uint64_t bits = attn__range_bits(attn__max64(lo, 0) - first, past - first) |
-                    attn__range_bits(-first, attn__min(r->layer->sink_keys, past) - first);
+    int64_t lo = l->window_left ? attn__max64(0, position - l->window_left + (int64_t)1) : 0;
+    uint64_t bits = attn__range_bits(lo - first, past - first) |
+                    attn__range_bits(-first, attn__min(l->sink_keys, past) - first);
     for (draft = (int32_t)attn__max64(0, first - past); draft < n.q_len && past + draft < first + 64; draft++) {
         if (!attn__tree_bit(attn__tree_row(r, s->request, row), draft)) continue;
-        if (past + draft < r->layer->sink_keys ||
-            attn__in_window(r->layer, position - attn__row_position(r, s->request, draft))) {
-            bits |= (uint64_t)1 << (past + draft - first);
-        }
+        int sink = past + draft < l->sink_keys;
+        int seen = sink || attn__in_window(l, position - attn__row_position(r, s->request, draft));
+        bits |= (uint64_t)seen << (past + draft - first);
     }
     return bits;
 }
 
+/* Number of the lowest bit: alone it is a power of two, and exact as a float. */
 static int32_t attn__low_bit(uint64_t bits) {
-#if defined(__GNUC__) || defined(__clang__)
-    return __builtin_ctzll(bits);
-#else
-    int32_t n = 0;
-    for (; !(bits & 1); bits >>= 1) n++;
-    return n;
-#endif
+    return (int32_t)(attn__bits_of((float)(int64_t)(bits & (0 - bits))) >> 23 & 255u) - 127;
 }
 
 /* TOPK: the list of one row, and the pages of the keys that the row sees. */
@@ -3740,11 +3735,9 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     int64_t ld = attn__round_up(r->layer->head_dim, 16);
     float *dst = r->scratch.q;
-    for (int32_t h = 0; h < s->heads; h++) {
-        for (int32_t i = 0; i < s->rows; i++, dst += ld) {
-            attn__copy_q_row(r, s, h, i, dst);
-            for (int32_t x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
-        }
+    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) {
+        attn__copy_q_row(r, s, i / s->rows, i % s->rows, dst);
+        for (int32_t x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
     }
 }
 
@@ -3781,11 +3774,10 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
     return all;
 }
 
-/* One row, only its visible keys: for V with NaN or inf in keys that other rows see. */
-static void attn__decode_visible_values(const attn__run *r, const attn__sums *all, int32_t row, int32_t skipped,
-                                        const uint64_t *mask) {
+/* One row, only its visible keys, the first of them bit `bit`: for V with NaN or inf in keys that other rows see. */
+static void attn__decode_visible(const attn__run *r, attn__sums a, int32_t row, const uint64_t *mask, int32_t bit) {
     const float one = 1.0f;
-    attn__sums a = *all;
+    int32_t end = bit + a.n;
     a.o += (ptrdiff_t)row * a.ldo;
     a.p += (ptrdiff_t)row * a.ldp;
     a.alpha += row;
@@ -3794,8 +3786,7 @@ static void attn__decode_visible_values(const attn__run *r, const attn__sums *al
     r->leaves->row_values(&a);
     a.alpha = &one;
     a.n = 1;
-    for (int32_t i = 0; i < all->n; i++, a.p++, a.v++) {
-        int32_t bit = skipped + i;
+    for (; bit < end; bit++, a.p++, a.v++) {
         if (mask[bit >> 6] >> (bit & 63) & 1) r->leaves->row_values(&a);
     }
 }
@@ -3845,19 +3836,16 @@ static void attn__decode_values(const attn__run *r, const attn__strip *s, const 
         a.ahead = ahead ? ahead + i : NULL;
         clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
         if (clean) r->leaves->row_values(&a);
-        for (row = 0; row < s->rows && !clean; row++) {
-            attn__decode_visible_values(r, &a, row, skipped + i, p->mask + 2 * row);
-        }
+        for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, p->mask + 2 * row, skipped + i);
         for (row = 0; row < s->rows; row++) p->alpha[row] = 1.0f;
     }
 }
 
-/* ALiBi for one row: n scores from key `first` on. */
-static void attn__bias_row(const attn__run *r, const attn__strip *s, int32_t h, int32_t row, int32_t first, int32_t n,
-                           float *x) {
-    float slope = r->io->alibi[(int64_t)(s->head + h) * r->group + (s->row + row) % r->group];
-    int32_t position = attn__row_position(r, s->request, (s->row + row) / r->group), j;
-    for (j = 0; j < n; j++) x[j] += slope * (float)(attn__key_position(r, s->request, first + j) - position);
+/* ALiBi for one row's scores. */
+static void attn__bias_row(const attn__run *r, const attn__strip *s, const attn__step *p, int32_t row, float *x) {
+    float slope = r->io->alibi[(int64_t)(s->head + p->h) * r->group + (s->row + row) % r->group];
+    int32_t position = attn__row_position(r, s->request, (s->row + row) / r->group), key = p->tile.begin;
+    for (; key < p->tile.last; key++) *x++ += slope * (float)(attn__key_position(r, s->request, key) - position);
 }
 
 /* Logits to weights: each row's m, one every `apart` floats, rises to its largest; top, alpha, sum: attn__leaves. */
@@ -3870,7 +3858,7 @@ static void attn__decode_weights(const attn__run *r, const attn__strip *s, const
         float *x = p->scores + (int64_t)i * lds, old = *m;
         const uint64_t *mask = p->mask + 2 * i;
         if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, p->n, r->layer->softcap);
-        if (r->io->alibi) attn__bias_row(r, s, p->h, i, p->tile.begin, p->n, x + skipped);
+        if (r->io->alibi) attn__bias_row(r, s, p, i, x + skipped);
         t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
         if (t->top[i] > old) *m = t->top[i];
         p->alpha[i] = *m > old ? attn__exp(old - *m) : 1.0f;
@@ -3882,13 +3870,12 @@ static void attn__decode_weights(const attn__run *r, const attn__strip *s, const
 static int attn__decode_skips(const attn__run *r, const attn__strip *s, const attn__step *p) {
     const attn__scratch *t = &r->scratch;
     const float *m = p->state + r->layer->v_dim + 2;
-    attn__account *ref = t->ref + p->h * s->rows, own = { 0, 0, 0 };
+    attn__account *ref = t->ref + p->h * s->rows;
     float gap = attn__vote(r, NULL, ref, s->rows);
     int64_t start = p->tile.first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
     int skip = r->gap > 0 ? gap > r->gap : r->eps > 0 && gap >= 0;
     for (int32_t i = 0; i < s->rows && r->eps > 0 && skip; i++) {
-        own.m = m[(int64_t)i * r->state_stride];
-        own.skipped = t->sum[i];
+        const attn__account own = { m[(int64_t)i * r->state_stride], 0, t->sum[i] };
         skip = t->top[i] == ATTN__LOWEST || attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
     }
     attn__count(r, gap, skip, 0);
@@ -3934,13 +3921,12 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
 }
 
 /* Prepares step i of a unit; two are at hand at a time. */
-static attn__step attn__decode_step(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t i,
-                                    float *state) {
+static attn__step attn__step_at(const attn__run *r, const attn__strip *s, attn__tile tile, int32_t i, float *state) {
     const attn__scratch *t = &r->scratch;
     int64_t row = i % 2 * (int64_t)s->rows, lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
     float *rows = state + (int64_t)(i % s->heads) * s->rows * r->state_stride;
     uint64_t *mask = t->mask + i / s->heads % 2 * 2 * (int64_t)s->rows;
-    attn__step p = { *tile, i % s->heads, tile->last - tile->begin, t->k_rows[i % 3], t->v_rows[i % 2],
+    attn__step p = { tile, i % s->heads, tile.last - tile.begin, t->k_rows[i % 3], t->v_rows[i % 2],
                      t->scores + row * lds, t->alpha + row, rows, mask, 0, 0 };
     return p;
 }
@@ -3967,7 +3953,7 @@ static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t 
             attn__key_rows(r, &r->k, s, s->head + later % s->heads, seen, tile->begin, n, t->k_rows[later % 3]);
         }
         if (i < 0) continue;
-        now = attn__decode_step(r, s, &tiles[i / s->heads], i, state);
+        now = attn__step_at(r, s, tiles[i / s->heads], i, state);
         if (i % s->heads == 0) all = attn__mask_rows(r, s, &now.tile, now.mask);
         now.all = all;
         soon = before.needs == 2 ? before.v_rows : ahead;
@@ -3983,21 +3969,18 @@ static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t 
 static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
+    const attn__account none = { ATTN__LOWEST, 0, 0 };
     attn__tile tile = { 0, 0, 0 };
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
     if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
     for (int32_t h = 0; h < s->heads; h++) {
         attn__account *seed = t->seed + h * s->rows;
-        attn__step p = attn__decode_step(r, s, &tile, h, t->states);
-        for (int32_t i = 0; i < s->rows; i++) seed[i].m = ATTN__LOWEST;
-        if (p.n > 0) {
-            attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, p.k_rows);
-            attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
-        }
-        for (int32_t i = 0; i < s->rows; i++) {
-            seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
-            seed[i].skipped = 0;
-        }
+        attn__step p = attn__step_at(r, s, tile, h, t->states);
+        for (int32_t i = 0; i < s->rows; i++) seed[i] = none;
+        if (p.n == 0) continue;
+        attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, p.k_rows);
+        attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
+        for (int32_t i = 0; i < s->rows; i++) seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
     }
 }
 
@@ -4036,11 +4019,8 @@ static void attn__compute(attn__run *r, int32_t index) {
             attn__merge_states(r, &s, attn__state_at(r, f.depth - 1), attn__state_at(r, f.depth));
         }
     }
-    if (t.slot < 0) {
-        attn__emit(r, &s, attn__state_at(r, 0));
-        return;
-    }
-    ATTN_ASSERT(f.depth == t.slots);
+    if (t.slot < 0) attn__emit(r, &s, attn__state_at(r, 0));
+    ATTN_ASSERT(t.slot < 0 || f.depth == t.slots);
     for (i = 0; i < t.slots; i++) {
         memcpy(r->slots + (t.slot + i) * r->slot_floats, attn__state_at(r, i),
                (size_t)(s.heads * s.rows) * (size_t)r->state_stride * sizeof(float));
@@ -4052,21 +4032,19 @@ static void attn__merge(attn__run *r, int32_t index) {
     const int32_t *m = r->view.merges + (int64_t)index * ATTN__MERGE;
     attn__strip s = r->view.strips[m[0]];
     float *stack[72];
-    attn__fold all = { -1, 0, { 0 } }, part;
+    attn__fold f = { -1, 0, { 0 } }, part;
     int32_t task = m[1], end = 0;
     while (end < s.units) {
         attn__task t = r->view.tasks[task++];
         attn__fold_run(&part, &s, t.begin, t.end);
         for (int32_t i = 0; i < t.slots; i++) {
-            while (attn__fold_step(&all, part.unit[i])) {
-                attn__merge_states(r, &s, stack[all.depth - 1], stack[all.depth]);
-            }
-            stack[all.depth] = r->slots + (t.slot + i) * r->slot_floats;
-            all.unit[all.depth++] = part.unit[i];
+            while (attn__fold_step(&f, part.unit[i])) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
+            stack[f.depth] = r->slots + (t.slot + i) * r->slot_floats;
+            f.unit[f.depth++] = part.unit[i];
         }
         end = t.end;
     }
-    while (attn__fold_step(&all, -1)) attn__merge_states(r, &s, stack[all.depth - 1], stack[all.depth]);
+    while (attn__fold_step(&f, -1)) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
     attn__emit(r, &s, stack[0]);
 }
 
