@@ -660,15 +660,10 @@ static void attn__put_char(attn__text *t, char c) {
 static void attn__put(attn__text *t, const char *s) { for (; *s; s++) attn__put_char(t, *s); }
 
 static void attn__put_int(attn__text *t, int64_t value) {
-    char digits[24];
-    int n = 0;
-    uint64_t u = value < 0 ? (uint64_t)0 - (uint64_t)value : (uint64_t)value;
+    int64_t tens = value / 10, digit = value % 10; /* both have the sign of the value */
     if (value < 0) attn__put_char(t, '-');
-    do {
-        digits[n++] = (char)('0' + (int)(u % 10));
-        u /= 10;
-    } while (u);
-    while (n) attn__put_char(t, digits[--n]);
+    if (tens) attn__put_int(t, tens < 0 ? -tens : tens);
+    attn__put_char(t, (char)('0' + (digit < 0 ? -digit : digit)));
 }
 
 /* value > 0 as nine digits, the first of them worth 10^exponent; the last three are 0 where six mean the same float. */
@@ -776,19 +771,16 @@ typedef struct attn__field {
 
 #define ATTN__FIELD(name, low, high) { "layer." #name, offsetof(attn_layer, name), low, high }
 static const attn__field attn__layer_fields[] = {
-    ATTN__FIELD(heads, 1, 65536),           ATTN__FIELD(kv_heads, 0, 65536),
-    ATTN__FIELD(head_dim, 1, 65536),        ATTN__FIELD(v_dim, 0, 65536),
-    ATTN__FIELD(q_type, 0, ATTN_BF16),      ATTN__FIELD(kv_type, 0, ATTN_INT8),
-    ATTN__FIELD(o_type, 0, ATTN_BF16),      ATTN__FIELD(mask, 0, ATTN_TOPK),
-    ATTN__FIELD(window_left, 0, INT32_MAX), ATTN__FIELD(window_right, 0, INT32_MAX),
-    ATTN__FIELD(sink_keys, 0, INT32_MAX),   ATTN__FIELD(chunk, 0, INT32_MAX),
-    ATTN__FIELD(page_size, 0, INT32_MAX),   ATTN__FIELD(ring, 0, INT32_MAX),
-    ATTN__FIELD(topk, 0, INT32_MAX),        ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY),
-    ATTN__FIELD(split_keys, 0, INT32_MAX),  ATTN__FIELD(row_tile, 0, 256),
-    ATTN__FIELD(key_tile, 0, 128),          ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_NEON),     ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
+    ATTN__FIELD(heads, 1, 65536), ATTN__FIELD(kv_heads, 0, 65536), ATTN__FIELD(head_dim, 1, 65536),
+    ATTN__FIELD(v_dim, 0, 65536), ATTN__FIELD(q_type, 0, ATTN_BF16), ATTN__FIELD(kv_type, 0, ATTN_INT8),
+    ATTN__FIELD(o_type, 0, ATTN_BF16), ATTN__FIELD(mask, 0, ATTN_TOPK), ATTN__FIELD(window_left, 0, INT32_MAX),
+    ATTN__FIELD(window_right, 0, INT32_MAX), ATTN__FIELD(sink_keys, 0, INT32_MAX), ATTN__FIELD(chunk, 0, INT32_MAX),
+    ATTN__FIELD(page_size, 0, INT32_MAX), ATTN__FIELD(ring, 0, INT32_MAX), ATTN__FIELD(topk, 0, INT32_MAX),
+    ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY), ATTN__FIELD(split_keys, 0, INT32_MAX),
+    ATTN__FIELD(row_tile, 0, 256), ATTN__FIELD(key_tile, 0, 128), ATTN__FIELD(workers, 0, 65536),
+    ATTN__FIELD(isa, 0, ATTN_ISA_NEON), ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
     ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS), ATTN__FIELD(scale, 0, 0), ATTN__FIELD(softcap, 0, 0),
-    ATTN__FIELD(skip.prefill, 0, 0),        ATTN__FIELD(skip.decode, 0, 0)
+    ATTN__FIELD(skip.prefill, 0, 0), ATTN__FIELD(skip.decode, 0, 0)
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_INTEGERS (ATTN__COUNT(attn__layer_fields) - 4)
@@ -808,9 +800,7 @@ static float attn__rsqrt(int32_t x) {
     return (float)y;
 }
 
-static int attn__is_share(float x, int32_t mode) {
-    return attn__is_finite(x) && x >= 0 && (mode != ATTN_SKIP_EPS || x < 1);
-}
+static int attn__is_share(float x, int mode) { return x >= 0 && (mode == ATTN_SKIP_EPS ? x < 1 : attn__is_finite(x)); }
 
 ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
     for (int i = 0; i < ATTN__LAYER_INTEGERS; i++) {
@@ -839,7 +829,7 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 /* Numbers and combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
-    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, heads = l->heads;
+    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, page = l->page_size, heads = l->heads;
     const attn__rule rules[] = {
         { !attn__is_finite(given->scale), "layer.scale is not finite", 0, 0 },
         { !attn__is_finite(l->softcap) || !(l->softcap == 0 || l->softcap >= 1e-30f),
@@ -849,8 +839,7 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
           attn__bits_of(l->skip.prefill), attn__bits_of(l->skip.decode) },
         { ring && !l->window_left, "layer.ring = %a needs a window: layer.window_left = 0", ring, 0 },
         { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys },
-        { ring && l->page_size && ring % l->page_size,
-          "layer.ring = %a is not a multiple of layer.page_size = %b", ring, l->page_size },
+        { ring && page && ring % page, "layer.ring = %a is not a multiple of layer.page_size = %b", ring, page },
         { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
         { latent && l->v_dim > l->head_dim,
           "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
@@ -923,17 +912,15 @@ static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, in
 }
 
 /* Out by address: a span returned in registers is put together in memory, which costs more than all else here. */
-static void attn__find_span(attn__span *out, const attn_layer *layer, const attn__lengths *n, int32_t row) {
-    int64_t position = (int64_t)n->kv_len - n->q_len + (layer->mask == ATTN_TREE ? 0 : row);
-    int right = layer->mask != ATTN_CAUSAL && layer->mask != ATTN_TREE && layer->window_right;
-    int32_t horizon = attn__horizon(layer, n, row);
+static void attn__find_span(attn__span *out, const attn_layer *l, const attn__lengths *n, int32_t row) {
+    int64_t position = (int64_t)n->kv_len - n->q_len + (l->mask == ATTN_TREE ? 0 : row);
+    int right = l->mask != ATTN_CAUSAL && l->mask != ATTN_TREE && l->window_right;
+    int32_t horizon = attn__horizon(l, n, row);
     attn__span s = { 0, 0, horizon };
-    if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + layer->window_right));
-    if (layer->window_left) s.lo = (int32_t)attn__max64(0, position - layer->window_left + 1);
-    if (layer->mask == ATTN_CAUSAL && layer->chunk) {
-        s.lo = (int32_t)attn__max64(s.lo, position - position % layer->chunk);
-    }
-    if (layer->window_left || right) s.lead = attn__min(layer->sink_keys, horizon);
+    if (right) s.hi = (int32_t)attn__max64(0, attn__min64(horizon, position + l->window_right));
+    if (l->window_left) s.lo = (int32_t)attn__max64(0, position - l->window_left + 1);
+    if (l->mask == ATTN_CAUSAL && l->chunk) s.lo = (int32_t)attn__max64(s.lo, position - position % l->chunk);
+    if (l->window_left || right) s.lead = attn__min(l->sink_keys, horizon);
     *out = s;
 }
 
@@ -1085,8 +1072,7 @@ typedef struct attn__fold {
 /* Must the two topmost states merge before `next` (-1: nothing follows) is pushed? If so, pops one. */
 static int attn__fold_step(attn__fold *f, int32_t next) {
     if (f->depth < 2) return 0;
-    int32_t left = f->unit[f->depth - 2];
-    int32_t right = f->unit[f->depth - 1];
+    int32_t left = f->unit[f->depth - 2], right = f->unit[f->depth - 1];
     if (next >= 0 && !attn__higher(next, right, left)) return 0;
     if (f->before >= 0 && !attn__higher(f->before, left, right)) return 0;
     f->depth--;
@@ -1115,8 +1101,7 @@ ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
         { b->n < 0, "batch.n = %a is negative", b->n, 0 },
         { b->max_q_len < 0, "batch.max_q_len = %a is negative", b->max_q_len, 0 },
         { b->max_kv_len < 0, "batch.max_kv_len = %a is negative", b->max_kv_len, 0 },
-        { b->max_rows < 0 || b->max_rows > INT32_MAX,
-          "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0 }
+        { b->max_rows >> 31 != 0, "batch.max_rows = %a, but it must be 0 .. 2^31-1", b->max_rows, 0 }
     };
     return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
@@ -1159,8 +1144,7 @@ static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *erro
     p->max_q_len = batch->max_q_len;
     p->max_kv_len = batch->max_kv_len;
     p->max_rows = batch->max_rows;
-    p->families = 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE);
-    if (batch->phase) p->families = 1 << ATTN_PREFILL | 1 << ATTN_DECODE;
+    p->families = batch->phase ? 3 : 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE); /* 3: both */
     for (int32_t i = 0; i < batch->n && reads; i++) {
         if (!batch->max_q_len) p->max_q_len = attn__max(p->max_q_len, attn__q_len(batch, i));
         if (!batch->max_kv_len) p->max_kv_len = attn__max(p->max_kv_len, batch->kv_len[i]);
@@ -1212,10 +1196,8 @@ static attn__view attn__view_of_plan(const attn_plan *plan) {
 typedef struct attn__planner {
     attn_plan plan;
     attn__view view;
-    int64_t decode_total;           /* cost of all decode strips */
-    int64_t decode_cost;            /* of those that have their tasks */
-    int64_t quota;                  /* cost of one worker's run */
-    int64_t run_end;                /* cost where the run at hand ends */
+    int64_t decode_total, decode_cost; /* cost of all decode strips, and of those that have their tasks */
+    int64_t quota, run_end;         /* cost of one worker's run, and where the run at hand ends */
 } attn__planner;
 
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
@@ -1250,21 +1232,18 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
     }
 }
 
-static void attn__add_task(attn__planner *p, const attn__strip *s, int32_t strip, int32_t begin, int32_t end,
-                           attn__span seen) {
-    attn__task t = { strip, begin, end, -1, 0 };
-    int64_t keys = (int64_t)(end - begin) * attn__unit_keys(&p->plan.resolved, p->view.phase[s->request]), work;
-    keys = attn__min64(keys, seen.lead + (seen.hi - seen.lo));
-    work = keys * s->rows * s->heads;
-    if (end - begin < s->units) {
+static void attn__add_task(attn__planner *p, const attn__strip *s, attn__task t, attn__span seen) {
+    int64_t keys = (int64_t)(t.end - t.begin) * attn__unit_keys(&p->plan.resolved, p->view.phase[s->request]);
+    int64_t work = attn__min64(keys, seen.lead + (seen.hi - seen.lo)) * s->rows * s->heads;
+    if (t.end - t.begin < s->units) {
         attn__fold f;
-        attn__fold_run(&f, s, begin, end);
+        attn__fold_run(&f, s, t.begin, t.end);
         t.slot = p->plan.slots;
         t.slots = f.depth;
         p->plan.slots += f.depth;
-        if (begin == 0) {
+        if (t.begin == 0) {
             int32_t *m = p->view.merges + (int64_t)p->plan.merges++ * ATTN__MERGE;
-            m[0] = strip;
+            m[0] = t.strip;
             m[1] = p->plan.tasks;
         }
     }
@@ -1296,12 +1275,12 @@ static void attn__add_tasks(attn__planner *p) {
         attn__strip s = p->view.strips[i];
         attn__span seen = attn__strip_span(&p->plan.resolved, &p->view, &s, 0, s.rows);
         int decode = p->view.phase[s.request] == ATTN_DECODE;
-        int32_t begin = 0, end;
+        attn__task t = { i, 0, 0, -1, 0 };
         do {
-            end = decode ? attn__cut(p, &s, begin) : attn__min(begin + 1, s.units);
-            attn__add_task(p, &s, i, begin, end, seen);
-            begin = end;
-        } while (begin < s.units);
+            t.begin = t.end;
+            t.end = decode ? attn__cut(p, &s, t.begin) : attn__min(t.begin + 1, s.units);
+            attn__add_task(p, &s, t, seen);
+        } while (t.end < s.units);
     }
 }
 
@@ -1344,18 +1323,15 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
     attn__capacity_of_plan(c, p);
     p->layer = *layer;
     p->bytes = attn__to_size(c->words * 4);
-    int64_t ring = (int64_t)l->window_left - 1 + p->max_q_len;
-    if (l->ring && l->ring < ring) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring,
-                          ring);
-    }
+    int64_t ring = l->ring ? (int64_t)l->window_left - 1 + p->max_q_len : 0;
     const attn__rule rules[] = {
+        { l->ring < ring, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring, ring },
         { p->max_q_len * (int64_t)l->heads > INT32_MAX,
           "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len, l->heads },
         { c->words > INT32_MAX || c->slots > INT32_MAX,
           "batch.max_rows = %a: the plan would have more than 2^31-1 words", p->max_rows, 0 }
     };
-    return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
+    return attn__check_rules(error, l->ring < ring ? ATTN_E_LAYER : ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
 
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
@@ -2706,10 +2682,9 @@ static const attn__leaves *attn__leaves_of(int32_t isa) {
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
 ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
-    static const char *const types[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
-    static const char *const masks[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
-    const char *const words[] = { types[l->q_type], ", kv ", types[l->kv_type], ", o ", types[l->o_type],
-                                  masks[l->mask] };
+    static const char *const type[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
+    static const char *const mask[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
+    const char *const words[] = { type[l->q_type], ", kv ", type[l->kv_type], ", o ", type[l->o_type], mask[l->mask] };
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
     for (int i = 0; i < ATTN__COUNT(words); i++) attn__put(t, words[i]);
@@ -2797,11 +2772,9 @@ ATTN__COLD attn_io attn__strides_of(const attn_plan *plan, const attn_io *io) {
 
 ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
-    if (!plan->words || plan->words[0] != ATTN_VERSION || plan->words[1] != plan->n ||
-        plan->words[2] != plan->rows || plan->words[3] != plan->strips || plan->words[4] != plan->tasks) {
-        return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
-    }
-    return ATTN_OK;
+    const int32_t header[] = { ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks };
+    if (plan->words && !memcmp(plan->words, header, sizeof header)) return ATTN_OK;
+    return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
 }
 
 /* The layer of a call must be the plan's, field by field. */
@@ -2818,9 +2791,11 @@ static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, att
     return ATTN_OK;
 }
 
+/* needed: -1: it must be NULL, V being a part of K. */
 ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
-    if (p ? (uintptr_t)p % (uintptr_t)alignment == 0 : !needed) return ATTN_OK;
+    if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
+    if (p ? needed >= 0 && (uintptr_t)p % (uintptr_t)alignment == 0 : needed <= 0) return ATTN_OK;
     return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
 }
 
@@ -2872,18 +2847,16 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
     int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
     int32_t status = ATTN_OK;
-    for (int32_t i = 0; i < plan->n; i++) {
-        attn__lengths n = attn__lengths_of(&v, i);
-        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
-        if (!n.q_len || columns <= table_row) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1,
-                             "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c", table_row, columns,
-                             n.kv_len);
-    }
-    for (int32_t i = 0; i < plan->n && !skipped && !status; i++) {
+    for (int32_t i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
+        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
+        const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
         if (!n.q_len || !n.kv_len) continue;
+        if (columns > table_row) {
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, columns, n.kv_len);
+        }
+        if (skipped) continue;
         if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
         status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
         if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
@@ -2896,15 +2869,11 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, 
     int32_t align = attn__type_bytes(l->kv_type);
     int needed = plan->rows > 0 && plan->words[ATTN__HEADER + plan->n + 1 + plan->n] > 0; /* any keys */
     int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
+    int values = latent || use != ATTN__SCORE, paged = needed && l->page_size;
     int status = attn__check_pointer("io.k", io->k, needed, align, error);
     if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
-    int values = !latent && use != ATTN__SCORE, paged = needed && l->page_size;
-    if (latent && (io->v || io->v_scale)) {
-        return attn__fail_name(error, ATTN_E_ARGUMENT, io->v ? "io.v" : "io.v_scale",
-                               " is not NULL, but the layer has ATTN_V_IN_K", 0, 0, 0, 0);
-    }
-    if (!status && values) status = attn__check_pointer("io.v", io->v, needed, align, error);
-    if (!status && values) status = attn__check_pointer("io.v_scale", io->v_scale, scaled, 4, error);
+    if (!status && values) status = attn__check_pointer("io.v", io->v, latent ? -1 : needed, align, error);
+    if (!status && values) status = attn__check_pointer("io.v_scale", io->v_scale, latent ? -1 : scaled, 4, error);
     if (!status && paged) status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
     if (status || !paged) return status;
     if (io->pages < 0) return attn__fail(error, ATTN_E_ARGUMENT, "io.pages = %a is negative", io->pages, 0);
@@ -2914,13 +2883,12 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, 
 /* Every row of a tree must see itself: its position is counted from its bits. */
 static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_error *error) {
     const int32_t *q_start = plan->words + ATTN__HEADER;
-    int64_t words = attn__ceil_div(plan->max_q_len, 32), row;
-    for (int32_t i = 0; i < plan->n; i++) {
-        for (row = q_start[i]; row < q_start[i + 1]; row++) {
-            int32_t own = (int32_t)row - q_start[i];
-            if (attn__tree_bit(io->tree + row * words, own)) continue;
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
-        }
+    int64_t words = attn__ceil_div(plan->max_q_len, 32);
+    for (int32_t row = 0, i = 0; row < plan->rows; row++) {
+        while (row >= q_start[i + 1]) i++;
+        int32_t own = row - q_start[i];
+        if (attn__tree_bit(io->tree + row * words, own)) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
     }
     return ATTN_OK;
 }
@@ -2934,13 +2902,12 @@ ATTN__COLD int attn__check_call(const attn_plan *plan, const attn_layer *layer, 
 }
 
 static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
-    int by_request = plan->resolved.skip.mode == ATTN_SKIP_LAMBDA;
+    int32_t mode = plan->resolved.skip.mode, by_request = mode == ATTN_SKIP_LAMBDA;
     int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
     if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
     if (!status && !by_request && io->lambda) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a",
-                          plan->resolved.skip.mode, 0);
+        return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a", mode, 0);
     }
     for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
@@ -4164,18 +4131,14 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
 
 static int attn__check_append(const attn_plan *plan, const void *new_k, const void *new_v, attn_error *error) {
     attn__view v = attn__view_of_plan(plan);
-    int32_t align = attn__type_bytes(plan->resolved.q_type), i;
-    int latent = (plan->resolved.flags & ATTN_V_IN_K) != 0;
-    int status = attn__check_pointer("new_k", new_k, plan->rows > 0, align, error);
-    if (!status && !latent) status = attn__check_pointer("new_v", new_v, plan->rows > 0, align, error);
-    if (!status && latent && new_v) {
-        status = attn__fail(error, ATTN_E_ARGUMENT, "new_v is not NULL, but the layer has ATTN_V_IN_K", 0, 0);
-    }
-    for (i = 0; i < plan->n && !status; i++) {
-        attn__lengths n = attn__lengths_of(&v, i);
-        if (n.kv_len >= n.q_len) continue;
-        status = attn__fail_at(error, ATTN_E_BATCH, i, -1, "kv_len[%d] = %a is less than q_len[%d] = %b", n.kv_len,
-                               n.q_len, 0);
+    int32_t align = attn__type_bytes(plan->resolved.q_type);
+    int needed = plan->rows > 0, latent = (plan->resolved.flags & ATTN_V_IN_K) != 0;
+    int status = attn__check_pointer("new_k", new_k, needed, align, error);
+    if (!status) status = attn__check_pointer("new_v", new_v, latent ? -1 : needed, align, error);
+    for (int32_t i = 0; i < plan->n && !status; i++) {
+        int32_t e = attn__lengths_of(&v, i).q_len, kv = attn__lengths_of(&v, i).kv_len;
+        const attn__rule rule = { kv < e, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e };
+        status = attn__check_rules(error, ATTN_E_BATCH, i, &rule, 1);
     }
     return status;
 }
