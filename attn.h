@@ -415,15 +415,13 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
 typedef struct attn_rope_input {
     void *x;                        /* [row][head][head_dim] */
     attn_type type;                 /* f32, f16 or bf16 */
-    int64_t rows;
-    int64_t x_row, x_head;          /* strides in elements, 0: packed */
+    int64_t rows, x_row, x_head;    /* rows; strides in elements, 0: packed */
     int32_t heads, head_dim;
     int32_t rotary_dim;             /* the first so many elements of a head turn; even; 0: head_dim */
     int32_t interleaved;            /* 0: i pairs with i + rotary_dim / 2 (GPT-NeoX, Llama); 1: 2i pairs with 2i + 1 */
     const int32_t *positions;       /* [row] */
     const float *inv_freq;          /* [rotary_dim / 2] angles, to 65536; NULL: base^(-2i / rotary_dim) as f32 */
-    float base;                     /* 0: 10000 */
-    float magnitude;                /* the result is multiplied by it (YaRN); 0: 1 */
+    float base, magnitude;          /* base 0: 10000; the result is multiplied by magnitude (YaRN), 0: 1 */
 } attn_rope_input;
 
 /* Rotary position embedding: (a, b) -> (a cos t - b sin t, a sin t + b cos t), t = position * inv_freq[i], in double,
@@ -2850,12 +2848,10 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     for (int32_t i = 0; i < plan->n && !status; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
-        int64_t columns = attn__table_columns(&plan->resolved, n.kv_len);
+        int64_t pages = attn__table_columns(&plan->resolved, n.kv_len);
         const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
         if (!n.q_len || !n.kv_len) continue;
-        if (columns > table_row) {
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, columns, n.kv_len);
-        }
+        if (pages > table_row) return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, pages, n.kv_len);
         if (skipped) continue;
         if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
         status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
@@ -4048,16 +4044,28 @@ ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const at
     return attn__succeed(error);
 }
 
-/* What the lanes of one stage share. */
-typedef struct attn__stage_context {
+/* What the lanes of one stage share, or those of attn_index_score. */
+typedef struct attn__job {
     const attn_plan *plan;
     const attn_io *io;
     const attn_exec *exec;
     attn_stage stage;
-} attn__stage_context;
+    const float *weights;
+    const int32_t *ks;
+    float *scores;
+    int64_t score_row;
+} attn__job;
 
-static void attn__lane(void *context, int lane) {
-    const attn__stage_context *c = (const attn__stage_context *)context;
+static void attn__run_lanes(attn__job *job, void (*fn)(void *job, int lane)) {
+    if (job->exec->parallel_for && job->exec->lanes > 1) {
+        job->exec->parallel_for(job->exec->user, job->exec->lanes, fn, job);
+    } else {
+        for (int lane = 0; lane < attn__max(1, job->exec->lanes); lane++) fn(job, lane);
+    }
+}
+
+static void attn__lane(void *job, int lane) {
+    const attn__job *c = (const attn__job *)job;
     int32_t count = attn_task_count(c->plan, c->stage), i;
 #ifdef ATTN__FETCH_ADD
     int32_t *counter = (int32_t *)(void *)attn__exec_start(c->exec);
@@ -4070,14 +4078,9 @@ static void attn__lane(void *context, int lane) {
 }
 
 static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
-    attn__stage_context c = { plan, io, exec, stage };
-    if (!attn_task_count(plan, stage)) return;
+    attn__job job = { plan, io, exec, stage, NULL, NULL, NULL, 0 };
     memset(attn__exec_start(exec), 0, sizeof(int32_t));
-    if (exec->parallel_for && exec->lanes > 1) {
-        exec->parallel_for(exec->user, exec->lanes, attn__lane, &c);
-    } else {
-        for (int32_t i = 0; i < attn_task_count(plan, stage); i++) attn_task(plan, io, exec, stage, i, 0);
-    }
+    if (attn_task_count(plan, stage)) attn__run_lanes(&job, attn__lane);
 }
 
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
@@ -4322,17 +4325,6 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 
 /* ---- >>sparse: indexer scores and the keys they choose ----------------------------------------------------------- */
 
-/* What the rows of one call share. */
-typedef struct attn__index {
-    const attn_plan *plan;
-    const attn_io *io;
-    const attn_exec *exec;
-    const float *weights;
-    const int32_t *ks;
-    float *scores;
-    int64_t score_row;
-} attn__index;
-
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
@@ -4367,8 +4359,8 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
 }
 
 /* Rows lane, lane + lanes, ... of the batch. */
-static void attn__index_lane(void *context, int lane) {
-    const attn__index *c = (const attn__index *)context;
+static void attn__index_lane(void *job, int lane) {
+    const attn__job *c = (const attn__job *)job;
     int32_t lanes = attn__max(1, c->exec->lanes), row, i = 0;
     attn__run r;
     attn__open(&r, c->plan, c->io, c->exec, lane);
@@ -4380,14 +4372,13 @@ static void attn__index_lane(void *context, int lane) {
     }
 }
 
-static int attn__index_check(const attn__index *c, attn_error *error) {
+static int attn__index_check(const attn__job *c, attn_error *error) {
     const attn_layer *l = &c->plan->resolved;
     attn__view v = attn__view_of_plan(c->plan);
     const attn__rule rules[] = {
         { l->kv_heads != 1, "layer.kv_heads = %a, but indexer scores need 1", l->kv_heads, 0 },
         { l->skip.mode, "layer.skip.mode = %a, but indexer scores skip nothing", l->skip.mode, 0 },
-        { l->mask == ATTN_TREE || l->mask == ATTN_TOPK, "layer.mask = %a: indexer scores take no TREE and no TOPK",
-          l->mask, 0 }
+        { l->mask >= ATTN_TREE, "layer.mask = %a: indexer scores take no TREE and no TOPK", l->mask, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_LAYER, -1, rules, ATTN__COUNT(rules));
     for (int32_t i = 0; i < c->plan->n && !status; i++) {
@@ -4408,22 +4399,17 @@ static int attn__index_check(const attn__index *c, attn_error *error) {
 ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const float *weights,
                               const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
                               attn_error *error) {
-    attn__index c = { plan, io, exec, weights, ks, scores, score_row };
-    int32_t lane;
+    attn__job job = { plan, io, exec, ATTN_COMPUTE, weights, ks, scores, score_row };
     int status = attn__check_call(plan, layer, io, error);
     if (!status) status = attn__check_pointer("io.q", io->q, plan->rows > 0, attn__type_bytes(layer->q_type), error);
     if (!status) status = attn__check_pointer("weights", weights, plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
     if (!status) status = attn__check_pointer("scores", scores, plan->rows > 0, 4, error);
-    if (!status) status = attn__index_check(&c, error);
+    if (!status) status = attn__index_check(&job, error);
     if (!status) status = attn__check_cache(plan, io, ATTN__SCORE, error);
     if (!status) status = attn__check_exec(plan, exec, error);
     if (status) return status;
-    if (exec->parallel_for && exec->lanes > 1) {
-        exec->parallel_for(exec->user, exec->lanes, attn__index_lane, &c);
-    } else {
-        for (lane = 0; lane < attn__max(1, exec->lanes); lane++) attn__index_lane(&c, lane);
-    }
+    attn__run_lanes(&job, attn__index_lane);
     return attn__succeed(error);
 }
 
@@ -4621,16 +4607,11 @@ typedef struct attn__mode_rule {
 } attn__mode_rule;
 
 static const attn__mode_rule attn__mode_rules[] = {
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* EXTEND */
-    { ATTN__ONE, 0, 0, ATTN_DECODE },    /* DECODE */
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* MIXED */
-    { ATTN__PAD, 0, 0, ATTN_PREFILL },   /* IDLE */
-    { ATTN__DRAFTS, 1, 0, ATTN_DECODE }, /* TARGET_VERIFY: the prefix only */
-    { ATTN__GIVEN, 0, 0, ATTN_DECODE },  /* DRAFT_EXTEND */
-    { ATTN__DRAFTS, 0, 0, ATTN_DECODE }, /* DRAFT_EXTEND_V2: the drafts were added before */
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* SPLIT_PREFILL */
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* DLLM_EXTEND */
-    { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DRAFT_DECODE: as before the first step */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__ONE, 0, 0, ATTN_DECODE },    /* EXTEND, DECODE */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__PAD, 0, 0, ATTN_PREFILL },   /* MIXED, IDLE */
+    { ATTN__DRAFTS, 1, 0, ATTN_DECODE }, { ATTN__GIVEN, 0, 0, ATTN_DECODE },  /* TARGET_VERIFY, DRAFT_EXTEND */
+    { ATTN__DRAFTS, 0, 0, ATTN_DECODE }, { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* DRAFT_EXTEND_V2, SPLIT_PREFILL */
+    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DLLM_EXTEND, DRAFT_DECODE */
 };
 
 /* E and KV of one request, none of a pad; returns its phase. */
@@ -4697,14 +4678,9 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    memset(batch, 0, sizeof *batch);
-    batch->n = input->n;
-    batch->q_len = mem;
-    batch->kv_len = n ? mem + n : mem;
-    batch->phase = n ? mem + 2 * n : mem;
-    batch->max_q_len = input->max_q_len;
-    batch->max_kv_len = input->max_kv_len;
-    batch->max_rows = input->max_rows;
+    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
+                              input->max_kv_len, input->max_rows };
+    *batch = made;
     return attn__succeed(error);
 }
 
@@ -4720,23 +4696,21 @@ typedef struct attn__meta_array {
 
 #define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), ATTN_META_##want, ATTN__PER_##shape, extra }
 static const attn__meta_array attn__meta_arrays[] = {
-    ATTN__ARRAY(cu_seqlens_q, CU_SEQLENS, REQUEST, 1),  ATTN__ARRAY(cu_seqlens_k, CU_SEQLENS, REQUEST, 1),
-    ATTN__ARRAY(seqlens_expand, EXPAND, ROW, 0),        ATTN__ARRAY(positions, POSITIONS, ROW, 0),
-    ATTN__ARRAY(row_request, POSITIONS, ROW, 0),        ATTN__ARRAY(sparse_len, SPARSE, ROW, 0),
-    ATTN__ARRAY(cu_sparse, SPARSE, ROW, 1),             ATTN__ARRAY(indexer_ks, INDEXER, ROW, 0),
-    ATTN__ARRAY(indexer_ke, INDEXER, ROW, 0),           ATTN__ARRAY(topk_offset, TOPK_OFFSET, ROW, 0),
-    ATTN__ARRAY(page_table, PAGE_TABLE, COLUMN, 0),     ATTN__ARRAY(row_table, ROW_TABLE, ROW_COLUMN, 0),
-    ATTN__ARRAY(pad_row, PAD, Q, 0),                    ATTN__ARRAY(unpad_row, PAD, ROW, 0),
-    ATTN__ARRAY(pad_len, PAD, REQUEST, 0),              ATTN__ARRAY(row_q_len, ROW_TABLE, ROW, 0),
-    ATTN__ARRAY(row_kv_len, ROW_TABLE, ROW, 0)
+    ATTN__ARRAY(cu_seqlens_q, CU_SEQLENS, REQUEST, 1), ATTN__ARRAY(cu_seqlens_k, CU_SEQLENS, REQUEST, 1),
+    ATTN__ARRAY(seqlens_expand, EXPAND, ROW, 0), ATTN__ARRAY(positions, POSITIONS, ROW, 0),
+    ATTN__ARRAY(row_request, POSITIONS, ROW, 0), ATTN__ARRAY(sparse_len, SPARSE, ROW, 0),
+    ATTN__ARRAY(cu_sparse, SPARSE, ROW, 1), ATTN__ARRAY(indexer_ks, INDEXER, ROW, 0),
+    ATTN__ARRAY(indexer_ke, INDEXER, ROW, 0), ATTN__ARRAY(topk_offset, TOPK_OFFSET, ROW, 0),
+    ATTN__ARRAY(page_table, PAGE_TABLE, COLUMN, 0), ATTN__ARRAY(row_table, ROW_TABLE, ROW_COLUMN, 0),
+    ATTN__ARRAY(pad_row, PAD, Q, 0), ATTN__ARRAY(unpad_row, PAD, ROW, 0), ATTN__ARRAY(pad_len, PAD, REQUEST, 0),
+    ATTN__ARRAY(row_q_len, ROW_TABLE, ROW, 0), ATTN__ARRAY(row_kv_len, ROW_TABLE, ROW, 0)
 };
 #undef ATTN__ARRAY
 
 static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
-    if (shape == ATTN__PER_REQUEST) return m->n;
-    if (shape == ATTN__PER_ROW) return m->max_rows;
-    if (shape == ATTN__PER_Q) return (int64_t)m->n * m->max_q_len;
-    return (shape == ATTN__PER_COLUMN ? m->n : m->max_rows) * m->table_row;
+    int64_t requests = m->n, rows = m->max_rows;
+    const int64_t counts[] = { requests, rows, requests * m->max_q_len, requests * m->table_row, rows * m->table_row };
+    return counts[shape];
 }
 
 /* Gives every wanted array its place behind `words`, or none if words is NULL; returns the int32s used. The products
@@ -4786,9 +4760,7 @@ ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const att
     m->max_q_len = plan.max_q_len;
     m->max_kv_len = plan.max_kv_len;
     m->max_rows = plan.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) {
-        m->table_row = attn__ceil_div(m->max_kv_len, in->page_size);
-    }
+    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil(m->max_kv_len, in->page_size);
     int64_t words = attn__meta_place(m, want, NULL);
     m->bytes = (size_t)words * sizeof(int32_t);
     const attn__rule rules[] = {
@@ -4829,9 +4801,8 @@ static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch
 }
 
 /* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
-static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t first,
-                           int32_t topk) {
-    int32_t seen = attn__max(-1, position) + 1;
+static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t topk) {
+    int32_t first = m->keys, seen = attn__max(-1, position) + 1;
     if (m->seqlens_expand) m->seqlens_expand[row] = seen;
     if (m->positions) m->positions[row] = position;
     if (m->row_request) m->row_request[row] = request;
@@ -4856,7 +4827,7 @@ static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk)
         if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
         for (int32_t j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
         for (int32_t j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
-        for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, m->keys, topk);
+        for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, topk);
         m->rows += e;
         m->keys += kv;
     }

@@ -2042,7 +2042,7 @@ ATTN_API int attn_cuda_index_score(attn_cuda *cuda, const attn_plan *plan, const
                                    const attn_exec *exec, attn_error *error) {
     void *const *functions;
     attn__cuda_shadow shadow;
-    attn__index rules;
+    attn__job rules;
     attn_cu_call p;
     int status = attn__cuda_check_call(cuda, plan, layer, io, exec, ATTN__SCORE, error);
     if (status) return status;
