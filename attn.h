@@ -700,13 +700,10 @@ static void attn__put_float(attn__text *t, float value) {
 static void attn__put_format(attn__text *t, const char *format, int64_t a, int64_t b, int64_t c, int64_t d) {
     const int64_t values[4] = { a, b, c, d };
     for (; *format; format++) {
-        if (*format != '%') {
-            attn__put_char(t, *format);
-        } else if (*++format >= 'a') {
-            attn__put_int(t, values[*format - 'a']);
-        } else {
-            attn__put_float(t, attn__float_of((uint32_t)values[*format - 'A']));
-        }
+        char letter = *format == '%' ? *++format : 0;
+        if (!letter) attn__put_char(t, *format);
+        if (letter >= 'a') attn__put_int(t, values[letter - 'a']);
+        if (letter && letter < 'a') attn__put_float(t, attn__float_of((uint32_t)values[letter - 'A']));
     }
 }
 
@@ -1400,12 +1397,9 @@ static float attn__from_f16(uint16_t h) {
 /* Rounds the bits of an f32 |x| to so many mantissa bits; what is too large gets a code above the format's largest. */
 static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
     int32_t exponent = (int32_t)(x >> 23) - 127 + bias, shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
-    uint32_t all = (x & 0x7fffffu) | 0x800000u, half, rest, code;
+    uint32_t all = (x & 0x7fffffu) | 0x800000u;
     if (shift > 24) return 0;
-    half = 1u << (shift - 1);
-    rest = all & (2 * half - 1);
-    code = all >> shift;
-    if (rest > half || (rest == half && (code & 1u))) code++;
+    uint32_t code = (all + (1u << (shift - 1)) - 1 + (all >> shift & 1u)) >> shift;
     return code + (exponent > 1 ? (uint32_t)(exponent - 1) << mantissa : 0);
 }
 
@@ -1460,13 +1454,11 @@ static float attn__load(const char *src, int32_t x, attn_type type) {
 }
 
 static void attn__store(void *dst, int32_t x, attn_type type, float value) {
-    if (type == ATTN_F32) {
-        ((float *)dst)[x] = value;
-    } else if (type <= ATTN_BF16) {
-        ((uint16_t *)dst)[x] = type == ATTN_F16 ? attn__to_f16(value) : attn__to_bf16(value);
-    } else {
-        ((uint8_t *)dst)[x] = type == ATTN_INT8 ? (uint8_t)attn__to_int8(value) : attn__to_f8(value, type);
-    }
+    if (type == ATTN_F32) ((float *)dst)[x] = value;
+    if (type == ATTN_F16) ((uint16_t *)dst)[x] = attn__to_f16(value);
+    if (type == ATTN_BF16) ((uint16_t *)dst)[x] = attn__to_bf16(value);
+    if (type == ATTN_INT8) ((int8_t *)dst)[x] = attn__to_int8(value);
+    if (type == ATTN_E4M3 || type == ATTN_E5M2) ((uint8_t *)dst)[x] = attn__to_f8(value, type);
 }
 
 /* ---- >>maths: exp, log and tanh without libm --------------------------------------------------------------------
@@ -1497,20 +1489,11 @@ static float attn__exp(float x) {
 
 /* For finite x > 0: x = m * 2^e with m in 0.7 .. 1.4, ln m = 2 atanh((m - 1) / (m + 1)). */
 static double attn__log_double(float x) {
-    uint32_t u = attn__bits_of(x);
-    int32_t e = 0;
-    if (u < 0x00800000u) {
-        u = attn__bits_of(x * 16777216.0f);
-        e = -24;
-    }
-    e += (int32_t)(u >> 23) - 127;
-    double m = attn__float_of((u & 0x7fffffu) | 0x3f800000u);
-    if (m > 1.41421356) {
-        m *= 0.5;
-        e++;
-    }
-    double s = (m - 1.0) / (m + 1.0);
-    double z = s * s;
+    int tiny = attn__bits_of(x) < 0x00800000u;
+    uint32_t u = attn__bits_of(tiny ? x * 16777216.0f : x), mantissa = u & 0x7fffffu;
+    int large = mantissa > 0x3504f3u; /* that of sqrt(2) */
+    int32_t e = (int32_t)(u >> 23) - (tiny ? 151 : 127) + large;
+    double m = attn__float_of(mantissa | (large ? 0x3f000000u : 0x3f800000u)), s = (m - 1.0) / (m + 1.0), z = s * s;
     s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
     return s + e * 0.693147180559945309;
 }
@@ -2845,14 +2828,17 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
     int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
     int32_t status = ATTN_OK;
-    for (int32_t i = 0; i < plan->n && !status; i++) {
+    for (int32_t i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
-        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
         int64_t pages = attn__table_columns(&plan->resolved, n.kv_len);
         const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
+        if (!n.q_len || pages <= table_row) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, pages, n.kv_len);
+    }
+    for (int32_t i = 0; i < plan->n && !skipped && !status; i++) {
+        attn__lengths n = attn__lengths_of(&v, i);
+        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
         if (!n.q_len || !n.kv_len) continue;
-        if (pages > table_row) return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, pages, n.kv_len);
-        if (skipped) continue;
         if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
         status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
         if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
@@ -2879,12 +2865,13 @@ static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, 
 /* Every row of a tree must see itself: its position is counted from its bits. */
 static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_error *error) {
     const int32_t *q_start = plan->words + ATTN__HEADER;
-    int64_t words = attn__ceil_div(plan->max_q_len, 32);
-    for (int32_t row = 0, i = 0; row < plan->rows; row++) {
-        while (row >= q_start[i + 1]) i++;
-        int32_t own = row - q_start[i];
-        if (attn__tree_bit(io->tree + row * words, own)) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
+    int64_t words = attn__ceil_div(plan->max_q_len, 32), row;
+    for (int32_t i = 0; i < plan->n; i++) {
+        for (row = q_start[i]; row < q_start[i + 1]; row++) {
+            int32_t own = (int32_t)row - q_start[i];
+            if (attn__tree_bit(io->tree + row * words, own)) continue;
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
+        }
     }
     return ATTN_OK;
 }
@@ -2933,9 +2920,8 @@ static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error
 
 static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
     if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
-    if (exec->lanes < 0 || exec->lanes > 65536) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "exec.lanes = %a, but it must be 0 .. 65536", exec->lanes, 0);
-    }
+    const char *text = "exec.lanes = %a, but it must be 0 .. 65536";
+    if (exec->lanes < 0 || exec->lanes > 65536) return attn__fail(error, ATTN_E_ARGUMENT, text, exec->lanes, 0);
     return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8, error);
 }
 
@@ -3397,14 +3383,13 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
 static void attn__open_skip(attn__run *r, int32_t request) {
     const attn_skip *skip = &r->layer->skip;
     float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
-    r->gap = 0;
     r->eps = skip->mode == ATTN_SKIP_EPS ? value * (0.9999f - attn__drift(r, request)) : 0; /* the rest: roundings */
     if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
-    r->dense = 0;
-    if ((skip->mode != ATTN_SKIP_FACTOR && skip->mode != ATTN_SKIP_LAMBDA) || value == 0) return;
-    r->gap = -attn__log(value);
-    if (skip->mode == ATTN_SKIP_FACTOR) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
-    r->dense = r->gap <= 0;
+    int factor = skip->mode == ATTN_SKIP_FACTOR && value != 0;
+    int lambda = skip->mode == ATTN_SKIP_LAMBDA && value != 0;
+    r->gap = factor || lambda ? -attn__log(value) : 0;
+    if (factor) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
+    r->dense = (factor || lambda) && r->gap <= 0;
 }
 
 /* How far each row's largest logit, top, lies below its reference (m, if given, and ref), at least; -1: no keys. */
@@ -4096,12 +4081,9 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 
 /* Largest |x| of a vector / 127. The bits of |x| grow with it, and NaN and inf top them all: the key stays spoilt. */
 static float attn__int8_scale(const char *src, int32_t dim, attn_type type) {
-    uint32_t top = 0;
-    for (int32_t x = 0; x < dim; x++) {
-        uint32_t u = attn__bits_of(attn__load(src, x, type)) & 0x7fffffffu;
-        top = u > top ? u : top;
-    }
-    return attn__float_of(top) / 127.0f;
+    int32_t top = 0, x;
+    for (x = 0; x < dim; x++) top = attn__max(top, (int32_t)(attn__bits_of(attn__load(src, x, type)) & 0x7fffffffu));
+    return attn__float_of((uint32_t)top) / 127.0f;
 }
 
 /* One new row into a cache, all kv heads. */
@@ -4192,9 +4174,8 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     return attn_forward(&plan, layer, io, &exec, error);
 }
 
-/* Joins one row of two results. */
-static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o,
-                            float *lse) {
+/* Joins one row of two results; returns its lse. */
+static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o) {
     const attn__leaves *f = attn__leaves_of(l->isa);
     const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), x;
@@ -4202,8 +4183,7 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
     float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);
     if (take_b || attn__bits_of(b_lse) == 0xff800000u) {
         memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
-        if (lse) *lse = take_b ? b_lse : a_lse;
-        return;
+        return take_b ? b_lse : a_lse;
     }
     for (x = 0; x < l->v_dim; x += 256) {
         float wide_a[256], wide_b[256];
@@ -4214,7 +4194,7 @@ static void attn__merge_row(const attn_layer *l, const char *a, float a_lse, con
         f->blend(wide_a, wide_b, wa / (wa + wb), wb / (wa + wb), n);
         f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, &one);
     }
-    if (lse) *lse = attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
+    return attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
 }
 
 /* arrays: the six of attn_merge, in its order. */
@@ -4239,8 +4219,9 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     if (!l.isa) l.isa = (int32_t)attn_isa_detect();
     for (int64_t i = 0; i < rows * l.heads; i++) {
         int64_t at = i * l.v_dim * attn__type_bytes(l.o_type);
-        attn__merge_row(&l, (const char *)a_o + at, a_lse[i], (const char *)b_o + at, b_lse[i], (char *)o + at,
-                        lse ? lse + i : NULL);
+        const char *a = (const char *)a_o + at, *b = (const char *)b_o + at;
+        float joined = attn__merge_row(&l, a, a_lse[i], b, b_lse[i], (char *)o + at);
+        if (lse) lse[i] = joined;
     }
     return attn__succeed(error);
 }
@@ -4267,8 +4248,8 @@ static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, con
     return past + draft < layer->sink_keys || attn__in_window(layer, (int64_t)position - key);
 }
 
-static int attn__listed(const attn_batch *batch, const attn_layer *layer, const int32_t *topk, int32_t request,
-                        int32_t row, int32_t key) {
+static int attn__lists(const attn_batch *batch, const attn_layer *layer, const int32_t *topk, int32_t request,
+                       int32_t row, int32_t key) {
     int32_t unused, i = 0;
     const int32_t *list = topk + (attn__rows_before(batch, request, &unused) + row) * layer->topk;
     while (i < layer->topk && list[i] != key) i++;
@@ -4281,13 +4262,11 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
     if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
     if (layer->mask == ATTN_TREE) return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
-    if (layer->mask == ATTN_TOPK && (!io || !io->topk || !attn__listed(batch, layer, io->topk, request, row, key))) {
-        return 0;
-    }
+    int listed = layer->mask != ATTN_TOPK || (io && io->topk && attn__lists(batch, layer, io->topk, request, row, key));
     const attn__lengths n = { attn__q_len(batch, request), batch->kv_len[request],
                               layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0 };
     attn__span s = attn__key_span(layer, &n, row);
-    return key < s.lead || (key >= s.lo && key < s.hi);
+    return listed && (key < s.lead || (key >= s.lo && key < s.hi));
 }
 
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
@@ -4489,16 +4468,15 @@ static double attn__exp_double(double x) {
 static void attn__turn(double angle, double *cosine, double *sine) {
     double turns = angle * 0.636619772367581343;
     int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
-    double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11, c = 1.0, s = 1.0, t;
+    double x = angle - (double)n * 1.57079632673412561417 - (double)n * 6.07710050650619224932e-11, c = 1.0, s = 1.0;
     for (int i = 14; i > 0; i -= 2) {
         c = 1.0 - c * x * x / (i * (i - 1));
         s = 1.0 - s * x * x / (i * (i + 1));
     }
-    s *= x;
-    t = n & 1 ? -s : c;
-    s = n & 1 ? c : s;
-    *cosine = n & 2 ? -t : t;
-    *sine = n & 2 ? -s : s;
+    x *= n & 2 ? -s : s; /* the sine; n & 2: half a turn more */
+    c = n & 2 ? -c : c;
+    *cosine = n & 1 ? -x : c;
+    *sine = n & 1 ? c : x;
 }
 
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
@@ -4560,13 +4538,11 @@ static float attn__parse(const char *text) {
     double x = 0;
     int32_t exponent = 0, power = 0, digits = 0;
     for (; (*text >= '0' && *text <= '9') || (*text == '.' && !power); text++) {
-        if (*text == '.') {
-            power = 1;
-            continue;
-        }
-        x = x * 10 + (*text - '0');
-        digits++;
-        exponent -= power;
+        int digit = *text != '.';
+        if (digit) x = x * 10 + (*text - '0');
+        exponent -= digit && power;
+        digits += digit;
+        power |= !digit;
     }
     if (digits && (*text == 'e' || *text == 'E')) {
         int32_t e = 0, sign = text[1] == '-' ? -1 : 1;
@@ -4651,10 +4627,9 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
             { rows > keys, "seq_lens[%d] = %a, but in this mode it counts the %b new rows too", seq_len, rows }
         };
         status = attn__check_rules(error, ATTN_E_BATCH, i, request, ATTN__COUNT(request));
+        const char *text = "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c";
         if (status || prefix == keys - rows) continue;
-        return attn__fail_at(error, ATTN_E_BATCH, i, -1,
-                             "prefix_lens[%d] = %a, but with seq_lens[%d] = %b this mode has a prefix of %c", prefix,
-                             seq_len, keys - rows);
+        return attn__fail_at(error, ATTN_E_BATCH, i, -1, text, prefix, seq_len, keys - rows);
     }
     return status;
 }
@@ -4678,9 +4653,14 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
-                              input->max_kv_len, input->max_rows };
-    *batch = made;
+    memset(batch, 0, sizeof *batch);
+    batch->n = input->n;
+    batch->q_len = mem;
+    batch->kv_len = n ? mem + n : mem;
+    batch->phase = n ? mem + 2 * n : mem;
+    batch->max_q_len = input->max_q_len;
+    batch->max_kv_len = input->max_kv_len;
+    batch->max_rows = input->max_rows;
     return attn__succeed(error);
 }
 
