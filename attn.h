@@ -615,7 +615,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
 #define ATTN__UNIT 256               /* keys of a decode unit */
 #define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
-#define ATTN__LOWEST (-3.402823466e+38f)
+#define ATTN__LOWEST (-340282346638528859811704183484516925440.0f) /* all digits: x87 and s390x keep more */
 
 ATTN__INLINE uint32_t attn__bits_of(float x) {
     uint32_t u;
