@@ -253,11 +253,13 @@ static void store(const world *w, float *x, int dim, float *scale, char *to) {
     for (i = 0; i < dim; i++, to += bytes) {
         float y = x[i] / s;
         unsigned code;
+        uint16_t half;
         if (type == ATTN_INT8) y = (float)floor((double)y + 0.5);
         code = type == ATTN_INT8 ? (unsigned)(int)y : encode(type, &y);
         x[i] = y * s;
-        to[0] = (char)(code & 255);
-        if (bytes == 2) to[1] = (char)(code >> 8);
+        half = (uint16_t)code;
+        if (bytes == 1) *to = (char)(code & 255);
+        if (bytes == 2) memcpy(to, &half, sizeof half);
     }
 }
 
