@@ -630,7 +630,6 @@ ATTN__INLINE float attn__float_of(uint32_t u) {
 }
 
 ATTN__INLINE int attn__is_finite(float x) { return (attn__bits_of(x) & 0x7f800000u) != 0x7f800000u; }
-
 ATTN__INLINE int32_t attn__min(int32_t a, int32_t b) { return a < b ? a : b; }
 ATTN__INLINE int32_t attn__max(int32_t a, int32_t b) { return a > b ? a : b; }
 ATTN__INLINE int64_t attn__min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -779,7 +778,6 @@ static const attn__field attn__layer_fields[] = {
 };
 #undef ATTN__FIELD
 #define ATTN__LAYER_INTEGERS (ATTN__COUNT(attn__layer_fields) - 4)
-
 typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
 
 static int32_t attn__field_value(const attn_layer *layer, int field) {
@@ -892,7 +890,6 @@ typedef struct attn__span {
     int32_t lead, lo, hi;
 } attn__span;
 
-/* One request. */
 typedef struct attn__lengths {
     int32_t q_len, kv_len, prefix;
 } attn__lengths;
@@ -1060,8 +1057,7 @@ ATTN__INLINE int attn__higher(int32_t a, int32_t b, int32_t c) {
 /* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
    belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
 typedef struct attn__fold {
-    int32_t before, depth;
-    int32_t unit[72];
+    int32_t before, depth, unit[72];
 } attn__fold;
 
 /* Must the two topmost states merge before `next` (-1: nothing follows) is pushed? If so, pops one. */
@@ -1106,9 +1102,8 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
     int32_t max_e = batch->max_q_len, max_kv = batch->max_kv_len, i, status = ATTN_OK;
     int64_t rows = 0, keys = 0;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
-    if (batch->n > 0 && mask == ATTN_PREFIX && !batch->prefix) {
-        return attn__fail(error, ATTN_E_BATCH, "batch.prefix is NULL, but the mask is PREFIX", 0, 0);
-    }
+    const char *text = "batch.prefix is NULL, but the mask is PREFIX";
+    if (batch->n > 0 && mask == ATTN_PREFIX && !batch->prefix) return attn__fail(error, ATTN_E_BATCH, text, 0, 0);
     for (i = 0; i < batch->n && !status; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], phase = attn__phase_of(batch, i);
         int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0;
@@ -1187,7 +1182,6 @@ static attn__view attn__view_of_plan(const attn_plan *plan) {
     return attn__view_of(plan->words, plan->n, &c);
 }
 
-/* What attn_plan_make builds up. */
 typedef struct attn__planner {
     attn_plan plan;
     attn__view view;
@@ -1501,12 +1495,10 @@ static double attn__log_double(float x) {
 static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
-    float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0], e, half, r;
+    float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0];
     ATTN__UNROLL for (int i = 1; i < 4; i++) p = p * y + attn__tanh_terms[i];
     if (a < ATTN__TANH_SMALL) return x + x * y * p;
-    e = attn__exp(-2.0f * a);
-    half = 0.5f + 0.5f * e;
-    r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
+    float e = attn__exp(-2.0f * a), half = 0.5f + 0.5f * e, r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
     for (int i = 0; i < 3; i++) r = r + r * (1.0f - half * r);
     e = (0.5f - 0.5f * e) * r;
     return x < 0 ? -e : e;
@@ -2786,9 +2778,8 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
                                 io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
     for (int i = 0; i < ATTN__COUNT(strides); i++) {
-        if (strides[i] >= 0 && !(strides[i] >> 40)) continue; /* times page size or heads it must fit */
-        return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " = %a, but it must be 0 .. 2^40 - 1", strides[i], 0,
-                               0, 0);
+        const char *text = " = %a, but it must be 0 .. 2^40 - 1"; /* times page size or heads it must fit */
+        if (strides[i] >> 40) return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], text, strides[i], 0, 0, 0);
     }
     return ATTN_OK;
 }
@@ -2889,9 +2880,8 @@ static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error
     int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
     if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
-    if (!status && !by_request && io->lambda) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "io.lambda is not NULL, but layer.skip.mode = %a", mode, 0);
-    }
+    const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
+    if (!status && !by_request && io->lambda) return attn__fail(error, ATTN_E_ARGUMENT, text, mode, 0);
     for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
         return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
@@ -3268,12 +3258,9 @@ static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row,
     return (top.hi >= last && bottom.lo <= first) || top.lead >= last;
 }
 
-/* Bits first .. last - 1 of a word; both are clamped to 0 .. 64. */
-static uint64_t attn__range_bits(int64_t first, int64_t last) {
-    uint64_t below_last = last >= 64 ? ~(uint64_t)0 : last <= 0 ? 0 : ((uint64_t)1 << last) - 1;
-    uint64_t below_first = first >= 64 ? ~(uint64_t)0 : first <= 0 ? 0 : ((uint64_t)1 << first) - 1;
-    return below_last & ~below_first;
-}
+/* Bits 0 .. n - 1, first .. last - 1 of a word; all are clamped to 0 .. 64. */
+static uint64_t attn__low_bits(int64_t n) { return n >= 64 ? ~(uint64_t)0 : n <= 0 ? 0 : ((uint64_t)1 << n) - 1; }
+static uint64_t attn__range_bits(int64_t first, int64_t last) { return attn__low_bits(last) & ~attn__low_bits(first); }
 
 static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t head, int32_t row, float *dst) {
     const attn_layer *l = r->layer;
@@ -3322,8 +3309,8 @@ static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_
     return bits;
 }
 
-/* Number of the lowest bit: alone it is a power of two, and exact as a float. */
-static int32_t attn__low_bit(uint64_t bits) {
+/* Number of the lowest bit set: alone it is a power of two, and exact as a float. */
+static int32_t attn__bit_number(uint64_t bits) {
     return (int32_t)(attn__bits_of((float)(int64_t)(bits & (0 - bits))) >> 23 & 255u) - 127;
 }
 
@@ -3366,7 +3353,7 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
     }
     for (i = 0; i < words; i++) {
         uint64_t left = t->bits[i];
-        for (; left; left &= left - 1) t->picked[++count] = 64 * i + attn__low_bit(left);
+        for (; left; left &= left - 1) t->picked[++count] = 64 * i + attn__bit_number(left);
     }
     t->picked[0] = count;
 }
@@ -3385,8 +3372,7 @@ static void attn__open_skip(attn__run *r, int32_t request) {
     float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
     r->eps = skip->mode == ATTN_SKIP_EPS ? value * (0.9999f - attn__drift(r, request)) : 0; /* the rest: roundings */
     if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
-    int factor = skip->mode == ATTN_SKIP_FACTOR && value != 0;
-    int lambda = skip->mode == ATTN_SKIP_LAMBDA && value != 0;
+    int factor = skip->mode == ATTN_SKIP_FACTOR && value != 0, lambda = skip->mode == ATTN_SKIP_LAMBDA && value != 0;
     r->gap = factor || lambda ? -attn__log(value) : 0;
     if (factor) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
     r->dense = (factor || lambda) && r->gap <= 0;
@@ -3439,10 +3425,9 @@ static float attn__allowance(const attn__run *r, int32_t row, int64_t first, int
 
 /* EPS: does what `own` and `ref` skipped stay within that part of what they kept? */
 static int attn__affordable(const attn__account *own, const attn__account *ref, float allowance) {
-    float m = own->m > ref->m ? own->m : ref->m, a, b;
+    float m = own->m > ref->m ? own->m : ref->m;
     if (ref->m == ATTN__LOWEST) return own->skipped <= allowance * own->kept;
-    a = attn__exp(own->m - m);
-    b = attn__exp(ref->m - m);
+    float a = attn__exp(own->m - m), b = attn__exp(ref->m - m);
     return own->skipped * a + ref->skipped * b <= allowance * (own->kept * a + ref->kept * b);
 }
 
@@ -3766,8 +3751,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
 }
 
 /* The step's keys (none if o only follows a larger m). V may hold a NaN that only some rows see. */
-static void attn__decode_values(const attn__run *r, const attn__strip *s, const attn__step *p,
-                                const char *const *ahead) {
+static void attn__decode_sums(const attn__run *r, const attn__strip *s, const attn__step *p, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     attn_type type = r->layer->kv_type;
     float *wide = type == ATTN_F32 || (p->all && attn__is_direct(r, s, r->layer->v_dim)) ? NULL : t->wide_k;
@@ -3907,10 +3891,10 @@ static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t 
         soon = before.needs == 2 ? before.v_rows : ahead;
         attn__decode_begin(r, s, &now, (before.needs == 2 ? before.n : n) >= now.n ? soon : NULL);
         if (now.needs == 2) attn__key_rows(r, &r->v, s, s->head + now.h, seen, now.tile.begin, now.n, now.v_rows);
-        if (before.needs) attn__decode_values(r, s, &before, n >= before.n ? ahead : NULL);
+        if (before.needs) attn__decode_sums(r, s, &before, n >= before.n ? ahead : NULL);
         before = now;
     }
-    if (before.needs) attn__decode_values(r, s, &before, NULL);
+    if (before.needs) attn__decode_sums(r, s, &before, NULL);
 }
 
 /* What key tile 0 gives to the runs that start behind it: for every row its largest logit there and its mass. */
@@ -4054,9 +4038,7 @@ static void attn__lane(void *job, int lane) {
     int32_t count = attn_task_count(c->plan, c->stage), i;
 #ifdef ATTN__FETCH_ADD
     int32_t *counter = (int32_t *)(void *)attn__exec_start(c->exec);
-    for (i = (int32_t)ATTN__FETCH_ADD(counter); i < count; i = (int32_t)ATTN__FETCH_ADD(counter)) {
-        attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
-    }
+    while ((i = (int32_t)ATTN__FETCH_ADD(counter)) < count) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
 #else
     for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
 #endif
@@ -4164,9 +4146,8 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_plan plan;
     attn__capacity c;
     int status = attn__plan_check(&plan, &c, &batch, layer, error);
-    if (!status && layer->page_size) {
-        return attn__fail(error, ATTN_E_LAYER, "layer.page_size = %a: attn_dense takes no pages", layer->page_size, 0);
-    }
+    const char *text = "layer.page_size = %a: attn_dense takes no pages";
+    if (!status && layer->page_size) return attn__fail(error, ATTN_E_LAYER, text, layer->page_size, 0);
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);
     if (!status) status = attn_plan_make(&plan, &batch, layer, mem, plan_bytes, error);
     if (status) return status;
@@ -4276,9 +4257,8 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
     if (!status) status = attn__resolve(layer, &resolved, error);
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
     if (status) return status;
-    if (request < 0 || request >= batch->n) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "request = %a, but there are %b requests", request, batch->n);
-    }
+    const char *text = "request = %a, but there are %b requests";
+    if (request < 0 || request >= batch->n) return attn__fail(error, ATTN_E_ARGUMENT, text, request, batch->n);
     const int32_t q_len = attn__q_len(batch, request), kv_len = batch->kv_len[request];
     const int64_t words = attn__ceil_div(kv_len, 32), all = q_len * words;
     const attn__rule rules[] = {
@@ -4473,10 +4453,10 @@ static void attn__turn(double angle, double *cosine, double *sine) {
         c = 1.0 - c * x * x / (i * (i - 1));
         s = 1.0 - s * x * x / (i * (i + 1));
     }
-    x *= n & 2 ? -s : s; /* the sine; n & 2: half a turn more */
     c = n & 2 ? -c : c;
-    *cosine = n & 1 ? -x : c;
-    *sine = n & 1 ? c : x;
+    s = n & 2 ? -s * x : s * x;
+    *cosine = n & 1 ? -s : c;
+    *sine = n & 1 ? c : s;
 }
 
 static int attn__rope_check(const attn_rope_input *in, attn_error *error) {
@@ -4575,8 +4555,7 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 
 /* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
 
-enum { ATTN__PAD = 0, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS }; /* where E comes from */
-
+enum { ATTN__PAD = 0, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS };
 /* Where E comes from, what seq_lens leaves out: KV = seq_len + drafts * D + steps * (s + 1), and the phase. */
 typedef struct attn__mode_rule {
     int32_t rows, drafts, steps, phase;
@@ -4638,17 +4617,15 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
                                   size_t count, attn_error *error) {
     int64_t keys, n;
     if (!batch || !input) return attn__fail(error, ATTN_E_ARGUMENT, batch ? "input is NULL" : "batch is NULL", 0, 0);
-    if ((int)mode < 0 || (int)mode >= ATTN__COUNT(attn__mode_rules)) {
-        return attn__fail(error, ATTN_E_ARGUMENT, "mode = %a is no attn_mode", (int64_t)mode, 0);
-    }
+    const char *text = "mode = %a is no attn_mode";
+    if ((uint32_t)mode > ATTN_MODE_DRAFT_DECODE) return attn__fail(error, ATTN_E_ARGUMENT, text, (int64_t)mode, 0);
     const attn__mode_rule *rule = &attn__mode_rules[mode];
     int status = attn__mode_check(rule, input, error);
     if (status) return status;
     n = input->n;
     if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem is NULL", 0, 0);
-    if (count / 3 < (size_t)n) {
-        return attn__fail(error, ATTN_E_MEMORY, "count = %a is less than 3 * n = %b", (int64_t)count, 3 * n);
-    }
+    text = "count = %a is less than 3 * n = %b";
+    if (count / 3 < (size_t)n) return attn__fail(error, ATTN_E_MEMORY, text, (int64_t)count, 3 * n);
     for (int32_t i = 0; i < n; i++) {
         mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
