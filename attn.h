@@ -373,10 +373,9 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error);
 
-/* Own job systems: attn_check once per layer (checks all that attn_forward does, resets the task counter), then
-   attn_task, which checks nothing, for each index < attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread;
-   after a barrier the same for ATTN_MERGE. lane < exec->lanes: tasks that overlap need different ones. Stack < 16 KiB
-   if optimised. */
+/* Own job systems: attn_check once per layer (all checks of attn_forward; resets exec->mem), then attn_task, which
+   checks nothing, for each index < attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread; behind a barrier
+   those of ATTN_MERGE. lane < exec->lanes: overlapping tasks need different ones. Stack < 16 KiB if optimised. */
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error);
 ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage);
@@ -2954,8 +2953,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
     int64_t panel_rows = p->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, p->max_q_len * group) : 0;
     int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0;
-    int64_t copies = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
-    int64_t stream = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
+    int64_t keys = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
+    int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
     int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
@@ -2965,9 +2964,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     for (int i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
     s->wide_k_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
-    s->wide_k = (float *)attn__take(base, &used,
-                                    4 * attn__max64(copies * (d + 16), stream * (attn__max64(d, v_dim) + 16)));
-    s->wide_v = (float *)attn__take(base, &used, 4 * copies * (v_dim + 16));
+    s->wide_k = (float *)attn__take(base, &used, 4 * attn__max64(keys * (d + 16), wide * (attn__max64(d, v_dim) + 16)));
+    s->wide_v = (float *)attn__take(base, &used, 4 * keys * (v_dim + 16));
     s->q = (float *)attn__take(base, &used, 4 * attn__max64(panel_rows, decode_rows) * d);
     s->o = (float *)attn__take(base, &used, 4 * panel_rows * l->v_dim);
     s->m = (float *)attn__take(base, &used, 4 * panel_rows);
@@ -3118,15 +3116,13 @@ static float attn__drift(const attn__run *r, int32_t request) {
 /* Normalises one row from its three last numbers: what its sums are multiplied by, its lse, and an upper bound of the
    share of the softmax that was skipped: of the exact sum, widened by `drift`. */
 static float attn__finish_row(const float *tail, const float *sink, float drift, float *lse, float *certificate) {
-    float m = tail[2], top, weight, sum;
+    float m = tail[2];
     *certificate = 0;
     if (tail[0] == 0) {
         if (lse) *lse = sink ? *sink : attn__float_of(0xff800000u);
         return 0.0f;
     }
-    top = sink && *sink > m ? *sink : m;
-    weight = attn__exp(m - top);
-    sum = tail[0] * weight;
+    float top = sink && *sink > m ? *sink : m, weight = attn__exp(m - top), sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     if (lse) *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
     if (tail[1] != 0) *certificate = (1 + drift) * tail[1] * weight / (sum + tail[1] * weight);
@@ -3503,11 +3499,10 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     const attn__leaves *f = r->leaves;
     int32_t d = r->layer->head_dim, n = p->last - p->first;
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, NULL, ATTN_F32, 0, 0, p->used, n, d, v_bytes, 1, ahead,
-                     NULL };
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
-    a.mask = p->mask;
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, NULL, ATTN_F32, 0, 0, p->used, n, d, v_bytes, 1, ahead,
+                     p->mask };
     f->lane_scores(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
@@ -3584,14 +3579,13 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
                                const int32_t *next) {
     const attn__scratch *t = &r->scratch;
-    const char *const *k, *const *v = NULL, *const *ahead = t->v_rows[0];
+    const char *const *k, *const *v = NULL, *const *ahead = t->v_rows[0], *const *later = NULL;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
     int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
-    attn__sums a = { NULL, t->scores, t->alpha, NULL, NULL, ATTN_F32, 0, 0, 0, 0, v_dim, k_bytes, 1, NULL, NULL, 0 };
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows[0]);
     if (next[0] < next[1]) {
-        a.ahead = t->k_rows[1];
+        later = t->k_rows[1];
         attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
         for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
     }
@@ -3607,14 +3601,11 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
             v = attn__wide_rows(r, &r->v, t->v_rows[0], n, t->wide_v, t->wide_v_rows);
             finite = attn__all_seen(r, s, 0, s->rows, first, tile[1]) || attn__all_finite(v, n, v_dim);
         }
-        a.o = t->o + (int64_t)row * v_dim;
-        a.v = v ? v + (p.first - first) : NULL;
-        a.n = needs == 2 ? p.last - p.first : 0;
-        a.rows = p.used;
-        a.mask = p.mask;
-        a.strict = p.mask && !finite;
+        attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL, NULL,
+                         ATTN_F32, 0, 0, p.used, needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, 1, later, p.mask,
+                         p.mask && !finite };
         if (needs) r->leaves->lane_values(&a);
-        ahead = a.ahead = NULL;
+        ahead = later = NULL;
     }
 }
 
