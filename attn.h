@@ -877,8 +877,7 @@ ATTN__INLINE int32_t attn__key_tile(const attn_layer *resolved, int phase) {
 }
 
 ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
-    if (phase == ATTN_DECODE) return ATTN__UNIT;
-    return resolved->split_keys ? resolved->split_keys : ATTN__NO_UNIT;
+    return phase == ATTN_DECODE ? ATTN__UNIT : resolved->split_keys ? resolved->split_keys : ATTN__NO_UNIT;
 }
 
 /* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
@@ -1245,8 +1244,7 @@ ATTN__INLINE int attn__new_group(const attn__strip *s, int32_t index) {
     return index > 0 && (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
 }
 
-/* Where the DECODE task that starts at `begin` ends. The unit that starts at cost c belongs to worker c / quota; with
-   skipping, runs start where groups do. */
+/* Where the DECODE task from `begin` on ends. The unit at cost c is worker c / quota's; skipping keeps groups whole. */
 static int32_t attn__cut(attn__planner *p, const attn__strip *s, int32_t begin) {
     int64_t cost = attn__unit_cost(s), left = (s->units - begin) * cost;
     int32_t end = s->units;
@@ -2721,7 +2719,7 @@ static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
     return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
 }
 
-/* The same with the strides that are 0 filled in. */
+/* io with the strides that are 0 filled in. */
 ATTN__COLD attn_io attn__strides_of(const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     int32_t slots = l->page_size ? l->page_size : l->ring;
@@ -2917,8 +2915,7 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
-/* Decode widens this many keys of a narrow cache at a time: few enough for their f32 copies to stay near. Prefill
-   turns this many rows of q at a time into columns. */
+/* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns. */
 enum { ATTN__WIDE = 64, ATTN__TURN = 16 };
 
 /* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
@@ -3226,8 +3223,7 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
     return list;
 }
 
-/* Has none of the n rows a NaN or an infinity? Only one of these makes a weight of 0 spoil a sum. Sixteen at a time:
-   compilers make vectors of that. */
+/* Are all n rows finite? Else a weight of 0 may spoil a sum. Sixteen at a time: compilers make vectors of that. */
 static int attn__all_finite(const char *const *rows, int32_t n, int32_t dim) {
     uint32_t worst[16] = { 0 }, any = 0; /* the sign: an exponent was all ones */
     int32_t i, x, c;
@@ -3832,9 +3828,8 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
 static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     float *l = p->state + r->layer->v_dim;
-    int skip, moved = 0;
     attn__decode_weights(r, s, p, ahead, l + 2, r->state_stride);
-    skip = r->layer->skip.mode && attn__decode_skips(r, s, p);
+    int skip = r->layer->skip.mode && attn__decode_skips(r, s, p), moved = 0;
     for (int32_t i = 0; i < s->rows; i++, l += r->state_stride) {
         moved |= l[0] != 0 && p->alpha[i] != 1.0f;
         l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
@@ -4048,18 +4043,15 @@ static void attn__lane(void *job, int lane) {
 #endif
 }
 
-static void attn__run_stage(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_stage stage) {
-    attn__job job = { plan, io, exec, stage, NULL, NULL, NULL, 0 };
-    memset(attn__exec_start(exec), 0, sizeof(int32_t));
-    if (attn_task_count(plan, stage)) attn__run_lanes(&job, attn__lane);
-}
-
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error) {
+    attn__job job = { plan, io, exec, ATTN_COMPUTE, NULL, NULL, NULL, 0 };
     int status = attn_check(plan, layer, io, exec, error);
     if (status) return status;
-    attn__run_stage(plan, io, exec, ATTN_COMPUTE);
-    attn__run_stage(plan, io, exec, ATTN_MERGE);
+    if (plan->tasks > 0) attn__run_lanes(&job, attn__lane);
+    job.stage = ATTN_MERGE;
+    memset(attn__exec_start(exec), 0, sizeof(int32_t)); /* the task counter, as attn_check does */
+    if (plan->merges > 0) attn__run_lanes(&job, attn__lane);
     return ATTN_OK;
 }
 
