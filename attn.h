@@ -2939,10 +2939,8 @@ typedef struct attn__scratch {
     float *top, *alpha, *sum;       /* one per row: of the tile at hand */
     attn__account *seed, *ref;      /* skipping: one per row of the strip */
     attn__budget *budget;
-    float *scores, *row;
-    uint64_t *mask;
-    float *states;
-    uint64_t *bits;                 /* TOPK: one per key */
+    float *scores, *row, *states;
+    uint64_t *mask, *bits;          /* bits: TOPK: one per key */
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
@@ -4025,11 +4023,10 @@ typedef struct attn__job {
 } attn__job;
 
 static void attn__run_lanes(attn__job *job, void (*fn)(void *job, int lane)) {
-    if (job->exec->parallel_for && job->exec->lanes > 1) {
-        job->exec->parallel_for(job->exec->user, job->exec->lanes, fn, job);
-    } else {
-        for (int lane = 0; lane < attn__max(1, job->exec->lanes); lane++) fn(job, lane);
-    }
+    const attn_exec *e = job->exec;
+    int parallel = e->parallel_for && e->lanes > 1;
+    if (parallel) e->parallel_for(e->user, e->lanes, fn, job);
+    for (int lane = 0; !parallel && lane < attn__max(1, e->lanes); lane++) fn(job, lane);
 }
 
 static void attn__lane(void *job, int lane) {
