@@ -2699,9 +2699,8 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     attn__explain_layer(&t, &plan->resolved);
     attn__explain_tasks(&t, plan);
     int64_t one_lane = (int64_t)attn_exec_bytes(plan, 1);
-    attn__put_format(&t, "merge: %a tasks over %b partial results\n"
-                         "work: %c row-key-head triples, the largest task has %d\n",
-                     plan->merges, plan->slots, plan->work, plan->largest_task);
+    attn__put_format(&t, "merge: %a tasks over %b partial results\nwork: ", plan->merges, plan->slots, 0, 0);
+    attn__put_format(&t, "%a row-key-head triples, the largest task has %b\n", plan->work, plan->largest_task, 0, 0);
     attn__put_format(&t, "memory: plan %a bytes, exec %b bytes for one lane and %c for each further one\n",
                      (int64_t)plan->bytes, one_lane, (int64_t)attn_exec_bytes(plan, 2) - one_lane, 0);
     return t.length;
