@@ -9,7 +9,7 @@
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
       >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
-      >>maths  >>leaves  >>leaves_scalar  >>leaves_avx2  >>leaves_avx512  >>leaves_neon  >>dispatch  >>explain  >>check
+      >>maths  >>leaves  >>leaves_scalar  >>leaves_vec  >>leaves_avx512  >>dispatch  >>explain  >>check
       >>state  >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
@@ -580,6 +580,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__FETCH_L2(at) _mm_prefetch(at, _MM_HINT_T1)
 #elif ATTN__NEON
 #define ATTN__FETCH_L1(at) __builtin_prefetch(at, 0, 3)
+#define ATTN__FETCH_L2(at) __builtin_prefetch(at, 0, 2)
 #else
 #define ATTN__FETCH_L1(at) ((void)(at))
 #endif
@@ -1704,10 +1705,177 @@ static void attn__row_values_scalar(const attn__sums *a) {
     }
 }
 
-#if ATTN__X86
-/* ---- >>leaves_avx2: AVX2, FMA and F16C; 16 rows in the lanes, 6 keys at a time fill the registers ---------------- */
+#if ATTN__X86 || ATTN__NEON
+/* ---- >>leaves_vec: AVX2 (with FMA and F16C) or NEON; 16 rows in the lanes -----------------------------------------
+   First the operations in which the two differ, on vectors of ATTN__W floats; a mask has all bits of a lane, or none.
+   ATTN__KEYS keys or columns by the ATTN__N vectors of 16 rows fill the registers. */
 
-#define ATTN__AVX2 ATTN__TARGET("avx2,fma,f16c")
+#if ATTN__X86
+#define ATTN__VEC ATTN__TARGET("avx2,fma,f16c")
+#define ATTN__OP ATTN__VEC ATTN__INLINE
+
+enum { ATTN__W = 8, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 6 };
+typedef __m256 attn__vec;
+typedef __m256i attn__ints;
+typedef __m128i attn__halves; /* f16 or bf16 of a vector */
+
+ATTN__OP attn__vec attn__set_vec(float x) { return _mm256_set1_ps(x); }
+ATTN__OP attn__vec attn__load_vec(const float *at) { return _mm256_loadu_ps(at); }
+ATTN__OP void attn__store_vec(float *at, attn__vec a) { _mm256_storeu_ps(at, a); }
+ATTN__OP attn__vec attn__add_vec(attn__vec a, attn__vec b) { return _mm256_add_ps(a, b); }
+ATTN__OP attn__vec attn__sub_vec(attn__vec a, attn__vec b) { return _mm256_sub_ps(a, b); }
+ATTN__OP attn__vec attn__mul_vec(attn__vec a, attn__vec b) { return _mm256_mul_ps(a, b); }
+ATTN__OP attn__vec attn__fma_vec(attn__vec a, attn__vec b, attn__vec c) { return _mm256_fmadd_ps(a, b, c); }
+ATTN__OP attn__vec attn__max_vec(attn__vec a, attn__vec b) { return _mm256_max_ps(a, b); } /* b where one is NaN */
+ATTN__OP attn__vec attn__and_vec(attn__vec a, attn__vec b) { return _mm256_and_ps(a, b); }
+ATTN__OP attn__vec attn__or_vec(attn__vec a, attn__vec b) { return _mm256_or_ps(a, b); }
+ATTN__OP attn__vec attn__select_vec(attn__vec mask, attn__vec a, attn__vec b) { return _mm256_blendv_ps(b, a, mask); }
+ATTN__OP attn__vec attn__not_less_vec(attn__vec a, attn__vec b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
+ATTN__OP attn__vec attn__zip_low_vec(attn__vec a, attn__vec b) { return _mm256_unpacklo_ps(a, b); }
+ATTN__OP attn__vec attn__zip_high_vec(attn__vec a, attn__vec b) { return _mm256_unpackhi_ps(a, b); }
+ATTN__OP attn__ints attn__to_int_vec(attn__vec a) { return _mm256_cvtps_epi32(a); } /* the nearest */
+ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return _mm256_cvtepi32_ps(a); }
+ATTN__OP attn__halves attn__to_f16_vec(attn__vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+
+/* p * 2^n */
+ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(n, 23)));
+}
+
+ATTN__OP attn__vec attn__mask_vec(uint64_t bits) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int32_t)bits), bit), bit));
+}
+
+ATTN__OP __m256i attn__first_vec(int32_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first n lanes, n >= ATTN__W: all; what is not loaded is 0. */
+ATTN__OP attn__vec attn__load_first_vec(const float *at, int32_t n) {
+    return n < ATTN__W ? _mm256_maskload_ps(at, attn__first_vec(n)) : _mm256_loadu_ps(at);
+}
+
+ATTN__OP void attn__store_first_vec(float *at, int32_t n, attn__vec a) {
+    if (n < ATTN__W) _mm256_maskstore_ps(at, attn__first_vec(n), a);
+    if (n >= ATTN__W) _mm256_storeu_ps(at, a);
+}
+
+/* Four floats of a row, and with eight lanes as many of the fourth row after it */
+ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), _mm_loadu_ps(at + 4 * ld), 1);
+}
+
+ATTN__OP attn__vec attn__fold_vec(attn__vec a, attn__vec b) {
+    return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+
+/* The lanes of ATTN__W vectors added up: ((0 + 2) + (1 + 3)) in each half, then the halves */
+ATTN__OP attn__vec attn__sums_vec(const attn__vec *a) {
+    attn__vec low = attn__fold_vec(attn__fold_vec(a[0], a[2]), attn__fold_vec(a[1], a[3]));
+    attn__vec high = attn__fold_vec(attn__fold_vec(a[4], a[6]), attn__fold_vec(a[5], a[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+/* NaN is found by its bits: fast-math would drop x != x. */
+ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
+    __m256i u = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    u = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
+}
+
+/* A vector of a row, from x on; int8 without its scale. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
+    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
+    __m128i raw;
+    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+    raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)(const void *)at)
+                            : _mm_loadl_epi64((const __m128i *)(const void *)at);
+    if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
+    if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+    if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
+    raw = _mm_cvtepi8_epi16(raw);
+    if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
+    raw = _mm_and_si128(_mm_slli_epi16(raw, 7), _mm_set1_epi16((short)0xbf80));
+    raw = _mm_or_si128(raw, _mm_and_si128(_mm_add_epi16(raw, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
+}
+
+#else /* NEON */
+#define ATTN__VEC
+#define ATTN__OP ATTN__INLINE
+
+enum { ATTN__W = 4, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 4 };
+typedef float32x4_t attn__vec;
+typedef int32x4_t attn__ints;
+typedef uint16x4_t attn__halves;
+
+ATTN__OP attn__vec attn__set_vec(float x) { return vdupq_n_f32(x); }
+ATTN__OP attn__vec attn__load_vec(const float *at) { return vld1q_f32(at); }
+ATTN__OP void attn__store_vec(float *at, attn__vec a) { vst1q_f32(at, a); }
+ATTN__OP attn__vec attn__add_vec(attn__vec a, attn__vec b) { return vaddq_f32(a, b); }
+ATTN__OP attn__vec attn__sub_vec(attn__vec a, attn__vec b) { return vsubq_f32(a, b); }
+ATTN__OP attn__vec attn__mul_vec(attn__vec a, attn__vec b) { return vmulq_f32(a, b); }
+ATTN__OP attn__vec attn__fma_vec(attn__vec a, attn__vec b, attn__vec c) { return vfmaq_f32(c, a, b); }
+ATTN__OP attn__vec attn__max_vec(attn__vec a, attn__vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+ATTN__OP attn__vec attn__and_vec(attn__vec a, attn__vec b) { return (attn__vec)((uint32x4_t)a & (uint32x4_t)b); }
+ATTN__OP attn__vec attn__or_vec(attn__vec a, attn__vec b) { return (attn__vec)((uint32x4_t)a | (uint32x4_t)b); }
+ATTN__OP attn__vec attn__select_vec(attn__vec m, attn__vec a, attn__vec b) { return vbslq_f32((uint32x4_t)m, a, b); }
+ATTN__OP attn__vec attn__not_less_vec(attn__vec a, attn__vec b) { return (attn__vec)~vcltq_f32(a, b); }
+ATTN__OP attn__vec attn__zip_low_vec(attn__vec a, attn__vec b) { return vzip1q_f32(a, b); }
+ATTN__OP attn__vec attn__zip_high_vec(attn__vec a, attn__vec b) { return vzip2q_f32(a, b); }
+ATTN__OP attn__halves attn__to_f16_vec(attn__vec a) { return vreinterpret_u16_f16(vcvt_f16_f32(a)); }
+ATTN__OP attn__ints attn__to_int_vec(attn__vec a) { return vcvtnq_s32_f32(a); }
+ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return vcvtq_f32_s32(a); }
+ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) { return (void)ld, vld1q_f32(at); }
+ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) { return (attn__vec)((int32x4_t)p + vshlq_n_s32(n, 23)); }
+
+ATTN__OP attn__vec attn__mask_vec(uint64_t bits) {
+    static const uint32_t bit[] = { 1, 2, 4, 8 };
+    return (attn__vec)vtstq_u32(vdupq_n_u32((uint32_t)bits), vld1q_u32(bit));
+}
+
+ATTN__OP attn__vec attn__load_first_vec(const float *at, int32_t n) {
+    float first[ATTN__W] = { 0 };
+    if (n < ATTN__W) memcpy(first, at, (size_t)n * sizeof *at);
+    return vld1q_f32(n < ATTN__W ? first : at);
+}
+
+ATTN__OP void attn__store_first_vec(float *at, int32_t n, attn__vec a) {
+    float first[ATTN__W];
+    vst1q_f32(n < ATTN__W ? first : at, a);
+    if (n < ATTN__W) memcpy(at, first, (size_t)n * sizeof *at);
+}
+
+/* here (0 + 1) + (2 + 3) */
+ATTN__OP attn__vec attn__sums_vec(const attn__vec *a) {
+    return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
+}
+
+ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
+    uint32x4_t u = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    uint32x4_t nan = vcgtq_u32(vandq_u32(u, vdupq_n_u32(0x7fffffff)), vdupq_n_u32(0x7f800000));
+    return vshrn_n_u32(vbslq_u32(nan, vorrq_u32(u, vdupq_n_u32(0x400000)), rounded), 16);
+}
+
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
+    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
+    int32_t word;
+    if (type == ATTN_F32) return vld1q_f32((const float *)(const void *)at);
+    if (type == ATTN_F16) return vcvt_f32_f16((float16x4_t)vld1_u16((const uint16_t *)(const void *)at));
+    if (type == ATTN_BF16) return (attn__vec)vshll_n_u16(vld1_u16((const uint16_t *)(const void *)at), 16);
+    memcpy(&word, at, sizeof word);
+    int16x4_t raw = vget_low_s16(vmovl_s8((int8x8_t)vdup_n_s32(word)));
+    if (type == ATTN_INT8) return vcvtq_f32_s32(vmovl_s16(raw));
+    if (type == ATTN_E5M2) return vcvt_f32_f16((float16x4_t)vshl_n_s16(raw, 8));
+    raw = vand_s16(vshl_n_s16(raw, 7), vdup_n_s16((int16_t)0xbf80));
+    raw = vorr_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
+    return vmulq_n_f32(vcvt_f32_f16((float16x4_t)raw), 256.0f);
+}
+#endif
 
 /* Asks for n rows of `bytes` bytes. f32 is computed with where it lies, so it goes to the first-level cache; the second
    is as good for what is narrow and will be widened, and leaves room: f16 gains 4 %, f32 would lose 15 %. */
@@ -1727,377 +1895,289 @@ ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes,
     if ((types) >> ATTN_E5M2 & 1 && (type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);    \
     if ((types) >> ATTN_INT8 & 1 && (type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
 
-enum { ATTN__LANES_AVX2 = 16, ATTN__DIRECT_AVX2 = 1 << ATTN_F32 | 1 << ATTN_F16 };
+enum { ATTN__LANES_VEC = 16, ATTN__DIRECT_VEC = 1 << ATTN_F32 | 1 << ATTN_F16 };
 
-/* All bits of lane i set where bit i of mask is set. */
-ATTN__AVX2 ATTN__INLINE __m256 attn__mask_avx2(uint32_t mask) {
-    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    __m256i m = _mm256_and_si256(_mm256_set1_epi32((int32_t)mask), bit);
-    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(m, bit));
+ATTN__OP attn__vec attn__exp_vec(attn__vec x) {
+    const attn__vec least = attn__set_vec(-126.0f);
+    attn__vec t = attn__mul_vec(x, attn__set_vec(ATTN__LOG2E)), keep = attn__not_less_vec(t, least);
+    t = attn__max_vec(least, t); /* NaN, the second operand, passes */
+    attn__ints n = attn__to_int_vec(t);
+    attn__vec f = attn__sub_vec(t, attn__from_int_vec(n)), p = attn__set_vec(attn__exp_terms[0]);
+    ATTN__UNROLL for (int i = 1; i < 6; i++) p = attn__fma_vec(p, f, attn__set_vec(attn__exp_terms[i]));
+    return attn__and_vec(keep, attn__scale_vec(p, n));
 }
 
-/* The first n lanes, for maskload: n >= 8 is all. */
-ATTN__AVX2 ATTN__INLINE __m256i attn__first_avx2(int32_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
-ATTN__AVX2 ATTN__INLINE __m256 attn__exp_avx2(__m256 x) {
-    __m256 t = _mm256_mul_ps(x, _mm256_set1_ps(ATTN__LOG2E));
-    __m256 keep = _mm256_cmp_ps(t, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
-    __m256 n, f, p = _mm256_set1_ps(attn__exp_terms[0]);
-    __m256i e;
-    t = _mm256_max_ps(_mm256_set1_ps(-126.0f), t); /* NaN, the second operand, passes */
-    n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    f = _mm256_sub_ps(t, n);
-    ATTN__UNROLL for (int i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(attn__exp_terms[i]));
-    e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(e)));
-}
-
-ATTN__AVX2 ATTN__INLINE __m256 attn__load_avx2(const char *src, int32_t x, attn_type type) {
-    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
-    __m128i raw, nan;
-    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)at);
-    raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)(const void *)at)
-                            : _mm_loadl_epi64((const __m128i *)(const void *)at);
-    if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
-    if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
-    if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
-    raw = _mm_cvtepi8_epi16(raw);
-    if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
-    raw = _mm_and_si128(_mm_slli_epi16(raw, 7), _mm_set1_epi16((short)0xbf80)); /* see attn__from_f8 */
-    nan = _mm_cmpeq_epi16(_mm_and_si128(raw, _mm_set1_epi16(0x3f80)), _mm_set1_epi16(0x3f80));
-    raw = _mm_or_si128(raw, _mm_and_si128(nan, _mm_set1_epi16(0x4000)));
-    return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
-}
-
-ATTN__AVX2 ATTN__INLINE void attn__expand_avx2(float *dst, int32_t ld, const char *const *src,
-                                               const char *const *scales, int32_t rows, int32_t d, attn_type type) {
+ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
+                               int32_t rows, int32_t d, attn_type type) {
     int32_t i, x;
     for (i = 0; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(type == ATTN_INT8 ? scales : NULL, i);
-        for (x = 0; x + 8 <= d; x += 8) {
-            __m256 y = attn__load_avx2(src[i], x, type);
-            _mm256_storeu_ps(row + x, type == ATTN_INT8 ? _mm256_mul_ps(y, _mm256_set1_ps(scale)) : y);
+        for (x = 0; x + ATTN__W <= d; x += ATTN__W) {
+            attn__vec y = attn__read_vec(src[i], x, type);
+            attn__store_vec(row + x, type == ATTN_INT8 ? attn__mul_vec(y, attn__set_vec(scale)) : y);
         }
         if (x < d) attn__widen_row_scalar(row + x, src[i] + (ptrdiff_t)x * attn__type_bytes(type), d - x, type, scale);
     }
 }
 
-ATTN__AVX2 static void attn__widen_avx2(float *dst, int32_t ld, const char *const *src, const char *const *scales,
-                                        int32_t rows, int32_t d, attn_type type) {
-    ATTN__BY_TYPE(63, type, attn__expand_avx2, dst, ld, src, scales, rows, d)
+ATTN__VEC static void attn__widen_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
+                                      int32_t rows, int32_t d, attn_type type) {
+    ATTN__BY_TYPE(63, type, attn__expand_vec, dst, ld, src, scales, rows, d)
 }
 
-/* f32 to bf16 in the low halves of eight 32-bit lanes. */
-ATTN__AVX2 ATTN__INLINE __m128i attn__to_bf16_avx2(__m256 x) {
-    __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
-    __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
-    __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000)); /* fast-math would drop x != x */
-    __m256i r = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
-}
-
-ATTN__AVX2 static void attn__narrow_avx2(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
+ATTN__VEC static void attn__narrow_vec(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
     int32_t x = 0;
-    for (; x + 8 <= n && type <= ATTN_BF16; x += 8) {
-        __m256 y = _mm256_loadu_ps(src + x);
-        if (factor) y = _mm256_fmadd_ps(y, _mm256_broadcast_ss(factor), _mm256_setzero_ps());
+    for (; x + ATTN__W <= n && type <= ATTN_BF16; x += ATTN__W) {
+        attn__vec y = attn__load_vec(src + x);
+        if (factor) y = attn__fma_vec(y, attn__set_vec(*factor), attn__set_vec(0.0f));
         if (type == ATTN_F32) {
-            _mm256_storeu_ps((float *)dst + x, y);
+            attn__store_vec((float *)dst + x, y);
         } else {
-            __m128i half = type == ATTN_F16 ? _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT) : attn__to_bf16_avx2(y);
-            _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + x), half);
+            attn__halves half = type == ATTN_F16 ? attn__to_f16_vec(y) : attn__to_bf16_vec(y);
+            memcpy((uint16_t *)dst + x, &half, sizeof half);
         }
     }
     attn__narrow_scalar((char *)dst + (ptrdiff_t)x * attn__type_bytes(type), src + x, n - x, type, factor);
 }
 
-/* 1 / y for 0.5 <= y <= 1 */
-ATTN__AVX2 ATTN__INLINE __m256 attn__reciprocal_avx2(__m256 y) {
-    const __m256 one = _mm256_set1_ps(1.0f);
-    __m256 r = _mm256_fmadd_ps(y, _mm256_set1_ps(ATTN__RECIPROCAL1), _mm256_set1_ps(ATTN__RECIPROCAL0));
-    r = _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
-    r = _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
-    return _mm256_fmadd_ps(r, _mm256_fnmadd_ps(y, r, one), r);
-}
-
-ATTN__AVX2 static void attn__softcap_avx2(float *x, int32_t n, float cap) {
-    const __m256 limit = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1.0f / cap), half = _mm256_set1_ps(0.5f);
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    for (int32_t i = 0; i < n; i += 8) {
-        __m256i first = attn__first_avx2(n - i);
-        __m256 t = _mm256_mul_ps(_mm256_maskload_ps(x + i, first), inverse);
-        __m256 a = _mm256_andnot_ps(sign, t), y = _mm256_mul_ps(t, t), small = _mm256_set1_ps(attn__tanh_terms[0]);
-        __m256 e = attn__exp_avx2(_mm256_mul_ps(a, _mm256_set1_ps(-2.0f)));
-        __m256 big = attn__reciprocal_avx2(_mm256_fmadd_ps(e, half, half));
-        ATTN__UNROLL
-        for (int32_t j = 1; j < 4; j++) small = _mm256_fmadd_ps(small, y, _mm256_set1_ps(attn__tanh_terms[j]));
-        small = _mm256_fmadd_ps(_mm256_mul_ps(t, y), small, t);
-        big = _mm256_mul_ps(_mm256_fnmadd_ps(e, half, half), big);
-        big = _mm256_or_ps(big, _mm256_and_ps(sign, t));
-        t = _mm256_blendv_ps(big, small, _mm256_cmp_ps(a, _mm256_set1_ps(ATTN__TANH_SMALL), _CMP_LT_OQ));
-        _mm256_maskstore_ps(x + i, first, _mm256_mul_ps(t, limit));
+ATTN__VEC static void attn__softcap_vec(float *x, int32_t n, float cap) {
+    const attn__vec one = attn__set_vec(1.0f), half = attn__set_vec(0.5f), minus = attn__set_vec(-0.5f);
+    const attn__vec sign = attn__set_vec(-0.0f), magnitude = attn__set_vec(attn__float_of(0x7fffffffu));
+    for (int32_t i = 0; i < n; i += ATTN__W) {
+        attn__vec t = attn__mul_vec(attn__load_first_vec(x + i, n - i), attn__set_vec(1.0f / cap));
+        attn__vec a = attn__and_vec(magnitude, t), y = attn__mul_vec(t, t), e, d, small, big;
+        e = attn__exp_vec(attn__mul_vec(a, attn__set_vec(-2.0f)));
+        d = attn__fma_vec(e, minus, minus); /* the divisor, negative */
+        big = attn__fma_vec(d, attn__set_vec(-ATTN__RECIPROCAL1), attn__set_vec(ATTN__RECIPROCAL0));
+        ATTN__UNROLL for (int j = 0; j < 3; j++) big = attn__fma_vec(big, attn__fma_vec(d, big, one), big);
+        big = attn__or_vec(attn__mul_vec(attn__fma_vec(e, minus, half), big), attn__and_vec(sign, t));
+        small = attn__set_vec(attn__tanh_terms[0]);
+        ATTN__UNROLL for (int j = 1; j < 4; j++) small = attn__fma_vec(small, y, attn__set_vec(attn__tanh_terms[j]));
+        small = attn__fma_vec(attn__mul_vec(t, y), small, t);
+        t = attn__select_vec(attn__not_less_vec(a, attn__set_vec(ATTN__TANH_SMALL)), big, small);
+        attn__store_first_vec(x + i, n - i, attn__mul_vec(t, attn__set_vec(cap)));
     }
 }
 
-ATTN__AVX2 static void attn__blend_avx2(float *a, const float *b, float wa, float wb, int32_t n) {
-    const __m256 va = _mm256_set1_ps(wa), vb = _mm256_set1_ps(wb);
-    for (int32_t i = 0; i < n; i += 8) {
-        __m256i first = attn__first_avx2(n - i);
-        __m256 y = _mm256_mul_ps(_mm256_maskload_ps(a + i, first), va);
-        _mm256_maskstore_ps(a + i, first, _mm256_fmadd_ps(_mm256_maskload_ps(b + i, first), vb, y));
+ATTN__VEC static void attn__blend_vec(float *a, const float *b, float wa, float wb, int32_t n) {
+    const attn__vec va = attn__set_vec(wa), vb = attn__set_vec(wb);
+    for (int32_t i = 0; i < n; i += ATTN__W) {
+        attn__vec y = attn__mul_vec(attn__load_first_vec(a + i, n - i), va);
+        attn__store_first_vec(a + i, n - i, attn__fma_vec(attn__load_first_vec(b + i, n - i), vb, y));
     }
 }
 
-/* Eight rows and four columns at a time; rows i and i + 4 share a vector, so that a column is stored at once. */
-ATTN__AVX2 static void attn__turn_avx2(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows,
-                                       int32_t d) {
+/* A vector of rows and four columns at a time */
+ATTN__VEC static void attn__turn_vec(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
     int32_t n = 0, x, i;
-    for (; n + 8 <= rows; n += 8, dst += 8, src += 8 * lds) {
+    for (; n + ATTN__W <= rows; n += ATTN__W, dst += ATTN__W, src += ATTN__W * lds) {
         for (x = 0; x + 4 <= d; x += 4) {
-            __m256 a[4], b[4];
-            ATTN__UNROLL for (i = 0; i < 4; i++) {
-                a[i] = _mm256_castps128_ps256(_mm_loadu_ps(src + i * lds + x));
-                a[i] = _mm256_insertf128_ps(a[i], _mm_loadu_ps(src + (i + 4) * lds + x), 1);
+            attn__vec a[4], b[4];
+            ATTN__UNROLL for (i = 0; i < 4; i++) a[i] = attn__load_rows_vec(src + i * lds + x, lds);
+            ATTN__UNROLL for (i = 0; i < 2; i++) {
+                b[i] = attn__zip_low_vec(a[i], a[i + 2]);
+                b[i + 2] = attn__zip_high_vec(a[i], a[i + 2]);
             }
             ATTN__UNROLL for (i = 0; i < 4; i += 2) {
-                b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-                b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-            }
-            ATTN__UNROLL for (i = 0; i < 4; i += 2) {
-                _mm256_storeu_ps(dst + (x + i) * ldd, _mm256_shuffle_ps(b[i / 2], b[i / 2 + 2], 0x44));
-                _mm256_storeu_ps(dst + (x + i + 1) * ldd, _mm256_shuffle_ps(b[i / 2], b[i / 2 + 2], 0xEE));
+                attn__store_vec(dst + (x + i) * ldd, attn__zip_low_vec(b[i], b[i + 1]));
+                attn__store_vec(dst + (x + i + 1) * ldd, attn__zip_high_vec(b[i], b[i + 1]));
             }
         }
-        attn__turn_scalar(dst + x * ldd, ldd, src + x, lds, 8, d - x);
+        attn__turn_scalar(dst + x * ldd, ldd, src + x, lds, ATTN__W, d - x);
     }
     attn__turn_scalar(dst, ldd, src, lds, rows - n, d);
 }
 
-/* keys x 16 rows of scores, from key j on; a key's two vectors are neighbours, in sum as in s */
-ATTN__AVX2 ATTN__INLINE void attn__lane_dots_avx2(int keys, const attn__dots *a, int32_t j) {
-    __m256 sum[12];
-    const float *row[6], *q = a->q;
-    if (a->ahead) attn__fetch(a->ahead + j, keys, a->ahead_bytes, 1);
-    ATTN__UNROLL for (int32_t i = 0; i < keys; i++) row[i] = attn__row(a->k, j + i);
-    ATTN__UNROLL for (int32_t i = 0; i < 2 * keys; i++) sum[i] = _mm256_setzero_ps();
-    for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_AVX2) {
-        __m256 left = _mm256_loadu_ps(q), right = _mm256_loadu_ps(q + 8);
-        ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
-            __m256 key = _mm256_broadcast_ss(row[i] + x);
-            sum[2 * i] = _mm256_fmadd_ps(key, left, sum[2 * i]);
-            sum[2 * i + 1] = _mm256_fmadd_ps(key, right, sum[2 * i + 1]);
+/* A key's vectors are neighbours, in sum as in s. */
+ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
+    enum { SUMS = ATTN__KEYS * ATTN__N };
+    for (int32_t j = 0, x, i; j < a->n; j += ATTN__KEYS) {
+        attn__vec sum[SUMS], query[ATTN__N];
+        const float *row[ATTN__KEYS], *q = a->q;
+        if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, a->ahead_bytes, 1);
+        ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
+        ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[i] = attn__set_vec(0.0f);
+        for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
+            ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
+            ATTN__UNROLL for (i = 0; i < SUMS; i++) {
+                sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
+            }
         }
+        ATTN__UNROLL for (i = 0; i < SUMS; i++) attn__store_vec(a->s + j * ATTN__LANES_VEC + i * ATTN__W, sum[i]);
     }
-    ATTN__UNROLL for (int32_t i = 0; i < 2 * keys; i++) _mm256_storeu_ps(a->s + j * ATTN__LANES_AVX2 + 8 * i, sum[i]);
 }
 
-ATTN__AVX2 static void attn__lane_scores_avx2(const attn__dots *a) {
-    for (int32_t j = 0; j < a->n; j += 6) attn__lane_dots_avx2(6, a, j);
-}
-
-ATTN__AVX2 static void attn__lane_max_avx2(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
-    for (int32_t c = 0; c < used; c += 8) {
-        __m256 most = _mm256_set1_ps(ATTN__LOWEST);
+ATTN__VEC static void attn__lane_max_vec(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
+    for (int32_t c = 0; c < used; c += ATTN__W) {
+        attn__vec most = attn__set_vec(ATTN__LOWEST);
         for (int32_t j = 0; j < n; j++) {
-            __m256 y = _mm256_max_ps(_mm256_loadu_ps(s + j * ATTN__LANES_AVX2 + c), most);
-            most = mask ? _mm256_blendv_ps(most, y, attn__mask_avx2((uint32_t)(mask[j] >> c))) : y;
+            attn__vec y = attn__max_vec(attn__load_vec(s + j * ATTN__LANES_VEC + c), most);
+            most = mask ? attn__select_vec(attn__mask_vec(mask[j] >> c), y, most) : y;
         }
-        _mm256_storeu_ps(top + c, most);
+        attn__store_vec(top + c, most);
     }
 }
 
-ATTN__AVX2 static void attn__lane_weights_avx2(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                               float *alpha, float *sum, int32_t used) {
-    for (int32_t c = 0; c < used; c += 8) {
-        __m256 old = _mm256_loadu_ps(m + c), most = _mm256_max_ps(_mm256_loadu_ps(top + c), old);
-        __m256 total = _mm256_setzero_ps();
+ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                             float *alpha, float *sum, int32_t used) {
+    for (int32_t c = 0; c < used; c += ATTN__W) {
+        attn__vec old = attn__load_vec(m + c), most = attn__max_vec(attn__load_vec(top + c), old);
+        attn__vec total = attn__set_vec(0.0f);
         for (int32_t j = 0; j < n; j++) {
-            float *x = s + j * ATTN__LANES_AVX2 + c;
-            __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(x), most));
-            if (mask) p = _mm256_and_ps(p, attn__mask_avx2((uint32_t)(mask[j] >> c)));
-            total = _mm256_add_ps(total, p);
-            _mm256_storeu_ps(x, p);
+            float *x = s + j * ATTN__LANES_VEC + c;
+            attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(x), most));
+            if (mask) p = attn__and_vec(p, attn__mask_vec(mask[j] >> c));
+            total = attn__add_vec(total, p);
+            attn__store_vec(x, p);
         }
-        _mm256_storeu_ps(m + c, most);
-        _mm256_storeu_ps(alpha + c, attn__exp_avx2(_mm256_sub_ps(old, most)));
-        _mm256_storeu_ps(sum + c, total);
+        attn__store_vec(m + c, most);
+        attn__store_vec(alpha + c, attn__exp_vec(attn__sub_vec(old, most)));
+        attn__store_vec(sum + c, total);
     }
 }
 
-/* columns of o x 16 rows, from column x on */
-ATTN__AVX2 ATTN__INLINE void attn__lane_sums_avx2(int columns, const attn__sums *a, int32_t x, const uint64_t *mask) {
-    __m256 sum[12];
+/* lines x vectors of o: columns from x on of 16 rows (lane), or rows from r on and their columns from x on, of which a
+   single vector may be partial. fetch: asks for the rows that are read next */
+ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums *a, int32_t r, int32_t x,
+                              const uint64_t *mask, attn_type type, int fetch) {
+    attn__vec sum[ATTN__KEYS * ATTN__N], part[ATTN__N];
     const char *const *ahead = a->ahead ? a->ahead : a->v;
-    const float *p = a->p;
-    float *o = a->o + x * ATTN__LANES_AVX2;
-    ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
-    ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) {
-        sum[i] = _mm256_mul_ps(_mm256_loadu_ps(o + 8 * i), _mm256_loadu_ps(a->alpha + i % 2 * 8));
+    ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp, at = 0;
+    float *o = a->o + (lane ? x * ld : r * ld + x);
+    const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
+    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, i, j;
+    if (lane) at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
+    ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
+        attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
+        sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
+        sum[i] = attn__mul_vec(y, sum[i]);
     }
-    for (int32_t j = 0; j < a->n; j++, p += ATTN__LANES_AVX2) {
-        const float *row = attn__row(a->v, j) + x;
-        __m256 weight[2];
-        ATTN__FETCH_L2(ahead[j] + at);
-        ATTN__UNROLL for (int32_t i = 0; i < 2; i++) weight[i] = _mm256_loadu_ps(p + 8 * i);
-        ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) {
-            __m256 y = _mm256_fmadd_ps(_mm256_broadcast_ss(row + i / 2), weight[i % 2], sum[i]);
-            sum[i] = mask ? _mm256_blendv_ps(sum[i], y, attn__mask_avx2((uint32_t)(mask[j] >> i % 2 * 8))) : y;
+    for (j = 0; j < a->n; j++, p += lane ? ATTN__LANES_VEC : 1) {
+        const float *v = attn__row(a->v, j) + x;
+        if (lane) ATTN__FETCH_L2(ahead[j] + at);
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
+        ATTN__UNROLL for (i = 0; i < vectors; i++) {
+            part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
+                                       : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
+        }
+        ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
+            attn__vec factor = attn__set_vec(lane ? v[i / vectors] : p[i / vectors * ldp]);
+            attn__vec y = attn__fma_vec(factor, part[i % vectors], sum[i]);
+            sum[i] = mask ? attn__select_vec(attn__mask_vec(mask[j] >> i % vectors * ATTN__W), y, sum[i]) : y;
         }
     }
-    ATTN__UNROLL for (int32_t i = 0; i < 2 * columns; i++) _mm256_storeu_ps(o + 8 * i, sum[i]);
+    ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
+        attn__store_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used, sum[i]);
+    }
 }
 
-ATTN__AVX2 static void attn__lane_values_avx2(const attn__sums *a) {
+ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
+    enum { KEYS = ATTN__KEYS, N = ATTN__N };
     int32_t x = 0;
-    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx2(1, a, x, a->mask);
-    for (; x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx2(6, a, x, NULL);
-    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx2(2, a, x, NULL);
-    for (; x < a->v_dim; x++) attn__lane_sums_avx2(1, a, x, NULL);
+    for (; a->strict && x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, a->mask, ATTN_F32, 0);
+    for (; x + KEYS <= a->v_dim; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; x + 2 <= a->v_dim; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, NULL, ATTN_F32, 0);
 }
 
-/* Sums of eight vectors: ((0 + 2) + (1 + 3)) in each half, then the halves. */
-ATTN__AVX2 ATTN__INLINE __m256 attn__sums_avx2(const __m256 *a) {
-    __m256 b[4], c[2];
-    ATTN__UNROLL for (int i = 0; i < 4; i++) {
-        b[i] = _mm256_add_ps(_mm256_blend_ps(a[2 * i], a[2 * i + 1], 0xCC),
-                             _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
-    }
-    ATTN__UNROLL for (int i = 0; i < 2; i++) {
-        c[i] = _mm256_add_ps(_mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
-                             _mm256_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
-    }
-    return _mm256_add_ps(_mm256_permute2f128_ps(c[0], c[1], 0x20), _mm256_permute2f128_ps(c[0], c[1], 0x31));
-}
-
-/* One step of eight elements of d; only the last one may be partial. */
-ATTN__AVX2 ATTN__INLINE void attn__dots_step_avx2(int rows, int keys, __m256 *sum, const float *q, int32_t ldq,
-                                                  const char *const *row, int32_t x, int32_t left, attn_type type) {
-    __m256 key[8];
+/* One step of a vector of elements of d; only the last one may be partial. */
+ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const float *q, ptrdiff_t ldq,
+                                  const char *const *row, int32_t x, int32_t left, attn_type type) {
+    attn__vec key[8];
     int i, r;
     ATTN__UNROLL for (i = 0; i < keys; i++) {
-        key[i] = left >= 8 ? attn__load_avx2(row[i], x, type)
-                           : _mm256_maskload_ps(attn__row(row, i) + x, attn__first_avx2(left));
+        key[i] = type == ATTN_F32 ? attn__load_first_vec(attn__row(row, i) + x, left) : attn__read_vec(row[i], x, type);
     }
     ATTN__UNROLL for (r = 0; r < rows; r++) {
-        __m256 query = _mm256_loadu_ps(q + (ptrdiff_t)r * ldq + x);
-        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = _mm256_fmadd_ps(query, key[i], sum[r * keys + i]);
+        attn__vec query = attn__load_vec(q + r * ldq);
+        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = attn__fma_vec(query, key[i], sum[r * keys + i]);
     }
 }
 
-/* rows x keys dot products, at most eight, from row r and key j on */
-ATTN__AVX2 ATTN__INLINE void attn__dots_avx2(int rows, int keys, const attn__dots *a, int32_t r, int32_t j,
-                                             attn_type type) {
-    __m256 sum[8];
-    const float *q = a->q + (ptrdiff_t)r * a->ldq;
+/* rows x keys dot products from row r and key j on */
+ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r, int32_t j, attn_type type) {
+    attn__vec sum[16];
+    ptrdiff_t ldq = a->ldq;
+    const float *q = a->q + r * ldq;
     const char *row[8];
-    float *s = a->s + r * a->lds + j, out[8];
+    float *s = a->s + r * a->lds + j, out[16];
     int32_t x, i;
     if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
-    ATTN__UNROLL for (i = 0; i < 8; i++) sum[i] = _mm256_setzero_ps();
+    ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + 8 <= a->d; x += 8) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, 8, type);
-    if (type == ATTN_F32 && x < a->d) attn__dots_step_avx2(rows, keys, sum, q, a->ldq, row, x, a->d - x, type);
-    _mm256_storeu_ps(out, attn__sums_avx2(sum));
+    for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
+        attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, ATTN__W, type);
+    }
+    if (type == ATTN_F32 && x < a->d) attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, a->d - x, type);
+    ATTN__UNROLL for (i = 0; i < rows * keys; i += ATTN__W) attn__store_vec(out + i, attn__sums_vec(sum + i));
     ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
-ATTN__AVX2 ATTN__INLINE void attn__score_rows_avx2(const attn__dots *a, attn_type type) {
+ATTN__OP void attn__score_rows_vec(const attn__dots *a, attn_type type) {
     int32_t r = 0, j;
     for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 2) attn__dots_avx2(4, 2, a, r, j, type);
+        for (j = 0; j < a->n; j += ATTN__N) attn__dots_vec(4, ATTN__N, a, r, j, type);
     }
     for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 4) attn__dots_avx2(2, 4, a, r, j, type);
+        for (j = 0; j < a->n; j += 4) attn__dots_vec(2, 4, a, r, j, type);
     }
     for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 8) attn__dots_avx2(1, 8, a, r, j, type);
+        for (j = 0; j < a->n; j += 8) attn__dots_vec(1, 8, a, r, j, type);
     }
 }
 
-ATTN__AVX2 static void attn__row_scores_avx2(const attn__dots *a) {
-    ATTN__BY_TYPE(ATTN__DIRECT_AVX2, a->type, attn__score_rows_avx2, a)
+ATTN__VEC static void attn__row_scores_vec(const attn__dots *a) {
+    ATTN__BY_TYPE(ATTN__DIRECT_VEC, a->type, attn__score_rows_vec, a)
 }
 
-ATTN__AVX2 static float attn__row_max_avx2(const float *s, int32_t n, const uint64_t *mask) {
-    __m256 top = _mm256_set1_ps(ATTN__LOWEST);
-    for (int32_t j = 0; j < n; j += 8) {
-        __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
-        top = _mm256_blendv_ps(top, _mm256_max_ps(_mm256_loadu_ps(s + j), top), visible);
+ATTN__VEC static float attn__row_max_vec(const float *s, int32_t n, const uint64_t *mask) {
+    const uint64_t all = ~(uint64_t)0;
+    attn__vec top = attn__set_vec(ATTN__LOWEST);
+    float lanes[ATTN__W];
+    for (int32_t j = 0; j < n; j += ATTN__W) {
+        attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
+        top = attn__select_vec(visible, attn__max_vec(attn__load_vec(s + j), top), top);
     }
-    top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 1));
-    top = _mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0x4E));
-    return _mm256_cvtss_f32(_mm256_max_ps(top, _mm256_shuffle_ps(top, top, 0xB1)));
+    attn__store_vec(lanes, top);
+    return attn__row_max_scalar(lanes, ATTN__W, &all);
 }
 
-ATTN__AVX2 static float attn__row_weights_avx2(float *s, int32_t n, const uint64_t *mask, float m) {
-    __m256 sum = _mm256_setzero_ps();
-    __m128 y;
-    for (int32_t j = 0; j < n; j += 8) {
-        __m256 visible = attn__mask_avx2((uint32_t)(mask[j >> 6] >> (j & 63)));
-        __m256 p = attn__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + j), _mm256_set1_ps(m)));
-        p = _mm256_and_ps(visible, p);
-        sum = _mm256_add_ps(sum, p);
-        _mm256_storeu_ps(s + j, p);
+ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t *mask, float m) {
+    attn__vec sum = attn__set_vec(0.0f);
+    float lanes[ATTN__W];
+    for (int32_t j = 0; j < n; j += ATTN__W) {
+        attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
+        attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(s + j), attn__set_vec(m)));
+        p = attn__and_vec(visible, p);
+        sum = attn__add_vec(sum, p);
+        attn__store_vec(s + j, p);
     }
-    y = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
+    attn__store_vec(lanes, sum);
+    for (int i = ATTN__W / 2; i > 0; i /= 2) {
+        for (int x = 0; x < i; x++) lanes[x] += lanes[x + i];
+    }
+    return lanes[0];
 }
 
-/* rows x (8 * vectors) columns of o, from row r and column x on; a single vector may be partial */
-ATTN__AVX2 ATTN__INLINE void attn__weigh_avx2(int rows, int vectors, const attn__sums *a, int32_t r, int32_t x,
-                                              attn_type type, int fetch) {
-    __m256 sum[4][4];
-    __m256i used = attn__first_avx2(a->v_dim - x);
-    ptrdiff_t ldp = a->ldp, ldo = a->ldo;
-    float *o = a->o + r * ldo + x;
-    const float *p = a->p + r * ldp;
-    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
-        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
-            __m256 y = vectors > 1 ? _mm256_loadu_ps(o + i * ldo + 8 * c) : _mm256_maskload_ps(o + i * ldo, used);
-            sum[i][c] = _mm256_mul_ps(y, _mm256_set1_ps(a->alpha[r + i]));
-        }
-    }
-    for (int32_t j = 0; j < a->n; j++, p++) {
-        __m256 value[4];
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
-        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
-            value[c] = type != ATTN_F32 || vectors > 1 ? attn__load_avx2(a->v[j], x + 8 * c, type)
-                                                       : _mm256_maskload_ps(attn__row(a->v, j) + x, used);
-        }
-        ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
-            __m256 w = _mm256_broadcast_ss(p + i * ldp);
-            ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) sum[i][c] = _mm256_fmadd_ps(w, value[c], sum[i][c]);
-        }
-    }
-    ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
-        ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
-            if (vectors > 1) _mm256_storeu_ps(o + i * ldo + 8 * c, sum[i][c]);
-            if (vectors == 1) _mm256_maskstore_ps(o + i * ldo, used, sum[i][c]);
-        }
-    }
-}
-
-ATTN__AVX2 ATTN__INLINE void attn__weigh_rows_avx2(const attn__sums *a, attn_type type) {
+ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
+    enum { N = ATTN__N };
     int32_t x = 0, r = 0;
-    if (a->rows >= 4 && a->v_dim >= 16) attn__weigh_avx2(4, 2, a, 0, 0, type, 1);
+    if (a->rows >= 4 && a->v_dim >= 16) attn__outer_vec(0, 4, N, a, 0, 0, NULL, type, 1);
     for (; x + 16 <= a->v_dim; x += 16) {
-        for (r = x || a->rows < 4 ? 0 : 4; r + 4 <= a->rows; r += 4) attn__weigh_avx2(4, 2, a, r, x, type, 0);
-        for (; r < a->rows; r++) attn__weigh_avx2(1, 2, a, r, x, type, r + x == 0);
+        for (r = x || a->rows < 4 ? 0 : 4; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, N, a, r, x, NULL, type, 0);
+        for (; r < a->rows; r++) attn__outer_vec(0, 1, N, a, r, x, NULL, type, r + x == 0);
     }
-    for (; x < a->v_dim; x += 8) {
-        for (r = 0; r < a->rows; r++) attn__weigh_avx2(1, 1, a, r, x, type, 0);
+    for (; x < a->v_dim; x += ATTN__W) {
+        for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0);
     }
 }
 
-ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
-    ATTN__BY_TYPE(ATTN__DIRECT_AVX2, a->type, attn__weigh_rows_avx2, a)
+ATTN__VEC static void attn__row_values_vec(const attn__sums *a) {
+    ATTN__BY_TYPE(ATTN__DIRECT_VEC, a->type, attn__weigh_rows_vec, a)
 }
+#endif
 
+#if ATTN__X86
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
@@ -2109,7 +2189,7 @@ ATTN__AVX2 static void attn__row_values_avx2(const attn__sums *a) {
 
 #define ATTN__AVX512 ATTN__TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_AVX2 | 1 << ATTN_BF16 | 1 << ATTN_INT8 };
+enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_VEC | 1 << ATTN_BF16 | 1 << ATTN_INT8 };
 
 /* The first n lanes; n >= 16 is all. */
 ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
@@ -2419,154 +2499,6 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
 #endif
-#elif ATTN__NEON
-/* ---- >>leaves_neon: AArch64; 16 rows in the lanes, blocks of 4 by 4 vectors; what is not hot is portable C ------- */
-
-/* All bits of lane i set where bit i of mask is set. */
-ATTN__INLINE uint32x4_t attn__mask_neon(uint64_t mask) {
-    static const uint32_t bit[] = { 1, 2, 4, 8 };
-    return vtstq_u32(vdupq_n_u32((uint32_t)mask), vld1q_u32(bit));
-}
-
-/* x[0 .. 3] becomes exp(x - m), 0 where a bit of visible is 0. */
-ATTN__INLINE float32x4_t attn__exp_neon(float *x, float32x4_t m, uint64_t visible) {
-    float32x4_t t = vmulq_n_f32(vsubq_f32(vld1q_f32(x), m), ATTN__LOG2E), n, f, p = vdupq_n_f32(attn__exp_terms[0]);
-    uint32x4_t keep = vbicq_u32(attn__mask_neon(visible), vcltq_f32(t, vdupq_n_f32(-126.0f))), e;
-    t = vmaxq_f32(t, vdupq_n_f32(-126.0f)); /* NaN passes */
-    n = vrndnq_f32(t);
-    f = vsubq_f32(t, n);
-    ATTN__UNROLL for (int i = 1; i < 6; i++) p = vfmaq_f32(vdupq_n_f32(attn__exp_terms[i]), p, f);
-    e = vshlq_n_u32(vreinterpretq_u32_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127))), 23);
-    p = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(vmulq_f32(p, vreinterpretq_f32_u32(e))), keep));
-    vst1q_f32(x, p);
-    return p;
-}
-
-ATTN__INLINE float32x4_t attn__load_neon(const char *src, attn_type type) {
-    if (type == ATTN_F32) return vld1q_f32((const float *)(const void *)src);
-    if (type == ATTN_F16) return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)(const void *)src)));
-    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16((const uint16_t *)(const void *)src)), 16));
-}
-
-static void attn__widen_neon(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
-                             int32_t d, attn_type type) {
-    int32_t size = attn__type_bytes(type), end = type <= ATTN_BF16 ? d / 4 * 4 : 0;
-    for (int32_t i = 0; i < rows; i++, dst += ld) {
-        const char *rest = src[i] + (ptrdiff_t)end * size;
-        for (int32_t x = 0; x < end; x += 4) vst1q_f32(dst + x, attn__load_neon(src[i] + (ptrdiff_t)x * size, type));
-        attn__widen_row_scalar(dst + end, rest, d - end, type, attn__row_scale(scales, i));
-    }
-}
-
-static void attn__lane_scores_neon(const attn__dots *a) {
-    for (int32_t j = 0; j < a->n; j += 4) {
-        const float *q = a->q;
-        float32x4_t sum[16], query[4];
-        ATTN__UNROLL for (int i = 0; i < 16; i++) sum[i] = vdupq_n_f32(0.0f);
-        for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_SCALAR) {
-            ATTN__UNROLL for (int i = 0; i < 4; i++) query[i] = vld1q_f32(q + 4 * i);
-            ATTN__UNROLL
-            for (int i = 0; i < 16; i++) sum[i] = vfmaq_n_f32(sum[i], query[i % 4], attn__row(a->k, j + i / 4)[x]);
-        }
-        ATTN__UNROLL for (int i = 0; i < 16; i++) vst1q_f32(a->s + j * ATTN__LANES_SCALAR + 4 * i, sum[i]);
-    }
-}
-
-static void attn__lane_max_neon(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
-    for (int32_t c = 0; c < used; c += 4) {
-        float32x4_t most = vdupq_n_f32(ATTN__LOWEST);
-        for (int32_t j = 0; j < n; j++) {
-            float32x4_t y = vmaxnmq_f32(most, vld1q_f32(s + j * ATTN__LANES_SCALAR + c)); /* NaN does not pass */
-            most = mask ? vbslq_f32(attn__mask_neon(mask[j] >> c), y, most) : y;
-        }
-        vst1q_f32(top + c, most);
-    }
-}
-
-static void attn__lane_weights_neon(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                    float *alpha, float *sum, int32_t used) {
-    for (int32_t c = 0; c < used; c += 4, s += 4) {
-        float32x4_t old = vld1q_f32(m + c), most = vmaxnmq_f32(vld1q_f32(top + c), old), total = vdupq_n_f32(0.0f);
-        for (int32_t j = 0; j < n; j++) {
-            total = vaddq_f32(total, attn__exp_neon(s + j * ATTN__LANES_SCALAR, most, mask ? mask[j] >> c : 15));
-        }
-        vst1q_f32(m + c, most);
-        vst1q_f32(alpha + c, old);
-        attn__exp_neon(alpha + c, most, 15);
-        vst1q_f32(sum + c, total);
-    }
-}
-
-/* lines x 16 elements of o: columns from x on of 16 rows (lane), or rows from r on and their columns from x on. */
-ATTN__INLINE void attn__sums_neon(int lane, int lines, const attn__sums *a, int32_t r, int32_t x,
-                                  const uint64_t *mask) {
-    ptrdiff_t ld = lane ? ATTN__LANES_SCALAR : a->ldo;
-    float *o = a->o + (lane ? x * ld : r * ld + x);
-    const float *p = a->p + (lane ? 0 : r * a->ldp);
-    float32x4_t sum[16], row[4];
-    ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) {
-        float32x4_t alpha = lane ? vld1q_f32(a->alpha + i % 4 * 4) : vdupq_n_f32(a->alpha[r + i / 4]);
-        sum[i] = vmulq_f32(vld1q_f32(o + i / 4 * ld + i % 4 * 4), alpha);
-    }
-    for (int32_t j = 0; j < a->n; j++) {
-        const float *v = attn__row(a->v, j) + x, *at = lane ? p + j * ATTN__LANES_SCALAR : v;
-        ATTN__UNROLL for (int i = 0; i < 4; i++) row[i] = vld1q_f32(at + 4 * i);
-        ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) {
-            float32x4_t y = vfmaq_n_f32(sum[i], row[i % 4], lane ? v[i / 4] : p[i / 4 * a->ldp + j]);
-            sum[i] = mask ? vbslq_f32(attn__mask_neon(mask[j] >> (i % 4 * 4)), y, sum[i]) : y;
-        }
-    }
-    ATTN__UNROLL for (int i = 0; i < 4 * lines; i++) vst1q_f32(o + i / 4 * ld + i % 4 * 4, sum[i]);
-}
-
-static void attn__lane_values_neon(const attn__sums *a) {
-    if (a->v_dim % 4) attn__lane_values_scalar(a);
-    for (int32_t x = 0; a->v_dim % 4 == 0 && x < a->v_dim; x += 4) {
-        if (a->strict) attn__sums_neon(1, 4, a, 0, x, a->mask);
-        if (!a->strict) attn__sums_neon(1, 4, a, 0, x, NULL);
-    }
-}
-
-static void attn__row_values_neon(const attn__sums *a) {
-    if (a->v_dim % 16) attn__row_values_scalar(a);
-    for (int32_t x = 0, r; a->v_dim % 16 == 0 && x < a->v_dim; x += 16) {
-        for (r = 0; r + 4 <= a->rows; r += 4) attn__sums_neon(0, 4, a, r, x, NULL);
-        for (; r < a->rows; r++) attn__sums_neon(0, 1, a, r, x, NULL);
-    }
-}
-
-/* rows (1 or 4) x 4 dot products from row r on; their lanes are added as (0 + 1) + (2 + 3) */
-ATTN__INLINE void attn__dots_neon(int rows, const attn__dots *a, int32_t r) {
-    for (int32_t j = 0; j < a->n; j += 4) {
-        const float *q = a->q + (ptrdiff_t)r * a->ldq;
-        float32x4_t sum[16], key[4];
-        ATTN__UNROLL for (int i = 0; i < 4 * rows; i++) sum[i] = vdupq_n_f32(0.0f);
-        for (int32_t x = 0; x < a->d; x += 4, q += 4) {
-            ATTN__UNROLL for (int i = 0; i < 4; i++) key[i] = vld1q_f32(attn__row(a->k, j + i) + x);
-            ATTN__UNROLL
-            for (int i = 0; i < 4 * rows; i++) sum[i] = vfmaq_f32(sum[i], vld1q_f32(q + i / 4 * a->ldq), key[i % 4]);
-        }
-        ATTN__UNROLL for (int i = 0; i < 4 * rows; i += 4) {
-            float32x4_t low = vpaddq_f32(sum[i], sum[i + 1]), high = vpaddq_f32(sum[i + 2], sum[i + 3]);
-            vst1q_f32(a->s + (r + i / 4) * a->lds + j, vpaddq_f32(low, high));
-        }
-    }
-}
-
-static void attn__row_scores_neon(const attn__dots *a) {
-    int32_t r = 0, end = a->d % 4 ? 0 : a->rows;
-    if (!end) attn__row_scores_scalar(a);
-    for (; r + 4 <= end; r += 4) attn__dots_neon(4, a, r);
-    for (; r < end; r++) attn__dots_neon(1, a, r);
-}
-
-static float attn__row_weights_neon(float *s, int32_t n, const uint64_t *mask, float m) {
-    float32x4_t sum = vdupq_n_f32(0.0f);
-    for (int32_t j = 0; j < n; j += 4) {
-        sum = vaddq_f32(sum, attn__exp_neon(s + j, vdupq_n_f32(m), mask[j >> 6] >> (j & 63)));
-    }
-    return vaddvq_f32(sum);
-}
 #endif
 
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
@@ -2578,17 +2510,20 @@ static const attn__leaves attn__leaves_scalar = {
     attn__row_values_scalar
 };
 
-#if ATTN__X86
-static const attn__leaves attn__leaves_avx2 = {
-    "avx2", ATTN__LANES_AVX2, ATTN__DIRECT_AVX2, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2,
-    attn__blend_avx2, attn__turn_avx2, attn__lane_scores_avx2, attn__lane_max_avx2, attn__lane_weights_avx2,
-    attn__lane_values_avx2, attn__row_scores_avx2, attn__row_max_avx2, attn__row_weights_avx2, attn__row_values_avx2
+#if ATTN__X86 || ATTN__NEON
+static const attn__leaves attn__leaves_vec = {
+    ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, attn__widen_vec, attn__narrow_vec,
+    attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
+    attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
+    attn__row_values_vec
 };
+#endif
 
+#if ATTN__X86
 /* What works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx2, attn__narrow_avx2, attn__softcap_avx2,
-    attn__blend_avx2, attn__turn_avx2, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
+    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
+    attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512
 };
@@ -2611,12 +2546,6 @@ static uint32_t attn__xcr0(void) {
     return low;
 #endif
 }
-#elif ATTN__NEON
-static const attn__leaves attn__leaves_neon = {
-    "neon", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_neon, attn__narrow_scalar, attn__softcap_scalar,
-    attn__blend_scalar, attn__turn_scalar, attn__lane_scores_neon, attn__lane_max_neon, attn__lane_weights_neon,
-    attn__lane_values_neon, attn__row_scores_neon, attn__row_max_scalar, attn__row_weights_neon, attn__row_values_neon
-};
 #endif
 
 ATTN_API attn_isa attn_isa_detect(void) {
@@ -2640,10 +2569,10 @@ ATTN_API attn_isa attn_isa_detect(void) {
 
 static const attn__leaves *attn__leaves_of(int32_t isa) {
 #if ATTN__X86
-    if (isa == ATTN_ISA_AVX2) return &attn__leaves_avx2;
     if (isa == ATTN_ISA_AVX512) return &attn__leaves_avx512;
-#elif ATTN__NEON
-    if (isa == ATTN_ISA_NEON) return &attn__leaves_neon;
+#endif
+#if ATTN__X86 || ATTN__NEON
+    if (isa != ATTN_ISA_SCALAR) return &attn__leaves_vec;
 #endif
     (void)isa;
     return &attn__leaves_scalar;
