@@ -3,7 +3,7 @@
    Build   cc -O3 -I. bench/curve.c -o build/curve -lm -lpthread, or make curve
    Use     build/curve [--long | --live], where bench/ and models/ are
 
-   Two models run through the engine of examples/llm.h. models/recall.lm is asked for facts in its context; its score is
+   Two models run through the engine of examples/llm.c. models/recall.lm is asked for facts in its context; its score is
    the share of the answers' letters that are the likeliest next byte. models/text.lm reads models/heldout.txt, and its
    score is the loss in bits per byte. Each setting runs in each phase: with rows of a prompt (prefill), and with the
    same bytes fed one by one (decode). FACTOR is set for that phase alone, the other one stays dense; EPS for both.
@@ -20,8 +20,8 @@
    Takes   about 5 minutes on 2 cores; --long adds recall at 131072 tokens, 200 s of processor time. --live leaves a
            request that never ends in the engine: the prefix cache cannot be reset then, and after 3 tries the exit
            status is 1. */
-#define ATTN_IMPLEMENTATION
-#include "../examples/llm.h"
+#define LLM_NO_MAIN
+#include "../examples/llm.c"
 
 #include <unistd.h>
 
@@ -198,7 +198,7 @@ typedef struct output {
 
 /* The call again on this thread; adds its seconds. */
 static output repeat(bench *b, const net *t, const attn_plan *p, const attn_layer *layer, double *time, arena **mem) {
-    int64_t heads = (int64_t)t->rows * t->m->heads;
+    int64_t heads = (int64_t)t->rows.count * t->m->heads;
     output out = { (float *)need(mem, heads * t->m->head_dim, sizeof *out.o),
                    (float *)need(mem, heads, sizeof *out.lse), (float *)need(mem, heads, sizeof *out.certificate) };
     attn_exec exec = { .bytes = attn_exec_bytes(p, 1) };
@@ -253,7 +253,7 @@ static void check_head(bench *b, const net *t, int64_t i, const range *seen, con
         of_bound = fmax(of_bound, error / (certificate * (high - low) + rounding));
     }
     if (b->line->mode == EPS) { /* what goes and what stays are sums in f32, with a roundoff for each tile */
-        promise = b->line->value / (1 + b->line->value) * (1 + t->kv_len[0] / 64 * 5.96e-8) + 1e-6;
+        promise = b->line->value / (1 + b->line->value) * (1 + t->rows.kv_len[0] / 64 * 5.96e-8) + 1e-6;
     }
     double of_certificate = lost / (certificate + 1e-5);
     b->line->of_bound = fmax(b->line->of_bound, of_bound);
@@ -265,12 +265,12 @@ static void check_head(bench *b, const net *t, int64_t i, const range *seen, con
 /* The engine has computed attention of a layer: sometimes it is computed twice again. */
 static void check_attention(void *user, engine *e, const net *t) {
     bench *b = (bench *)user;
-    const layer_class *c = &t->classes[t->class_of[t->layer]];
-    int32_t keys = t->kv_len[0], window = c->layer.window_left, often = t->phase[0] == ATTN_DECODE ? 8 : 4096;
-    if (!e->o.skip.mode || t->phase[0] != b->line->phase || (keys % often && keys != b->s->len)) return;
+    const layer_class *c = t->class_of[t->layer];
+    int32_t keys = t->rows.kv_len[0], window = c->layer.window_left, often = t->rows.decodes[0] ? 8 : 4096;
+    if (!e->layer.skip.mode || t->rows.decodes[0] != b->line->phase || (keys % often && keys != b->s->len)) return;
     clock_t start = clock();
     arena *mem = NULL;
-    attn_batch batch = { .n = 1, .q_len = t->q_len, .kv_len = t->kv_len, .phase = t->phase };
+    attn_batch batch = { .n = 1, .q_len = t->rows.q_len, .kv_len = t->rows.kv_len, .phase = t->rows.decodes };
     attn_layer plain = c->layer;
     attn_plan plan;
     attn_error err;
@@ -284,13 +284,13 @@ static void check_attention(void *user, engine *e, const net *t) {
     if (first) less = repeat(b, t, &c->plan, &c->layer, less_time, &mem);
     full = repeat(b, t, &plan, &plain, full_time, &mem);
     if (!first) less = repeat(b, t, &c->plan, &c->layer, less_time, &mem);
-    size_t heads = (size_t)t->rows * (size_t)t->m->heads;
+    size_t heads = (size_t)t->rows.count * (size_t)t->m->heads;
     if (memcmp(less.o, t->buffer[ATTENDED], heads * (size_t)t->m->head_dim * sizeof *less.o) ||
         memcmp(less.certificate, t->buffer[CERTIFICATE], heads * sizeof *less.certificate)) {
         stop("attention, repeated, differs from what the engine had");
     }
-    for (int32_t row = 0; row < t->rows; row++) {
-        int32_t last = keys - t->rows + row;
+    for (int32_t row = 0; row < t->rows.count; row++) {
+        int32_t last = keys - t->rows.count + row;
         range *seen = &b->of_layer[window ? t->m->layers : t->layer];
         if (window) forget_values(t, seen, last < window ? 0 : last - window + 1);
         see_values(t, &c->layer, seen, last);
@@ -307,7 +307,7 @@ static void take_score(void *user, const request *r, int32_t position, const flo
     bench *b = (bench *)user;
     const sample *s = b->s;
     if (position + 1 >= s->len || !s->scored[position]) return;
-    int32_t next = s->token[position + 1], best = 0, vocab = b->e->net[0].m->vocab;
+    int32_t next = s->token[position + 1], best = 0, vocab = b->e->s.vocab;
     double sum = 0;
     for (int32_t i = 1; i < vocab; i++) best = logits[i] > logits[best] ? i : best;
     for (int32_t i = 0; i < vocab; i++) sum += exp((double)logits[i] - (double)logits[best]);
@@ -333,13 +333,13 @@ static double finish(bench *b, int32_t phase) {
 
 /* Between two requests. */
 static void set_skip(engine *e, attn_skip skip) {
-    e->o.skip = skip;
+    e->layer.skip = skip;
     for (int32_t i = 0; i < e->net[0].class_count; i++) e->net[0].classes[i].layer.skip = skip;
 }
 
 /* Refused while a request is live: this program has no other, unless --live, but does not take that for granted. */
 static void reset_prefixes(engine *e) {
-    for (int tries = 1; engine_reset_prefixes(e); tries++) {
+    for (int tries = 1; server_reset_prefixes(&e->s); tries++) {
         fprintf(stderr, "the prefix cache is not reset, try %d of 3\n", tries);
         if (tries == 3) stop(e->error);
         sleep(2);
@@ -348,8 +348,8 @@ static void reset_prefixes(engine *e) {
 
 /* Pages of text behind the prefix were computed with a setting: the next one must not find them. */
 static void forget_behind(engine *e, const char *prefix) {
-    for (int32_t p = 0; p < e->o.pages; p++) {
-        if (!prefix[p]) e->page[p].used = e->page[p].kept = 0;
+    for (int32_t p = 0; p < e->s.o.pages; p++) {
+        if (!prefix[p]) e->s.page[p].used = e->s.page[p].kept = 0;
     }
 }
 
@@ -379,9 +379,9 @@ static void run(bench *b, line *l, double *dense_time) {
     memset(&e->stats, 0, sizeof e->stats);
     for (int32_t i = 0; i < e->net[0].m->layers; i++) forget_values(&e->net[0], &b->of_layer[i], 0);
     for (int32_t p = s->prefix; p < s->len; p++) b->score[p] = l->model == RECALL ? 0 : INFINITY; /* if it has none */
-    request *r = engine_submit(e, s->token, decodes_it ? s->prefix : s->len, decodes_it ? s->decoded : 1);
+    request *r = server_submit(&e->s, s->token, decodes_it ? s->prefix : s->len, decodes_it ? s->decoded : 1);
     if (!r) stop(e->error);
-    if (!l->cold) join(e);
+    if (!l->cold) join(&e->s);
     r->all_logits = !decodes_it;
     r->forced = s->token + s->prefix;
     r->forced_len = decodes_it ? s->decoded : 0;
@@ -422,11 +422,11 @@ static void run_sample(bench *b, const effort *f, int32_t number, const sample *
     if (number < f->cold) run_list(b, f, COLD_PREFILL, f->cold_step, NULL);
     reset_prefixes(e);
     set_skip(e, (attn_skip){ ATTN_SKIP_OFF, 0, 0 });
-    if (!engine_submit(e, s->token, s->prefix, 1)) stop(e->error);
+    if (!server_submit(&e->s, s->token, s->prefix, 1)) stop(e->error);
     finish(b, ATTN_PREFILL);
     arena *mem = NULL;
-    char *prefix = (char *)need(&mem, e->o.pages, 1);
-    for (int32_t i = 0; i < e->o.pages; i++) prefix[i] = e->page[i].kept != 0;
+    char *prefix = (char *)need(&mem, e->s.o.pages, 1);
+    for (int32_t i = 0; i < e->s.o.pages; i++) prefix[i] = e->s.page[i].kept != 0;
     run_list(b, f, WARM_PREFILL, 1, prefix);
     run_list(b, f, WARM_DECODE, 1, prefix);
     release(mem);
@@ -437,16 +437,16 @@ static void run_effort(bench *b, const effort *f, const model *m, const reader *
     options o = default_options();
     arena *mem = NULL;
     int32_t width = m->kv_heads * m->head_dim;
-    o.batch = 1;
-    o.context = f->length + 512;
+    o.serve.batch = 1;
+    o.serve.context = f->length + 512;
     o.threads = f->length > 8192 ? 2 : 1; /* small steps gain nothing, and waking costs processor time */
     b->e = engine_open(&o, m, NULL, b->error);
-    if (!b->e || (b->is_live && !engine_submit(b->e, (const int32_t[]){ 0 }, 1, 1))) stop(b->error);
+    if (!b->e || (b->is_live && !server_submit(&b->e->s, (const int32_t[]){ 0 }, 1, 1))) stop(b->error);
     b->e->user = b;
     b->e->on_logits = take_score;
     b->e->on_attention = check_attention;
-    b->score = (float *)need(&mem, o.context, sizeof *b->score);
-    b->dense_score = (float *)need(&mem, o.context, sizeof *b->score);
+    b->score = (float *)need(&mem, o.serve.context, sizeof *b->score);
+    b->dense_score = (float *)need(&mem, o.serve.context, sizeof *b->score);
     b->of_layer = (range *)need(&mem, m->layers + 1, sizeof *b->of_layer);
     for (int32_t i = 0; i <= m->layers; i++) {
         b->of_layer[i].low = (float *)need(&mem, 2 * width, sizeof(float));
@@ -466,10 +466,6 @@ static void run_effort(bench *b, const effort *f, const model *m, const reader *
 }
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
-
-static double part(double a, double of) {
-    return of > 0 ? a / of : 0;
-}
 
 /* Of the accuracy, a question counted once; or of the mean difference of the loss from dense. */
 static double standard_error(const line *l) {

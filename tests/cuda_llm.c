@@ -82,7 +82,7 @@ static void ask(const question *q, attn_cuda *device, outcome *all) {
         test_rng rng = { 5 + (uint64_t)(i > 0) };
         int32_t prompt[MOST_TOKENS];
         for (int32_t n = 0; n < q->len[i]; n++) prompt[n] = test_range(&rng, 0, q->m->vocab - 1);
-        request *r = engine_submit(e, prompt, q->len[i], q->more);
+        request *r = server_submit(&e->s, prompt, q->len[i], q->more);
         CHECK(r, "%s", e->error);
         if (!r) abort();
         r->all_logits = q->all_logits;
@@ -91,16 +91,16 @@ static void ask(const question *q, attn_cuda *device, outcome *all) {
     while (engine_step(e, 0) > 0) {
         int32_t waiting = 0, running = 0;
         for (int32_t i = 0; i < q->requests; i++) {
-            waiting += e->request[i]->state == WAITING;
-            running += e->request[i]->state == RUNNING;
+            waiting += e->s.request[i]->state == WAITING;
+            running += e->s.request[i]->state == RUNNING;
         }
-        all->starved += waiting && running && running < e->o.batch;
+        all->starved += waiting && running && running < e->s.o.batch;
     }
     CHECK(!*e->error, "%s", e->error);
     for (int32_t i = 0; i < q->requests; i++) {
-        CHECK(e->request[i]->state == DONE, "request %d is not done", (int)i);
-        all->of[i].len = e->request[i]->len;
-        memcpy(all->of[i].token, e->request[i]->token, (size_t)e->request[i]->len * sizeof(int32_t));
+        CHECK(e->s.request[i]->state == DONE, "request %d is not done", (int)i);
+        all->of[i].len = e->s.request[i]->len;
+        memcpy(all->of[i].token, e->s.request[i]->token, (size_t)e->s.request[i]->len * sizeof(int32_t));
     }
     all->stats = e->stats;
     all->classes = e->net[0].class_count;
@@ -157,9 +157,9 @@ static void test_as_cpu(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         question q = { .m = m, .o = default_options(), .requests = 1, .len = { 40 }, .more = 10, .all_logits = 1 };
         outcome cpu, device;
-        q.o.kv = cases[i].kv;
-        q.o.page = cases[i].page;
-        q.o.chunk = 23;
+        q.o.layer.kv_type = cases[i].kv;
+        q.o.serve.page = cases[i].page;
+        q.o.serve.chunk = 23;
         ask(&q, NULL, &cpu);
         uint64_t plans = gpu.is_simulated ? gpu.ptxsim_launches("attn_cu_plan_make") : 0;
         ask(&q, gpu.cuda, &device);
@@ -191,19 +191,19 @@ static void test_bits(void) {
     model *m = open_model(&small, 2);
     question plain = { .m = m, .o = default_options(), .requests = REQUESTS, .len = { 40, 25, 12 }, .more = 8 };
     outcome one, all;
-    plain.o.kv = ATTN_F32;
-    plain.o.page = 0;
-    plain.o.batch = 1;
-    plain.o.chunk = 40;
+    plain.o.layer.kv_type = ATTN_F32;
+    plain.o.serve.page = 0;
+    plain.o.serve.batch = 1;
+    plain.o.serve.chunk = 40;
     ask(&plain, gpu.cuda, &one);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         question q = plain;
-        q.o.batch = cases[i].batch;
-        q.o.chunk = cases[i].chunk;
-        q.o.page = cases[i].page;
-        if (cases[i].few) q.o.pages = (40 + 8 + cases[i].spec + cases[i].page - 1) / cases[i].page + cases[i].few;
-        q.o.spec = cases[i].spec;
-        q.o.tree = cases[i].tree;
+        q.o.serve.batch = cases[i].batch;
+        q.o.serve.chunk = cases[i].chunk;
+        q.o.serve.page = cases[i].page;
+        if (cases[i].few) q.o.serve.pages = (40 + 8 + cases[i].spec + cases[i].page - 1) / cases[i].page + cases[i].few;
+        q.o.serve.spec = cases[i].spec;
+        q.o.serve.tree = cases[i].tree;
         q.drafter = cases[i].drafter ? m : NULL;
         ask(&q, gpu.cuda, &all);
         CHECK(compare(&all, &one, REQUESTS, cases[i].name) == 0, "%s: other logits", cases[i].name);
@@ -227,8 +227,8 @@ static void test_skip_softmax(void) {
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
         question q = { .m = m, .o = default_options(), .requests = 1, .len = { 200 }, .more = 4 };
         outcome cpu, device;
-        q.o.kv = ATTN_F32;
-        q.o.skip = modes[i];
+        q.o.layer.kv_type = ATTN_F32;
+        q.o.layer.skip = modes[i];
         ask(&q, NULL, &cpu);
         ask(&q, gpu.cuda, &device);
         for (int phase = 0; phase < 2; phase++) {
@@ -258,9 +258,9 @@ static void test_no_memory(void) {
     model *m = open_model(&large, 4);
     options o = default_options();
     o.gpu = gpu.cuda;
-    o.page = 1 << 16;
-    o.pages = 1 << 10;
-    o.kv = ATTN_F32;
+    o.serve.page = 1 << 16;
+    o.serve.pages = 1 << 10;
+    o.layer.kv_type = ATTN_F32;
     engine *e = engine_open(&o, m, NULL, error);
     CHECK(!e && strstr(error, " bytes: ") && strstr(error, "cuMemAlloc"), "\"%s\"", error);
     engine_close(e);

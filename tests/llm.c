@@ -1,6 +1,10 @@
-/* llm.c - the engine of examples/llm.h: its logits against an oracle in double; the same text and the same bits of
+/* llm.c - the engine of examples/llm.c: its logits against an oracle in double; the same text and the same bits of
    logits whatever happens around a request; files that are not what they should be; the tokenizer. */
-#include "../examples/llm.h"
+#define _POSIX_C_SOURCE 200809L
+#define ATTN_IMPLEMENTED /* in attn_cuda.o */
+#define ATTN_CUDA_IMPLEMENTED
+#define LLM_NO_MAIN
+#include "../examples/llm.c"
 
 #include "llm_ref.h"
 #include "ref.h"
@@ -192,7 +196,7 @@ static void catch_logits(void *user, const request *r, int32_t position, const f
     size_t row = (size_t)all->vocab;
     int32_t i = 0;
     outcome *o;
-    while (all->e->request[i] != r) i++;
+    while (all->e->s.request[i] != r) i++;
     o = &all->of[i];
     CHECK(position >= 0 && position < r->max_len, "request %d: logits of row %d", i, position);
     if (o->seen[position]) {
@@ -206,7 +210,7 @@ static void catch_logits(void *user, const request *r, int32_t position, const f
 }
 
 static request *submit_order(engine *e, const order *w, outcome *o, int32_t vocab) {
-    request *r = engine_submit(e, w->prompt, w->prompt_len, w->count);
+    request *r = server_submit(&e->s, w->prompt, w->prompt_len, w->count);
     CHECK(r, "%s", e->error);
     if (!r) abort();
     r->key = (uint64_t)w->key;
@@ -221,29 +225,29 @@ static request *submit_order(engine *e, const order *w, outcome *o, int32_t voca
 
 static int32_t kept_pages(const engine *e) {
     int32_t p, kept = 0;
-    for (p = 0; p < e->o.pages; p++) kept += e->page[p].kept != 0;
+    for (p = 0; p < e->s.o.pages; p++) kept += e->s.page[p].kept != 0;
     return kept;
 }
 
 /* No page has a user when nobody runs, and what a kept page follows is kept. */
 static void check_pages(const engine *e) {
     int32_t p;
-    for (p = 0; p < e->o.pages; p++) {
-        const page *g = &e->page[p];
+    for (p = 0; p < e->s.o.pages; p++) {
+        const page *g = &e->s.page[p];
         CHECK(!g->users, "page %d has %d users", p, g->users);
-        CHECK(!g->kept || g->parent < 0 || e->page[g->parent].kept, "page %d follows page %d", p, g->parent);
+        CHECK(!g->kept || g->parent < 0 || e->s.page[g->parent].kept, "page %d follows page %d", p, g->parent);
     }
-    CHECK(e->free_pages == e->o.pages, "%d pages: %d free", e->o.pages, e->free_pages);
+    CHECK(e->s.free_pages == e->s.o.pages, "%d pages: %d free", e->s.o.pages, e->s.free_pages);
 }
 
 static void watch(result *all, const engine *e) {
     int32_t i, running = 0, waiting = 0, phases[2] = { 0, 0 };
-    for (i = 0; i < e->o.batch; i++) {
-        running += e->slot[i] != NULL;
-        phases[e->net[0].phase[i]] += e->net[0].q_len[i] > 0;
+    for (i = 0; i < e->s.o.batch; i++) {
+        running += e->s.slot[i] != NULL;
+        phases[e->net[0].rows.decodes[i]] += e->net[0].rows.q_len[i] > 0;
     }
-    for (i = 0; i < e->requests; i++) {
-        const request *r = e->request[i];
+    for (i = 0; i < e->s.requests; i++) {
+        const request *r = e->s.request[i];
         waiting += r->state == WAITING;
         if (all->hint_at[i] && r->len > all->hint_at[i]) {
             all->hints++;
@@ -252,17 +256,17 @@ static void watch(result *all, const engine *e) {
         all->hint_at[i] = r->hints ? r->len : 0;
         all->hint[i] = r->token[r->len];
     }
-    for (i = 0; i < e->o.pages; i++) {
-        if (e->page[i].users > all->most_users) all->most_users = e->page[i].users;
+    for (i = 0; i < e->s.o.pages; i++) {
+        if (e->s.page[i].users > all->most_users) all->most_users = e->s.page[i].users;
     }
     if (running > all->most_running) all->most_running = running;
     all->together += phases[0] && phases[1];
-    all->starved += waiting > 0 && running > 0 && running < e->o.batch;
+    all->starved += waiting > 0 && running > 0 && running < e->s.o.batch;
 }
 
 /* On an engine that may have run other requests before; `all` has the outcome of those of this play. */
 static void play_on(engine *e, const play *p, result *all) {
-    int32_t before = e->requests, done = 0, i, did = STEP_COMPLETE;
+    int32_t before = e->s.requests, done = 0, i, did = STEP_COMPLETE;
     memset(all, 0, sizeof *all);
     all->n = p->orders;
     all->vocab = p->m->vocab;
@@ -283,7 +287,7 @@ static void play_on(engine *e, const play *p, result *all) {
         if (did == STEP_COMPLETE) watch(all, e);
     }
     for (i = 0; i < p->orders; i++) {
-        request *r = e->request[before + i];
+        request *r = e->s.request[before + i];
         outcome *o = &all->of[i];
         *o = all->of[before + i];
         CHECK(r->state == DONE, "request %d is not done", i);
@@ -370,10 +374,10 @@ static void play_given(const subject *s, options o, const int32_t *token, result
 
 static options small_options(attn_type kv) {
     options o = default_options();
-    o.kv = kv;
-    o.chunk = 37;
-    o.page = 8;
-    o.batch = 3;
+    o.layer.kv_type = kv;
+    o.serve.chunk = 37;
+    o.serve.page = 8;
+    o.serve.batch = 3;
     return o;
 }
 
@@ -421,7 +425,7 @@ static void test_logits(void) {
             options o = small_options(ATTN_F32);
             result all;
             double off;
-            o.spec = spec;
+            o.serve.spec = spec;
             play_given(&s, o, token, &all);
             off = logits_off(&all, want);
             CHECK(off <= tolerance, "%s, %d drafts: off by %g, may be %g", shape_names[i], spec, off, tolerance);
@@ -461,7 +465,7 @@ static void test_kv_types(void) {
             options o = small_options(types[i].type);
             result all;
             double off;
-            o.page = size;
+            o.serve.page = size;
             play_given(&s, o, token, &all);
             off = logits_off(&all, want);
             CHECK(off <= tolerance + rounding / 2, "%s: off by %g, rounding moves by %g", types[i].name, off, rounding);
@@ -501,12 +505,12 @@ static play crowd(const subject *s, options o, int32_t longest, int32_t *room) {
 /* One at a time, whole prompts, a contiguous cache, no thread, no draft: what all others have to repeat. */
 static options plain_options(attn_type kv, float temperature) {
     options o = default_options();
-    o.kv = kv;
-    o.page = 0;
-    o.batch = 1;
-    o.chunk = LONGEST;
-    o.temperature = temperature;
-    o.top_p = 0.95f;
+    o.layer.kv_type = kv;
+    o.serve.page = 0;
+    o.serve.batch = 1;
+    o.serve.chunk = LONGEST;
+    o.serve.temperature = temperature;
+    o.serve.top_p = 0.95f;
     return o;
 }
 
@@ -554,16 +558,16 @@ enum { VARIANTS = sizeof variants / sizeof *variants };
 
 static void vary(play *p, const variant *v, const model *other) {
     int32_t i;
-    p->o.batch = v->batch;
-    p->o.chunk = v->chunk;
-    p->o.page = v->page;
-    p->o.pages = 0;
-    if (v->few) p->o.pages = (p->order[0].prompt_len + CROWD_TOKENS + v->spec + v->page - 1) / v->page + v->few;
-    p->o.spec = v->spec;
-    p->o.tree = v->tree;
+    p->o.serve.batch = v->batch;
+    p->o.serve.chunk = v->chunk;
+    p->o.serve.page = v->page;
+    p->o.serve.pages = 0;
+    if (v->few) p->o.serve.pages = (p->order[0].prompt_len + CROWD_TOKENS + v->spec + v->page - 1) / v->page + v->few;
+    p->o.serve.spec = v->spec;
+    p->o.serve.tree = v->tree;
     p->o.threads = v->threads ? v->threads : 1;
-    p->o.row_tile = v->row_tile;
-    p->o.context = LONGEST + CROWD_TOKENS;
+    p->o.layer.row_tile = v->row_tile;
+    p->o.serve.context = LONGEST + CROWD_TOKENS;
     p->budget = v->budget;
     p->draft = v->drafter == SAME_MODEL ? p->m : v->drafter == OTHER_MODEL ? other : NULL;
     for (i = 0; i < p->orders; i++) p->order[i].after = v->late * i;
@@ -599,7 +603,7 @@ static void check_variant(const result *all, const variant *v, const play *p) {
     }
     CHECK(steps < tokens - all->n, "%s: no draft was accepted", v->name);
     CHECK(v->drafter == SAME_MODEL || s->drafts > tokens - all->n - steps, "%s: no draft was rejected", v->name);
-    CHECK(!v->tree || p->o.temperature <= 0 || v->drafter == SAME_MODEL || all->hints > 0,
+    CHECK(!v->tree || p->o.serve.temperature <= 0 || v->drafter == SAME_MODEL || all->hints > 0,
           "%s: no side branch was accepted", v->name);
     CHECK(20 * all->right_hints >= 19 * all->hints, "%s: %d hints of %d were right", v->name, all->right_hints,
           all->hints);
@@ -669,7 +673,7 @@ static void test_lanes(void) {
     draw_tokens(14, s.ref.vocab, token, LEN);
     p.m = s.m;
     p.o = default_options();
-    p.o.batch = 2;
+    p.o.serve.batch = 2;
     p.orders = 2;
     for (i = 0; i < 2; i++) {
         p.order[i].prompt = token + i;
@@ -679,7 +683,7 @@ static void test_lanes(void) {
     }
     run_play(&p, &one);
     p.o.threads = 4;
-    p.o.row_tile = 16;
+    p.o.layer.row_tile = 16;
     for (i = 0; i < 3; i++) {
         run_play(&p, &many);
         check_results(&many, &one, "lanes");
@@ -712,10 +716,10 @@ static play one_prompt(const subject *s, const int32_t *prompt, int32_t len) {
     play p = { 0 };
     p.m = s->m;
     p.o = default_options();
-    p.o.page = PREFIX_PAGE;
-    p.o.chunk = 40;
-    p.o.batch = 3;
-    p.o.context = 300;
+    p.o.serve.page = PREFIX_PAGE;
+    p.o.serve.chunk = 40;
+    p.o.serve.batch = 3;
+    p.o.serve.context = 300;
     p.orders = 1;
     p.order[0].prompt = prompt;
     p.order[0].prompt_len = len;
@@ -740,7 +744,7 @@ static void run_prefixes(const subject *s, attn_type kv) {
     int32_t token[150], prompt[150] = { 0 }, i, j;
     play p = one_prompt(s, prompt, 1);
     engine *e;
-    p.o.kv = kv;
+    p.o.layer.kv_type = kv;
     e = open_engine(&p);
     draw_tokens(21, s->ref.vocab, token, 150);
     for (i = 0; i < (int32_t)(sizeof cases / sizeof *cases); i++) {
@@ -775,9 +779,10 @@ static void test_conversation(void) {
     e = open_engine(&p);
     for (i = 0; i < 4; i++) {
         const request *r;
-        int32_t before = i ? e->request[i - 1]->prompt_len : 0, shared = run_warm(e, &p, p.o.kv, "conversation");
+        int32_t before = i ? e->s.request[i - 1]->prompt_len : 0;
+        int32_t shared = run_warm(e, &p, p.o.layer.kv_type, "conversation");
         CHECK(shared == before / PREFIX_PAGE * PREFIX_PAGE, "turn %d: %d tokens were found", i, shared);
-        r = e->request[i];
+        r = e->s.request[i];
         memcpy(prompt, r->token, sizeof *prompt * (size_t)r->len);
         draw_tokens(23 + (uint64_t)i, s.ref.vocab, prompt + r->len, 33);
         p.order[0].prompt_len = r->len + 33;
@@ -806,7 +811,7 @@ static void test_pages_in_common(void) {
     CHECK(warm.most_users == 1, "a page had %d users", warm.most_users);
     run_play(&p, &twins);
     CHECK(twins.most_users == 3 && twins.stats.shared_tokens == 0, "a page had %d users", twins.most_users);
-    p.o = plain_options(p.o.kv, 0);
+    p.o = plain_options(p.o.layer.kv_type, 0);
     run_play(&p, &plain);
     check_results(&both, &plain, "in common");
     check_results(&twins, &plain, "computed at the same time");
@@ -827,28 +832,29 @@ static void test_eviction(void) {
     play p;
     open_subject(&s, &shapes[MIXED], 34);
     p = one_prompt(&s, token[0], LEN);
-    p.o.pages = 3 * EACH;
-    p.o.context = 3 * EACH * PREFIX_PAGE;
+    p.o.serve.pages = 3 * EACH;
+    p.o.serve.context = 3 * EACH * PREFIX_PAGE;
     e = open_engine(&p);
     for (i = 0; i < PROMPTS; i++) {
         draw_tokens(25 + (uint64_t)i, s.ref.vocab, token[i], LEN);
         p.order[0].prompt = token[i];
-        CHECK(run_warm(e, &p, p.o.kv, "new") == 0, "prompt %d was known", i);
+        CHECK(run_warm(e, &p, p.o.layer.kv_type, "new") == 0, "prompt %d was known", i);
         if (i == 3) { /* the oldest is gone, the one before is there and is the youngest now */
             p.order[0].prompt = token[2];
-            CHECK(run_warm(e, &p, p.o.kv, "again") == 96, "prompt 2 was forgotten");
+            CHECK(run_warm(e, &p, p.o.layer.kv_type, "again") == 96, "prompt 2 was forgotten");
         }
     }
     p.order[0].prompt = token[PROMPTS - 1];
-    CHECK(run_warm(e, &p, p.o.kv, "the last again") == 96, "the latest prompt was forgotten");
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "the last again") == 96, "the latest prompt was forgotten");
     p.order[0].prompt = token[0];
-    CHECK(run_warm(e, &p, p.o.kv, "the first again") == 0, "the oldest prompt is still there");
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "the first again") == 0, "the oldest prompt is still there");
     p.order[0].prompt_len = 1;
     p.order[0].count = 3 * EACH * PREFIX_PAGE - 1;
-    CHECK(run_warm(e, &p, p.o.kv, "a long text") == 0 && kept_pages(e) == 0, "%d pages are kept", kept_pages(e));
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "a long text") == 0, "a token alone was found");
+    CHECK(kept_pages(e) == 0, "%d pages are kept", kept_pages(e));
     p.order[0].prompt_len = LEN;
     p.order[0].count = PREFIX_TOKENS;
-    CHECK(run_warm(e, &p, p.o.kv, "after a long text") == 0, "its pages hold a text now");
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "after a long text") == 0, "its pages hold a text now");
     engine_close(e);
     close_subject(&s);
 }
@@ -861,25 +867,25 @@ static void test_reset(void) {
     open_subject(&s, &shapes[MIXED], 35);
     draw_tokens(26, s.ref.vocab, token, 130);
     p = one_prompt(&s, token, 130);
-    p.o.batch = 1;
+    p.o.serve.batch = 1;
     e = open_engine(&p);
-    CHECK(!engine_reset_prefixes(e), "a new engine: %s", e->error);
-    CHECK(engine_submit(e, token, 130, 4) && engine_submit(e, token, 100, 3), "%s", e->error);
-    CHECK(engine_reset_prefixes(e) && *e->error, "two wait");
+    CHECK(!server_reset_prefixes(&e->s), "a new engine: %s", e->error);
+    CHECK(server_submit(&e->s, token, 130, 4) && server_submit(&e->s, token, 100, 3), "%s", e->error);
+    CHECK(server_reset_prefixes(&e->s) && *e->error, "two wait");
     for (;; calls++) {
         int did = engine_step(e, calls % 2 ? 0 : 1e-3); /* the past: after one task the time is up */
         if (did == NOTHING_TO_DO) break;
         paused += did == TIME_IS_UP;
-        if (e->request[1]->state == DONE) continue;
-        CHECK(did > 0 && engine_reset_prefixes(e) && *e->error, "call %d: reset although a request is live", calls);
+        if (e->s.request[1]->state == DONE) continue;
+        CHECK(did > 0 && server_reset_prefixes(&e->s) && *e->error, "call %d: reset although a request is live", calls);
     }
     CHECK(paused > 3 && calls > 9, "%d calls, %d pauses", calls, paused);
-    CHECK(e->request[1]->shared == 96, "%d tokens were found", e->request[1]->shared);
+    CHECK(e->s.request[1]->shared == 96, "%d tokens were found", e->s.request[1]->shared);
     CHECK(kept_pages(e) == 8, "%d pages are kept", kept_pages(e));
-    CHECK(!engine_reset_prefixes(e) && !*e->error, "%s", e->error);
-    CHECK(kept_pages(e) == 0 && e->free_pages == e->o.pages, "%d pages are kept", kept_pages(e));
-    CHECK(run_warm(e, &p, p.o.kv, "after a reset") == 0, "something was left");
-    CHECK(run_warm(e, &p, p.o.kv, "then again") == 128, "nothing is kept any more");
+    CHECK(!server_reset_prefixes(&e->s) && !*e->error, "%s", e->error);
+    CHECK(kept_pages(e) == 0 && e->s.free_pages == e->s.o.pages, "%d pages are kept", kept_pages(e));
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "after a reset") == 0, "something was left");
+    CHECK(run_warm(e, &p, p.o.layer.kv_type, "then again") == 128, "nothing is kept any more");
     engine_close(e);
     close_subject(&s);
 }
@@ -896,11 +902,11 @@ static void test_queue(void) {
         request *r[5];
         engine *e;
         int32_t most = 0, starved = 0;
-        p.o.batch = by_pages ? 3 : 2;
-        p.o.pages = by_pages ? 8 : 0;
+        p.o.serve.batch = by_pages ? 3 : 2;
+        p.o.serve.pages = by_pages ? 8 : 0;
         e = open_engine(&p);
         for (i = 0; i < 5; i++) {
-            r[i] = engine_submit(e, token + i, 80 - i, 20);
+            r[i] = server_submit(&e->s, token + i, 80 - i, 20);
             CHECK(r[i], "%s", e->error);
             if (!r[i]) abort();
         }
@@ -912,7 +918,7 @@ static void test_queue(void) {
                 CHECK(i == 0 || r[i]->state == WAITING || r[i - 1]->state != WAITING, "request %d overtakes", i);
                 CHECK(r[i]->state != DONE || r[i]->len == r[i]->max_len, "request %d ended at %d", i, r[i]->len);
             }
-            starved += waiting > 0 && running > 0 && running < p.o.batch;
+            starved += waiting > 0 && running > 0 && running < p.o.serve.batch;
             if (running > most) most = running;
         }
         for (i = 0; i < 5; i++) CHECK(r[i]->state == DONE && r[i]->len == 100 - i, "request %d: %d", i, r[i]->len);
@@ -936,7 +942,7 @@ static void test_admission(void) {
         result all;
         int32_t i;
         for (i = 0; i < 2; i++) draw_tokens(28 + (uint64_t)i, s.ref.vocab, token[i], LEN);
-        p.o.pages = 10; /* a prompt needs 6, and the second finds 7 free */
+        p.o.serve.pages = 10; /* a prompt needs 6, and the second finds 7 free */
         p.order[0].count = 4;
         p.order[1] = p.order[0];
         p.order[1].prompt = token[1];
@@ -961,21 +967,21 @@ static void test_short_frames(void) {
     open_subject(&s, &shape, 38);
     p = one_prompt(&s, token, 3);
     e = open_engine(&p);
-    CHECK(engine_submit(e, token, 3, 2), "%s", e->error);
+    CHECK(server_submit(&e->s, token, 3, 2), "%s", e->error);
     while (did > 0) {
         did = engine_step(e, 1e-3);
         pauses += did == TIME_IS_UP;
     }
     CHECK(pauses >= 2 * STAGES * s.m->layers, "%d pauses", pauses);
-    CHECK(e->request[0]->state == DONE, "it is not done");
+    CHECK(e->s.request[0]->state == DONE, "it is not done");
     engine_close(e);
     close_subject(&s);
 }
 
 static void check_refused(engine *e, const int32_t *prompt, int32_t len, int32_t count, const char *part) {
-    int32_t before = e->requests;
-    request *r = engine_submit(e, prompt, len, count);
-    CHECK(!r && e->requests == before, "a prompt of %d and %d more was accepted", len, count);
+    int32_t before = e->s.requests;
+    request *r = server_submit(&e->s, prompt, len, count);
+    CHECK(!r && e->s.requests == before, "a prompt of %d and %d more was accepted", len, count);
     CHECK(strstr(e->error, part), "\"%s\" says nothing of %s", e->error, part);
 }
 
@@ -988,7 +994,7 @@ static void test_refusals(void) {
     open_subject(&s, &shapes[MIXED], 43);
     draw_tokens(44, s.ref.vocab, token, 300);
     p = one_prompt(&s, token, 60);
-    p.o.pages = 10;
+    p.o.serve.pages = 10;
     e = open_engine(&p);
     check_refused(e, token, 0, 5, "prompt");
     check_refused(e, token, -1, 5, "prompt");
@@ -1004,7 +1010,7 @@ static void test_refusals(void) {
     token[4] = 0;
     play_on(e, &p, &all);
     CHECK(all.of[0].len == 60 + PREFIX_TOKENS, "%d tokens", all.of[0].len);
-    CHECK(engine_submit(e, token, 148, 12), "160 tokens have room in 10 pages: %s", e->error);
+    CHECK(server_submit(&e->s, token, 148, 12), "160 tokens have room in 10 pages: %s", e->error);
     close_result(&all);
     engine_close(e);
     close_subject(&s);
@@ -1024,22 +1030,22 @@ static void test_bad_options(void) {
     open_subject(&s, &shapes[MIXED], 45);
     open_subject(&other, &shapes[FEW], 45);
 #define TRY(field, value) o = good, o.field = value, check_no_engine(&s, o, NULL, #field " = " #value)
-    TRY(batch, 0);
-    TRY(batch, -1);
-    TRY(chunk, 0);
-    TRY(page, -1);
-    TRY(pages, -1);
-    TRY(context, -1);
+    TRY(serve.batch, 0);
+    TRY(serve.batch, -1);
+    TRY(serve.chunk, 0);
+    TRY(serve.page, -1);
+    TRY(serve.pages, -1);
+    TRY(serve.context, -1);
     TRY(threads, 0);
-    TRY(spec, -1);
-    TRY(spec, MAX_NODES);
-    TRY(kv, (attn_type)77);
-    TRY(skip.mode, 77);
-    TRY(skip.mode, ATTN_SKIP_LAMBDA);
-    TRY(skip.prefill, -1); /* of no mode */
+    TRY(serve.spec, -1);
+    TRY(serve.spec, MAX_NODES);
+    TRY(layer.kv_type, (attn_type)77);
+    TRY(layer.skip.mode, 77);
+    TRY(layer.skip.mode, ATTN_SKIP_LAMBDA);
+    TRY(layer.skip.prefill, -1); /* of no mode */
 #undef TRY
     o = good;
-    o.spec = 3;
+    o.serve.spec = 3;
     check_no_engine(&s, o, other.m, "a draft model of other tokens");
     close_subject(&s);
     close_subject(&other);
@@ -1056,13 +1062,13 @@ static void test_stop(void) {
         result plain, all;
         int32_t at = 80, stop;
         p.order[0].count = 40;
-        p.o.temperature = 0.8f;
+        p.o.serve.temperature = 0.8f;
         run_play(&p, &plain);
         stop = plain.of[0].token[90 + spec];
         while (plain.of[0].token[at] != stop) at++;
-        p.o.stop[spec % 2] = stop;
-        p.o.spec = spec;
-        p.o.tree = spec > 4;
+        p.o.serve.stop[spec % 2] = stop;
+        p.o.serve.spec = spec;
+        p.o.serve.tree = spec > 4;
         p.draft = spec == 3 || spec == 7 ? s.m : NULL;
         run_play(&p, &all);
         CHECK(all.of[0].len == at + 1, "%d drafts: %d tokens instead of %d", spec, all.of[0].len, at + 1);
@@ -1086,26 +1092,26 @@ static void test_forgetting(void) {
     open_subject(&s, &shapes[MIXED], 48);
     draw_tokens(49, s.ref.vocab, token, 120);
     p = one_prompt(&s, token, 120);
-    p.o.temperature = 0.9f;
+    p.o.serve.temperature = 0.9f;
     p.order[0].key = 9; /* numbers go on */
     run_play(&p, &plain);
     e = open_engine(&p);
-    for (i = 0; i < 9; i++) engine_submit(e, token + i, 20 + 10 * i, 5 + i % 3);
-    last = engine_submit(e, token, 120, PREFIX_TOKENS);
+    for (i = 0; i < 9; i++) server_submit(&e->s, token + i, 20 + 10 * i, 5 + i % 3);
+    last = server_submit(&e->s, token, 120, PREFIX_TOKENS);
     while (last->state != DONE && engine_step(e, calls++ % 3 ? 1e-3 : 0) > 0) {
-        int32_t before = e->requests, done = 0;
-        for (i = 0; i < before; i++) done += e->request[i]->state == DONE;
+        int32_t before = e->s.requests, done = 0;
+        for (i = 0; i < before; i++) done += e->s.request[i]->state == DONE;
         if (last->state == DONE) break;
-        engine_forget_done(e);
-        CHECK(e->requests == before - done, "%d requests of %d, %d were done", e->requests, before, done);
+        server_forget_done(&e->s);
+        CHECK(e->s.requests == before - done, "%d requests of %d, %d were done", e->s.requests, before, done);
         forgotten += done;
     }
     CHECK(forgotten > 4 && last->state == DONE && last->key == 9, "%d forgotten", forgotten);
     CHECK(last->len == plain.of[0].len, "%d tokens", last->len);
     CHECK(!memcmp(last->token, plain.of[0].token, sizeof *last->token * (size_t)plain.of[0].len), "another text");
     while (engine_step(e, 0) > 0) {}
-    engine_forget_done(e);
-    CHECK(e->requests == 0 && !engine_reset_prefixes(e), "%d requests are left", e->requests);
+    server_forget_done(&e->s);
+    CHECK(e->s.requests == 0 && !server_reset_prefixes(&e->s), "%d requests are left", e->s.requests);
     check_pages(e);
     close_result(&plain);
     engine_close(e);
@@ -1147,20 +1153,20 @@ static void test_distribution(void) {
         int32_t count[64] = { 0 }, pairs = 0, kinds = 0;
         play q = one_prompt(&s, prompt, 2);
         engine *e;
-        q.o.batch = 64;
-        q.o.context = 16;
-        q.o.kv = ATTN_F32;
-        q.o.temperature = temperatures[k];
-        q.o.top_p = top_ps[k];
-        q.o.seed = 7 + k;
+        q.o.serve.batch = 64;
+        q.o.serve.context = 16;
+        q.o.layer.kv_type = ATTN_F32;
+        q.o.serve.temperature = temperatures[k];
+        q.o.serve.top_p = top_ps[k];
+        q.o.serve.seed = 7 + k;
         e = open_engine(&q);
-        for (i = 0; i < DRAWS; i++) engine_submit(e, prompt, 2, 1);
+        for (i = 0; i < DRAWS; i++) server_submit(&e->s, prompt, 2, 1);
         while (engine_step(e, 0) > 0) {}
         for (i = 0; i < DRAWS; i++) {
-            int32_t token = e->request[i]->token[2];
-            CHECK(e->request[i]->len == 3, "draw %d", i);
+            int32_t token = e->s.request[i]->token[2];
+            CHECK(e->s.request[i]->len == 3, "draw %d", i);
             count[token]++;
-            pairs += i > 0 && token == e->request[i - 1]->token[2];
+            pairs += i > 0 && token == e->s.request[i - 1]->token[2];
         }
         nucleus(logits + s.ref.vocab, s.ref.vocab, (double)temperatures[k], (double)top_ps[k], p);
         for (i = 0; i < s.ref.vocab; i++) {
@@ -1189,12 +1195,12 @@ static void test_seeds(void) {
     draw_tokens(53, s.ref.vocab, token, 30);
     p = one_prompt(&s, token, 30);
     p.order[0].count = 40;
-    p.o.temperature = 1;
+    p.o.serve.temperature = 1;
     run_play(&p, &base);
     for (i = 0; i < 3; i++) {
         play q = p;
         int equal;
-        q.o.seed += i == 1;
+        q.o.serve.seed += i == 1;
         q.order[0].key += i == 2;
         run_play(&q, &all);
         equal = !memcmp(all.of[0].token, base.of[0].token, sizeof(int32_t) * (size_t)base.of[0].len);
@@ -1216,8 +1222,8 @@ static void test_best(void) {
     q = one_prompt(&s, token, 30);
     q.order[0].count = 40;
     run_play(&q, &greedy);
-    q.o.temperature = 1;
-    q.o.top_p = 0;
+    q.o.serve.temperature = 1;
+    q.o.serve.top_p = 0;
     run_play(&q, &narrow);
     check_results(&narrow, &greedy, "top_p 0");
     for (p = 29; p + 1 < greedy.of[0].len; p++) {
@@ -1241,7 +1247,7 @@ typedef struct witness {
 
 /* Where key `key` of a request has its k and v, in a contiguous cache. */
 static int64_t key_at(const net *t, int32_t slot, int32_t key, int32_t kv_head) {
-    const attn_layer *layer = &t->classes[t->class_of[t->layer]].layer;
+    const attn_layer *layer = &t->class_of[t->layer]->layer;
     if (layer->ring) key %= layer->ring;
     return slot * t->io[t->layer].k_page + ((int64_t)key * layer->kv_heads + kv_head) * layer->head_dim;
 }
@@ -1249,7 +1255,7 @@ static int64_t key_at(const net *t, int32_t slot, int32_t key, int32_t kv_head) 
 /* o of one row and head, densely; also what rounding may cost and how far apart the values are. */
 static void dense_head(const net *t, int32_t slot, int32_t position, const float *q, int32_t kv_head, double *o,
                        double *rounding, double *spread) {
-    const attn_layer *layer = &t->classes[t->class_of[t->layer]].layer;
+    const attn_layer *layer = &t->class_of[t->layer]->layer;
     int32_t d = layer->head_dim, first = 0, key, i;
     double sum = 0, largest = -INFINITY, reach = 0, low[64], high[64], logit[1024];
     if (layer->window_left && position >= layer->window_left) first = position + 1 - layer->window_left;
@@ -1288,14 +1294,14 @@ static void watch_attention(void *user, engine *e, const net *t) {
     witness *w = (witness *)user;
     const model *m = t->m;
     int32_t i, j, h, c, row = 0;
-    for (i = 0; i < e->o.batch; i++) {
-        for (j = 0; j < t->q_len[i]; j++, row++) {
-            if (row % 9 && t->phase[i] == ATTN_PREFILL) continue;
+    for (i = 0; i < e->s.o.batch; i++) {
+        for (j = 0; j < t->rows.q_len[i]; j++, row++) {
+            if (row % 9 && t->rows.decodes[i] == ATTN_PREFILL) continue;
             for (h = 0; h < m->heads; h++) {
                 int64_t at = (int64_t)row * m->heads + h;
                 double o[64], rounding, spread, off = 0;
                 double certificate = (double)t->buffer[CERTIFICATE][at];
-                dense_head(t, i, t->kv_len[i] - t->q_len[i] + j, t->buffer[QUERY] + at * m->head_dim,
+                dense_head(t, i, t->rows.kv_len[i] - t->rows.q_len[i] + j, t->buffer[QUERY] + at * m->head_dim,
                            h / (m->heads / m->kv_heads), o, &rounding, &spread);
                 for (c = 0; c < m->head_dim; c++) {
                     off = fmax(off, fabs((double)t->buffer[ATTENDED][at * m->head_dim + c] - o[c]));
@@ -1306,7 +1312,7 @@ static void watch_attention(void *user, engine *e, const net *t) {
                 w->skipped += certificate > 0;
                 w->moved += off > 10 * rounding;
                 w->tightest = fmax(w->tightest, certificate > 0 ? (off - rounding) / (certificate * spread) : 0);
-                w->largest[t->phase[i]] = fmax(w->largest[t->phase[i]], certificate);
+                w->largest[t->rows.decodes[i]] = fmax(w->largest[t->rows.decodes[i]], certificate);
             }
         }
     }
@@ -1323,10 +1329,10 @@ static void play_skip(const subject *s, attn_skip skip, const int32_t *token, re
     play p = { 0 };
     engine *e;
     request *r;
-    o.kv = ATTN_F32;
-    o.page = 0;
-    o.batch = 2;
-    o.skip = skip;
+    o.layer.kv_type = ATTN_F32;
+    o.serve.page = 0;
+    o.serve.batch = 2;
+    o.layer.skip = skip;
     p.m = s->m;
     p.o = o;
     memset(all, 0, sizeof *all);
@@ -1335,7 +1341,7 @@ static void play_skip(const subject *s, attn_skip skip, const int32_t *token, re
     e->on_attention = watch_attention;
     e->on_logits = add_logits;
     e->user = w;
-    r = engine_submit(e, token, SKIP_PROMPT, SKIP_GIVEN);
+    r = server_submit(&e->s, token, SKIP_PROMPT, SKIP_GIVEN);
     if (!r) abort();
     r->forced = token + SKIP_PROMPT;
     r->forced_len = SKIP_GIVEN;
@@ -1471,13 +1477,13 @@ static void run_corrupted(const bytes *b, const char *what) {
     m = model_load(path_of("model"), error);
     CHECK(m || strstr(error, path_of("model")), "%s: %s", what, error);
     if (!m) return;
-    o.context = 40;
-    o.spec = 2;
+    o.serve.context = 40;
+    o.serve.spec = 2;
     e = engine_open(&o, m, NULL, error);
     CHECK(e || *error, "%s: no engine, no reason", what);
-    if (e && engine_submit(e, prompt, 3, 3)) {
+    if (e && server_submit(&e->s, prompt, 3, 3)) {
         while (engine_step(e, 0) > 0) {}
-        CHECK(!*e->error && e->request[0]->state == DONE, "%s: %s", what, e->error);
+        CHECK(!*e->error && e->s.request[0]->state == DONE, "%s: %s", what, e->error);
     }
     engine_close(e);
     model_close(m);

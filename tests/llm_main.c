@@ -100,18 +100,15 @@ static void test_every_option(void) {
         CHECK(status == 0, "%s: exit status %d: %s", cases[i].name, status, output);
         CHECK(strstr(output, cases[i].says), "%s does not say \"%s\": %s", cases[i].name, cases[i].says, output);
     }
-    write_file("prompt", "Once\nupon", 9);
-    CHECK(RUN("--file", path_of("prompt"), "--tokens", "5") == 0 && strstr(output, "Once\nupon"), "%s", output);
     write_llama2c();
     CHECK(RUN("--model", path_of("model.bin"), "--tokenizer", path_of("tokenizer.bin"), "--prompt", "Hey") == 0,
           "%s", output);
     CHECK(!strncmp(output, " Hey", 4) && strstr(output, "1 prompts of 5 tokens"), "%s", output); /* none is a piece */
     for (i = 0; i < OPTIONS; i++) {
-        int known = !strcmp(table[i].name, "--file") || !strcmp(table[i].name, "--tokenizer");
+        int known = !strcmp(table[i].name, "--tokenizer");
         for (j = 0; j < sizeof cases / sizeof *cases; j++) known |= !strcmp(table[i].name, cases[j].name);
         CHECK(known, "%s is not tested", table[i].name);
     }
-    remove(path_of("prompt"));
     remove(path_of("model.bin"));
     remove(path_of("tokenizer.bin"));
 }
@@ -130,7 +127,7 @@ static void test_wrong_options(void) {
         { "--kv", "f64", "f64" },                 { "--skip", "eps:0.1x", "eps:0.1x" },
         { "--skip", "eps:-1", "layer.skip" },            { "--skip", "factor:3", "factor:3" },
         { "--model", "nothing.lm", "nothing.lm" }, { "--model", "README.md", "README.md" },
-        { "--draft", "nothing.lm", "nothing.lm" }, { "--file", "nothing.txt", "nothing.txt" },
+        { "--draft", "nothing.lm", "nothing.lm" },
         { "--tokenizer", "models/README.md", "models/README.md" }
     };
     size_t i;
