@@ -85,10 +85,10 @@ for object in tests/compile/impl tests/ref tests/cases; do
     # shellcheck disable=SC2086
     $CC -std=c99 -O2 $WARN -c -o "$out/$(basename $object | sed s/impl/attn/).o" $object.c
 done
-program attention "every head dim" "every GQA" "huge"
+program attention "every head dim" "every GQA" "huge" "every mixture" "softcap"
 program properties "a neighbour" "the last value"
 program skip "a NaN spoils"
-program quant "256 codes" "against the oracle"
+program quant "256 codes" "65536 inputs" "against the oracle"
 program latent
 program maths
 program modes
