@@ -166,7 +166,9 @@
       v_scale into o. scale_kind says what a scale covers; NULL is 1, which int8 refuses. e4m3 and e5m2 saturate, NaN
       becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C
       slots a request (C = k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With
-      ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too.
+      ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too. ATTN_FAST_INT8 rounds each head's row
+      of q to int8, too: s * round(q / s), s = largest |q| / 127. PREFILL gains a third where there is AVX-512 VNNI;
+      elsewhere, and in DECODE, it only costs the exactness.
 
       Skip-softmax, layer.skip. The logits of a key tile are computed in any case; where they all lie far below what the
       rows have seen, its softmax and V are left out: V is not read in DECODE. EPS needs no calibration: a row loses at
@@ -229,12 +231,15 @@ typedef enum attn_scale {
     ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST, ATTN_SCALE_PER_KEY
 } attn_scale;
 
-typedef enum attn_isa { ATTN_ISA_AUTO, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_NEON } attn_isa;
+typedef enum attn_isa {
+    ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_AVX512_VNNI, ATTN_ISA_NEON
+} attn_isa;
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
-/* attn_layer.flags. TRUSTED: page ids and top-k lists are known to be right, not checked. V_IN_K: >>layouts, latent. */
-typedef enum attn_flag { ATTN_TRUSTED = 1, ATTN_V_IN_K = 2 } attn_flag;
+/* attn_layer.flags. TRUSTED: page ids and top-k lists are known to be right, not checked. V_IN_K: >>layouts, latent.
+   FAST_INT8: >>engines, KV of 8 bits. */
+typedef enum attn_flag { ATTN_TRUSTED = 1, ATTN_V_IN_K = 2, ATTN_FAST_INT8 = 4 } attn_flag;
 
 /* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
 typedef enum attn_skip_mode { ATTN_SKIP_OFF = 0, ATTN_SKIP_FACTOR, ATTN_SKIP_LAMBDA, ATTN_SKIP_EPS } attn_skip_mode;
@@ -772,7 +777,7 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(page_size, 0, INT32_MAX), ATTN__FIELD(ring, 0, INT32_MAX), ATTN__FIELD(topk, 0, INT32_MAX),
     ATTN__FIELD(scale_kind, 0, ATTN_SCALE_PER_KEY), ATTN__FIELD(split_keys, 0, INT32_MAX),
     ATTN__FIELD(row_tile, 0, 256), ATTN__FIELD(key_tile, 0, 128), ATTN__FIELD(workers, 0, 65536),
-    ATTN__FIELD(isa, 0, ATTN_ISA_NEON), ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K),
+    ATTN__FIELD(isa, 0, ATTN_ISA_NEON), ATTN__FIELD(flags, 0, ATTN_TRUSTED | ATTN_V_IN_K | ATTN_FAST_INT8),
     ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS), ATTN__FIELD(scale, 0, 0), ATTN__FIELD(softcap, 0, 0),
     ATTN__FIELD(skip.prefill, 0, 0), ATTN__FIELD(skip.decode, 0, 0)
 };
@@ -838,6 +843,8 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
           "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
         { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
           "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
+        { l->flags & ATTN_FAST_INT8 && l->kv_type != ATTN_INT8,
+          "layer.flags = %a has ATTN_FAST_INT8, which needs kv_type int8", l->flags, 0 },
         { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
         { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads },
         { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
@@ -1453,6 +1460,32 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
     if (type == ATTN_E4M3 || type == ATTN_E5M2) ((uint8_t *)dst)[x] = attn__to_f8(value, type);
 }
 
+/* FAST_INT8: x becomes round(x / s), s = largest |x| / 127 but 2^-126 at least, and s is returned; n: a multiple of 16.
+   The bits of |x| grow with it, NaN and inf top them all: s is spoilt. A sum with 1.5 * 2^23 ends in the nearest
+   integer, ties to even. start: NULL, or the integers are stored as int8 and *start gets the bits of -128 * their sum.
+   Sixteen at a time: compilers make vectors of that. */
+static float attn__quantise(float *x, int32_t n, float *start) {
+    int32_t top[16] = { 0x03fe0000 /* 127 * 2^-126 */ };
+    uint32_t sum = 0;
+    for (int32_t i = 0; i < n; i += 16) {
+        for (int32_t c = 0; c < 16; c++) top[c] = attn__max(top[c], (int32_t)(attn__bits_of(x[i + c]) & 0x7fffffffu));
+    }
+    for (int32_t c = 1; c < 16; c++) top[0] = attn__max(top[0], top[c]);
+    float scale = attn__float_of((uint32_t)top[0]) / 127.0f;
+    for (int32_t i = 0; i < n; i += 16) {
+        int8_t bytes[16];
+        for (int32_t c = 0; c < 16; c++) {
+            int32_t y = (int32_t)(attn__bits_of(x[i + c] / scale + 12582912.0f) - 0x4b400000u);
+            x[i + c] = (float)y;
+            bytes[c] = (int8_t)y;
+            sum -= 128u * (uint32_t)y;
+        }
+        if (start) memcpy((char *)x + i, bytes, 16);
+    }
+    if (start) *start = attn__float_of(sum);
+    return scale;
+}
+
 /* ---- >>maths: exp, log and tanh without libm --------------------------------------------------------------------
    exp(x) = 2^n * 2^f, n = round(x / ln 2): minimax polynomial of degree 5 for 2^f - 1 over f in -0.5 .. 0.5, constant
    term exactly 1, so exp(0) = 1. Relative error 1.6e-7, and |x| * 7.4e-8 from rounding x / ln 2: weights far below the
@@ -1522,6 +1555,8 @@ typedef struct attn__dots {
     int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
+    int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
+                                    /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
 } attn__dots;
 
 typedef struct attn__sums {
@@ -2212,15 +2247,27 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, _
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, at)), 16));
 }
 
+/* VNNI: sum += a * b, four bytes a lane, a without a sign. Half as fast with GCC 12's intrinsic: sums in memory. */
+ATTN__AVX512 ATTN__INLINE __m512 attn__dot4(__m512 sum, __m512 a, __m512 b) {
+#if defined(__GNUC__) || defined(__clang__)
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+    sum = _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(a),
+                                                  _mm512_castps_si512(b)));
+#endif
+    return sum;
+}
+
 /* keys x (16 * vectors) scores, from key j and vector c on */
-ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, const attn__dots *a, int32_t j,
+ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int bytes, const attn__dots *a, int32_t j,
                                                       int32_t c) {
     __m512 sum[8][4];
-    const float *row[8], *q = a->q + 16 * c;
+    const float *row[8], *q = a->q + 16 * c, *extra = q + (ptrdiff_t)a->d * ATTN__LANES_AVX512;
     float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
     ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
         row[i] = attn__row(a->k, j + i);
-        ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_setzero_ps();
+        ATTN__UNROLL
+        for (c = 0; c < vectors; c++) sum[i][c] = bytes ? _mm512_loadu_ps(extra + 16 * c) : _mm512_setzero_ps();
     }
     for (int32_t x = 0; x < a->d; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
@@ -2231,11 +2278,18 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, con
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
         ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
-            ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = _mm512_fmadd_ps(key, query[c], sum[i][c]);
+            ATTN__UNROLL for (c = 0; c < vectors; c++) {
+                sum[i][c] = bytes ? attn__dot4(sum[i][c], key, query[c]) : _mm512_fmadd_ps(key, query[c], sum[i][c]);
+            }
         }
     }
     ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
-        ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+        __m512 scale = _mm512_set1_ps(bytes ? attn__row_scale(a->scales, j + i) : 1.0f);
+        ATTN__UNROLL for (c = 0; c < vectors; c++) {
+            __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(sum[i][c])), scale);
+            if (bytes) sum[i][c] = _mm512_mul_ps(y, _mm512_loadu_ps(extra + ATTN__LANES_AVX512 + 16 * c));
+            _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
+        }
     }
 }
 
@@ -2251,13 +2305,14 @@ static int32_t attn__first_vector(const uint64_t *mask, int32_t first, int32_t l
 /* Where one or two vectors of rows see the keys, those above the diagonal are left out. */
 ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
     int32_t vectors = (a->rows + 15) / 16, j, c, keys;
-    for (j = 0; j < a->n; j += keys) {
+    for (j = 0; !a->bytes && j < a->n; j += keys) {
         c = attn__first_vector(a->mask, j, attn__min(a->n, j + 8));
         keys = vectors - c > 2 ? 6 : 8;
-        if (vectors - c == 1) attn__lane_dots_avx512(8, 1, a, j, c);
-        if (vectors - c == 2) attn__lane_dots_avx512(8, 2, a, j, c);
-        if (vectors - c > 2) attn__lane_dots_avx512(6, 4, a, j, 0);
+        if (vectors - c == 1) attn__lane_dots_avx512(8, 1, 0, a, j, c);
+        if (vectors - c == 2) attn__lane_dots_avx512(8, 2, 0, a, j, c);
+        if (vectors - c > 2) attn__lane_dots_avx512(6, 4, 0, a, j, 0);
     }
+    for (j = 0; a->bytes && j < a->n; j += 6) attn__lane_dots_avx512(6, 4, 1, a, j, 0);
 }
 
 ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
@@ -2560,8 +2615,8 @@ ATTN_API attn_isa attn_isa_detect(void) {
     attn__cpuid(7, seven);
     state = attn__xcr0();
     if (!(seven[1] & avx2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
-    if ((seven[1] & avx512) == avx512 && (state & 0xe6u) == 0xe6u) return ATTN_ISA_AVX512;
-    return ATTN_ISA_AVX2;
+    if ((seven[1] & avx512) != avx512 || (state & 0xe6u) != 0xe6u) return ATTN_ISA_AVX2;
+    return seven[2] >> 11 & 1u ? ATTN_ISA_AVX512_VNNI : ATTN_ISA_AVX512;
 #else
     return ATTN__NEON ? ATTN_ISA_NEON : ATTN_ISA_SCALAR;
 #endif
@@ -2569,13 +2624,18 @@ ATTN_API attn_isa attn_isa_detect(void) {
 
 static const attn__leaves *attn__leaves_of(int32_t isa) {
 #if ATTN__X86
-    if (isa == ATTN_ISA_AVX512) return &attn__leaves_avx512;
+    if (isa == ATTN_ISA_AVX512 || isa == ATTN_ISA_AVX512_VNNI) return &attn__leaves_avx512;
 #endif
 #if ATTN__X86 || ATTN__NEON
     if (isa != ATTN_ISA_SCALAR) return &attn__leaves_vec;
 #endif
     (void)isa;
     return &attn__leaves_scalar;
+}
+
+/* Are PREFILL's scores products of bytes? Keys are copied in steps of eight. */
+ATTN__INLINE int attn__by_bytes(const attn_layer *l) {
+    return ATTN__X86 && l->flags & ATTN_FAST_INT8 && l->isa == ATTN_ISA_AVX512_VNNI && l->head_dim % 8 == 0;
 }
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
@@ -2598,6 +2658,7 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
     if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
     if (l->ring) attn__put_format(t, "; ring of %a keys", l->ring, 0, 0, 0);
+    if (l->flags & ATTN_FAST_INT8) attn__put(t, "; int8 queries");
     attn__put(t, l->flags & ATTN_V_IN_K ? "; V in K\n" : "\n");
 }
 
@@ -2624,6 +2685,7 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     }
     attn__put(&t, "isa: ");
     attn__put(&t, attn__leaves_of(plan->resolved.isa)->name);
+    if (attn__by_bytes(&plan->resolved)) attn__put(&t, " with vnni");
     attn__put_format(&t, ", %a requests, %b rows\n", plan->n, plan->rows, 0, 0);
     attn__explain_layer(&t, &plan->resolved);
     attn__explain_tasks(&t, plan);
@@ -3193,15 +3255,20 @@ static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row,
 static uint64_t attn__low_bits(int64_t n) { return n >= 64 ? ~(uint64_t)0 : n <= 0 ? 0 : ((uint64_t)1 << n) - 1; }
 static uint64_t attn__range_bits(int64_t first, int64_t last) { return attn__low_bits(last) & ~attn__low_bits(first); }
 
-static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t head, int32_t row, float *dst) {
+/* Row i of q, 0 up to a multiple of 16, times the scale; or, with extra, as bytes, see attn__dots. */
+static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i, float *dst, float *extra) {
     const attn_layer *l = r->layer;
+    int32_t ld = (int32_t)attn__round_up(l->head_dim, 16), head = i / s->rows, row = i % s->rows;
     int64_t bytes = attn__type_bytes(l->q_type), of_row = r->strides.q_row * bytes, of_head = r->strides.q_head * bytes;
     const char *q = (const char *)r->io->q, *src = q + attn__row_offset(r, s, head, row, of_row, of_head);
     float scale = l->scale * attn__head_scale(l, r->io->k_scale, s->request, s->head + head);
     row = attn__min(row + 2 * ATTN__ROWS_AHEAD, s->rows - 1);
     attn__fetch_row(q + attn__row_offset(r, s, head, row, of_row, of_head), l->head_dim * (int32_t)bytes);
     r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
-    r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
+    for (int32_t x = l->head_dim; x < ld; x++) dst[x] = 0;
+    if (l->flags & ATTN_FAST_INT8) scale *= attn__quantise(dst, ld, extra);
+    if (extra) extra[r->leaves->lanes] = scale;
+    if (!extra) r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
 }
 
 static const uint32_t *attn__tree_row(const attn__run *r, int32_t request, int32_t row) {
@@ -3368,10 +3435,14 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, d = r->layer->head_dim, rows = (int32_t)attn__round_up(s->rows, lanes), i, n;
+    int32_t ld = (int32_t)attn__round_up(d, 16), words = attn__by_bytes(r->layer) ? d / 4 : d;
     for (i = 0; i < rows; i += ATTN__TURN) {
-        for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) attn__copy_q_row(r, s, 0, i + n, t->row + (int64_t)n * d);
-        memset(t->row + (int64_t)n * d, 0, (size_t)(ATTN__TURN - n) * (size_t)d * sizeof(float));
-        r->leaves->turn(t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, lanes, t->row, d, ATTN__TURN, d);
+        float *q = t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, *extra = q + (int64_t)words * lanes;
+        for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) {
+            attn__copy_q_row(r, s, i + n, t->row + (int64_t)n * ld, words < d ? extra + n : NULL);
+        }
+        memset(t->row + (int64_t)n * ld, 0, (size_t)(ATTN__TURN - n) * (size_t)ld * sizeof(float));
+        r->leaves->turn(q, lanes, t->row, ld, ATTN__TURN, words);
     }
 }
 
@@ -3439,17 +3510,36 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
     }
 }
 
+/* The n keys at hand as panels read them: in f32, or as bytes, x + 128. */
+static const char *const *attn__panel_keys(const attn__run *r, int32_t n) {
+    const attn__scratch *t = &r->scratch;
+    int32_t d = r->layer->head_dim;
+    if (!attn__by_bytes(r->layer)) return attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
+    for (int32_t i = 0; i < n + 15; i++) {
+        char *row = (char *)t->wide_k + attn__min(i, n - 1) * d;
+        t->wide_k_rows[i] = row;
+        for (int32_t x = 0; x < d && i < n; x += 8) {
+            uint64_t eight;
+            memcpy(&eight, t->k_rows[0][i] + x, 8);
+            eight ^= 0x8080808080808080u;
+            memcpy(row + x, &eight, 8);
+        }
+    }
+    return t->wide_k_rows;
+}
+
 /* Logits of a panel, and the largest of each row. ahead: of V, as attn__dots. */
 static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__panel *p, const char *const *k,
                                const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    int32_t d = r->layer->head_dim, n = p->last - p->first;
+    int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__by_bytes(r->layer) ? 4 : 1;
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
+    const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
-    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, NULL, ATTN_F32, 0, 0, p->used, n, d, v_bytes, 1, ahead,
-                     p->mask };
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes, 1,
+                     ahead, p->mask, by == 4 };
     f->lane_scores(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
@@ -3509,7 +3599,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
         for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
         if (unit > 0 && first < last) {
             attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-            if (!k) k = attn__wide_rows(r, &r->k, t->k_rows[0], last - first, t->wide_k, t->wide_k_rows);
+            if (!k) k = attn__panel_keys(r, last - first);
             attn__panel_logits(r, s, &p, k, NULL);
             r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
         }
@@ -3537,7 +3627,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
     }
     /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
-    k = attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
+    k = attn__panel_keys(r, n);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
@@ -3594,10 +3684,7 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     int64_t ld = attn__round_up(r->layer->head_dim, 16);
     float *dst = r->scratch.q;
-    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) {
-        attn__copy_q_row(r, s, i / s->rows, i % s->rows, dst);
-        for (int32_t x = r->layer->head_dim; x < ld; x++) dst[x] = 0;
-    }
+    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) attn__copy_q_row(r, s, i, dst, NULL);
 }
 
 /* Keys begin .. last - 1 of the key tile that starts at `first`. */
@@ -3665,7 +3752,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     float *wide = attn__is_direct(r, s, r->layer->head_dim) ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
     attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, NULL, wide ? ATTN_F32 : type, lds, ldq, s->rows, 0,
-                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL };
+                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0 };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);

@@ -228,7 +228,7 @@ static void multiply_add_lane(void *ctx, int lane) {
 
 /* f32 GFLOP/s of multiply-adds between registers; isa: attn_isa. 0 where there are none to measure. */
 static inline double multiply_add_rate(pool *p, int lanes, int isa) {
-    effort e = { NULL, 0, lanes, isa == ATTN_ISA_AVX512, 40000 };
+    effort e = { NULL, 0, lanes, isa >= ATTN_ISA_AVX512, 40000 };
     double start;
     if (isa < ATTN_ISA_AVX2) return 0;
     pool_run(p, lanes, multiply_add_lane, &e);

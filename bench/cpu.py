@@ -28,6 +28,7 @@ F32, F16, BF16, E4M3, E5M2, INT8 = range(6)
 TYPES = ["f32", "f16", "bf16", "e4m3", "e5m2", "int8"]
 BYTES = [4, 2, 2, 1, 1, 1]
 AUTO, AVX2, AVX512 = 0, 2, 3
+FAST_INT8 = 4                   # of attn_flag: queries are rounded to int8, too
 COPIES, APART = 8, 32 << 20     # as in bench.h
 ROUNDS = 5
 SLOW = ((2, 1), (0.5, 3))       # a call that takes longer than so many seconds is timed in fewer rounds
@@ -58,14 +59,14 @@ class Case(ctypes.Structure):
             size = f"kv{self.kv_len}"
         if what == "causal" and self.q_len != self.kv_len:
             what = "chunk"
-        leaves = " avx2" if self.isa == AVX2 else ""
+        leaves = " avx2" if self.isa == AVX2 else ", q too" if self.flags == FAST_INT8 else ""
         return f"{what} {size} {self.heads}/{self.kv_heads} d{self.dim} {TYPES[self.type]}{leaves}"
 
 
 def cases(quick):
     """What is measured, the rows of the tables."""
-    def case(phase, type, heads, kv_heads, dim, q_len, kv_len, full=0, isa=AUTO):
-        return Case(phase, full, type, heads, kv_heads, dim, q_len, kv_len, isa)
+    def case(phase, type, heads, kv_heads, dim, q_len, kv_len, full=0, isa=AUTO, flags=0):
+        return Case(phase, full, type, heads, kv_heads, dim, q_len, kv_len, isa, flags)
 
     if quick:
         rows = [case(PREFILL, t, 8, 8, 128, 512, 512) for t in (F32, F16, BF16, INT8)]
@@ -75,6 +76,8 @@ def cases(quick):
     rows += [case(PREFILL, t, 8, 8, 64, n, n) for t in (F32, F16) for n in (512, 2048, 4096)]
     rows += [case(PREFILL, F32, 8, 8, dim, n, n, full=1) for dim, n in ((128, 512), (128, 2048), (64, 2048))]
     rows += [case(PREFILL, t, 32, 8, 128, 512, 4096) for t in (F32, F16, BF16, INT8)]
+    rows += [case(PREFILL, INT8, 8, 8, 128, n, n, flags=FAST_INT8) for n in (512, 2048, 4096)]
+    rows += [case(PREFILL, INT8, 32, 8, 128, 512, 4096, flags=FAST_INT8)]
     rows += [case(DECODE, F16, 32, 8, 128, n, 4096) for n in (4, 16, 64)] + [case(PREFILL, F16, 32, 8, 128, 64, 4096)]
     rows += [case(DECODE, t, 32, 8, 128, 1, n) for n in (4096, 32768) for t in (F32, F16, BF16, INT8, E4M3)]
     rows += [case(DECODE, t, 32, 8, 128, 1, 262144) for t in (F16, INT8)]

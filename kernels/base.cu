@@ -17,7 +17,7 @@ typedef unsigned long long u64;
 enum { F32, F16, BF16, E4M3, E5M2, INT8 };
 enum { CAUSAL, FULL, PREFIX, BLOCK, TREE, TOPK };
 enum { PREFILL, DECODE };
-enum { V_IN_K = 2 };
+enum { V_IN_K = 2, FAST_INT8 = 4 };
 
 enum { UNIT = 256, GROUP_KEYS = 2048, LARGEST_INT = 0x7fffffff };
 #define WARP_ALL 0xffffffffu
@@ -176,6 +176,23 @@ DEVICE float warp_sum(float x) {
     }
     return x;
 }
+
+/* FAST_INT8: what a query is divided by before it is rounded to int8, its largest |x| / 127, found by a warp. The bits
+   of |x| grow with it, and NaN and inf top them all: the row stays spoilt. At least 2^-126, so that no quotient rounds
+   beyond 127 and zeros stay zeros. */
+DEVICE float int8_step(int type, const void *from, i64 first, int dim) {
+    u32 top = 0x03fe0000u; /* 127 * 2^-126 */
+    for (int x = lane(); x < dim; x += 32) {
+        top = max_(top, __float_as_uint(load_as(type, from, first + x)) & 0x7fffffffu);
+    }
+#pragma unroll
+    for (int step = 16; step; step /= 2) {
+        top = max_(top, __shfl_xor_sync(WARP_ALL, top, step));
+    }
+    return __fdiv_rn(__uint_as_float(top), 127.0f);
+}
+
+DEVICE float to_steps(float x, float step) { return (float)to_int8(__fdiv_rn(x, step)); }
 
 /* Sum of x over the lanes up to and with this one. */
 template <typename T> DEVICE T warp_scan(T x) {

@@ -49,13 +49,17 @@ DEVICE void stage_keys(const attn_cu_call &p, int first, int dims, score_room *r
     }
 }
 
-/* The same dims of some heads of a row of all rows. */
+/* The same dims of some heads of a row of all rows; a warp reads a head. */
 DEVICE void stage_heads(const attn_cu_call &p, i64 row, int head, int first, int dims, float factor, score_room *room) {
+    const void *q = pointer<void>(p.q);
+    bool fast = (p.layer.flags & FAST_INT8) != 0;
     for (int i = (int)threadIdx.x / 32; i < SCORE_HEADS; i += SCORE_THREADS / 32) {
-        i64 at = row * p.q_row + (head + i) * p.q_head + first;
+        i64 at = row * p.q_row + (head + i) * p.q_head;
+        bool is_head = head + i < p.layer.heads;
+        float step = fast && is_head ? int8_step(p.layer.q_type, q, at, p.layer.head_dim) : 1.0f;
         for (int d = lane(); d < dims; d += 32) {
-            float x = head + i < p.layer.heads ? load_as(p.layer.q_type, pointer<void>(p.q), at + d) : 0.0f;
-            room->q[d][i] = __fmul_rn(x, factor);
+            float x = is_head ? load_as(p.layer.q_type, q, at + first + d) : 0.0f;
+            room->q[d][i] = __fmul_rn(fast ? to_steps(x, step) : x, __fmul_rn(step, factor));
         }
     }
 }

@@ -19,6 +19,7 @@ struct shared_memory {
     u32 mask[STRIP_ROWS][2];                        /* which keys of the tile a row sees, 32 to a word */
     i64 q_rows[STRIP_ROWS], k_rows[TILE], v_rows[TILE];     /* addresses; 0: nobody's, reads as zeros */
     float q_factor[STRIP_ROWS], k_factor[TILE], v_factor[TILE];
+    float q_step[STRIP_ROWS];                       /* FAST_INT8: of a row's int8 */
     int key_position[TILE];
     int token[STRIP_ROWS], position[STRIP_ROWS];    /* of a row: in its request, and what windows and ALiBi compare */
     span spans[STRIP_ROWS];
@@ -36,6 +37,7 @@ struct job {
     u32 *bits;                                      /* TOPK: one per key, */
     int *picked;                                    /* and the keys by rank */
     bool wide_q, wide_k, wide_v;                    /* rows start where four elements can be read at once */
+    bool fast_int8;
 };
 
 DEVICE int warp_index() { return (int)threadIdx.x / 32; }
@@ -106,6 +108,7 @@ DEVICE void read_job(const attn_cu_call &p, job &j, const task &t) {
     j.wide_q = is_wide(p.q | p.q_row * q_bytes | p.q_head * q_bytes, p.layer.head_dim, q_bytes);
     j.wide_k = is_wide(p.k.base | p.k.page | p.k.row | p.k.head, p.layer.head_dim, kv_bytes);
     j.wide_v = is_wide(p.v.base | p.v.page | p.v.row | p.v.head, p.layer.v_dim, kv_bytes);
+    j.fast_int8 = ATTN_KV_TYPE == INT8 && (p.layer.flags & FAST_INT8);
 }
 
 DEVICE void open_job(const attn_cu_call &p, job &j, shared_memory &m, const task &t) {
@@ -128,6 +131,15 @@ DEVICE void open_job(const attn_cu_call &p, job &j, shared_memory &m, const task
     __syncthreads();
 }
 
+/* FAST_INT8: the steps of the warp's rows. */
+DEVICE void find_steps(const attn_cu_call &p, const job &j, shared_memory &m) {
+#pragma unroll 1
+    for (int row = warp_index(); row < j.s.rows; row += WARPS) {
+        float step = int8_step(ATTN_Q_TYPE, pointer<void>(m.q_rows[row]), 0, p.layer.head_dim);
+        if (lane() == 0) m.q_step[row] = step;
+    }
+}
+
 /* kv head h of the strip: where its rows of q stand. */
 DEVICE void open_head(const attn_cu_call &p, const job &j, shared_memory &m, int h) {
     int row = (int)threadIdx.x;
@@ -139,6 +151,9 @@ DEVICE void open_head(const attn_cu_call &p, const job &j, shared_memory &m, int
         m.q_rows[row] = row < j.s.rows ? p.q + at * type_bytes(ATTN_Q_TYPE) : 0;
         m.q_factor[row] = __fmul_rn(float_of(p.layer.scale), head_scale(p.layer, p.k_scale, j.s.request, head));
     }
+    if (ATTN_KV_TYPE != INT8 || !j.fast_int8) return;
+    __syncthreads();
+    find_steps(p, j, m);
 }
 
 DEVICE void address_key(const attn_cu_call &p, const job &j, const attn_cu_cache &c, int head, int key, i64 *address,
@@ -261,6 +276,18 @@ DEVICE void fetch(float *to, int pitch, const i64 *rows, const float *factors, i
     }
 }
 
+/* FAST_INT8: q as fetch brings it, in whole steps. */
+DEVICE void fetch_steps(shared_memory &m, int count, int first, int dim) {
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < count * K_DIMS; i += THREADS) {
+        int row = i / K_DIMS;
+        int d = first + i % K_DIMS;
+        float x = 0.0f;
+        if (m.q_rows[row] && d < dim) x = to_steps(load<ATTN_Q_TYPE>(pointer<void>(m.q_rows[row]), d), m.q_step[row]);
+        m.q[i] = m.q_rows[row] ? __fmul_rn(x, __fmul_rn(m.q_step[row], m.q_factor[row])) : 0.0f;
+    }
+}
+
 /* ---- one tile ---------------------------------------------------------------------------------------------------- */
 
 DEVICE float dot4(float4 a, float4 b, float sum) {
@@ -297,7 +324,12 @@ DEVICE void tile_dots(const attn_cu_call &p, const job &j, shared_memory &m) {
         __syncthreads();
         fetch<ATTN_KV_TYPE, K_DIMS / 4, ATTN_KV_TYPE == INT8>(m.piece, K_PITCH, m.k_rows, m.k_factor, TILE, first, dim,
                                                               j.wide_k);
-        fetch<ATTN_Q_TYPE, K_DIMS / 4, true>(m.q, K_DIMS, m.q_rows, m.q_factor, WARPS * j.rounds, first, dim, j.wide_q);
+        if (ATTN_KV_TYPE == INT8 && j.fast_int8) {
+            fetch_steps(m, WARPS * j.rounds, first, dim);
+        } else {
+            fetch<ATTN_Q_TYPE, K_DIMS / 4, true>(m.q, K_DIMS, m.q_rows, m.q_factor, WARPS * j.rounds, first, dim,
+                                                 j.wide_q);
+        }
         __syncthreads();
         if (j.rounds == 1) {
             dot_piece<1>(m, quads, x);

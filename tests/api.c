@@ -832,13 +832,17 @@ static void test_no_rows(void) {
 /* What the compiler's own run-time library says of this CPU. */
 static void test_detect(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__TINYC__)
-    int avx2, avx512;
+    int avx2, avx512, vnni;
     __builtin_cpu_init();
     avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    CHECK(attn_isa_detect() == (avx512 ? ATTN_ISA_AVX512 : avx2 ? ATTN_ISA_AVX2 : ATTN_ISA_SCALAR), "detected %d",
-          (int)attn_isa_detect());
+    vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    CHECK(attn_isa_detect() == (vnni     ? ATTN_ISA_AVX512_VNNI
+                                : avx512 ? ATTN_ISA_AVX512
+                                : avx2   ? ATTN_ISA_AVX2
+                                         : ATTN_ISA_SCALAR),
+          "detected %d", (int)attn_isa_detect());
 #else
     test_skip("no second opinion on this CPU");
 #endif
@@ -884,6 +888,14 @@ static void test_explain_layer(void) {
     plan.device = memory;
     CHECK(attn_plan_explain(&plan, text, sizeof text) == strlen(text), "the length, on a device");
     CHECK(!strncmp(text, "on a device\nlayer: ", 19) && strstr(text, "softcap 30"), "on a device: %s", text);
+    layer.kv_type = ATTN_INT8;
+    layer.flags = ATTN_FAST_INT8;
+    for (layer.isa = ATTN_ISA_SCALAR; layer.isa; layer.isa = next_isa(layer.isa)) {
+        CHECK(!attn_plan_make(&plan, &batch, &layer, memory, sizeof memory, NULL), "a valid plan of int8");
+        attn_plan_explain(&plan, text, sizeof text);
+        CHECK(strstr(text, "; int8 queries"), "%s", text);
+        CHECK(!strstr(text, " with vnni") == (layer.isa != ATTN_ISA_AVX512_VNNI), "isa %d: %s", layer.isa, text);
+    }
 }
 
 static void test_explain(void) {

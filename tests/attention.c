@@ -116,7 +116,7 @@ static int random_done;
 static char random_problem[ATTN_ISA_NEON + 1][5][1600];
 static int random_bad[ATTN_ISA_NEON + 1];
 static int seen_merges, seen_strips, seen_units, seen_paged, seen_hidden, seen_split, seen_mixed;
-static int seen_trees, seen_lists, seen_bytes, seen_key_scales, seen_latent;
+static int seen_trees, seen_lists, seen_bytes, seen_key_scales, seen_latent, seen_fast;
 
 static void note_coverage(const test_case *c) {
     int phases = 0;
@@ -137,6 +137,7 @@ static void note_coverage(const test_case *c) {
     seen_bytes += c->layer.kv_type >= ATTN_E4M3;
     seen_key_scales += c->layer.scale_kind == ATTN_SCALE_PER_KEY;
     seen_latent += (c->layer.flags & ATTN_V_IN_K) && c->rows > 0;
+    seen_fast += (c->layer.flags & ATTN_FAST_INT8) && phases & 1 << ATTN_PREFILL;
 }
 
 static void random_case(int index) {
@@ -191,7 +192,7 @@ static void random_avx2(void) {
 }
 
 static void random_avx512(void) {
-    random_isa(ATTN_ISA_AVX512);
+    random_isa(has_isa(ATTN_ISA_AVX512_VNNI) ? ATTN_ISA_AVX512_VNNI : ATTN_ISA_AVX512);
 }
 
 static void random_neon(void) {
@@ -214,6 +215,7 @@ static void random_coverage(void) {
     CHECK(seen_bytes > 100, "%d cases with an 8-bit cache", seen_bytes);
     CHECK(seen_key_scales > 10, "%d cases with a scale per key", seen_key_scales);
     CHECK(seen_latent > 10, "%d cases with V in K", seen_latent);
+    CHECK(seen_fast > 10, "%d prompts with int8 queries", seen_fast);
 }
 
 /* ---- trap 1: huge and very small logits ------------------------------------------------------------------------- */
@@ -1445,6 +1447,74 @@ static void every_code(void) {
     }
 }
 
+/* ---- int8 queries ----------------------------------------------------------------------------------------------- */
+
+enum { EXACT_ROWS = 131, EXACT_DIM = 576 };
+
+/* Row j sees key j only, so its lse is its logit, here an integer: q has a 127, so integers stay what they are. Two
+   rows differ: one is all zeros, one has a NaN and may not reach the others. */
+static void exact_dots(attn_isa isa, int dim, int per_key) {
+    static float q[EXACT_ROWS * EXACT_DIM], o[EXACT_ROWS], lse[EXACT_ROWS], scale[EXACT_ROWS];
+    static signed char k[EXACT_ROWS * EXACT_DIM], v[EXACT_ROWS];
+    test_rng r;
+    attn_layer layer;
+    attn_io io;
+    attn_error error;
+    size_t bytes;
+    void *mem;
+    int i, x;
+    r.state = (uint64_t)dim;
+    for (i = 0; i < EXACT_ROWS; i++) {
+        for (x = 0; x < dim; x++) {
+            q[i * dim + x] = i == 40 ? 0 : (float)test_range(&r, -127, 127);
+            k[i * dim + x] = (signed char)(i % 3 ? test_range(&r, -127, 127) : i % 2 ? 127 : -127);
+        }
+        q[i * dim + i % dim] = i == 40 ? 0 : i % 2 ? 127.0f : -127.0f;
+        scale[i] = per_key && i % 5 == 0 ? 0.5f : 1.0f;
+    }
+    q[77 * dim + dim / 2] = (float)NAN;
+    memset(&layer, 0, sizeof layer);
+    memset(&io, 0, sizeof io);
+    layer.heads = layer.v_dim = layer.window_left = 1;
+    layer.head_dim = dim;
+    layer.kv_type = ATTN_INT8;
+    layer.scale_kind = per_key ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_TENSOR;
+    layer.scale = 1;
+    layer.isa = (int32_t)isa;
+    layer.flags = ATTN_FAST_INT8;
+    io.q = q;
+    io.k = k;
+    io.v = v;
+    io.o = o;
+    io.lse = lse;
+    io.k_scale = io.v_scale = scale;
+    if (!per_key) scale[0] = 1;
+    bytes = attn_dense_bytes(&layer, EXACT_ROWS, EXACT_ROWS);
+    mem = malloc(bytes);
+    CHECK(!attn_dense(&layer, EXACT_ROWS, EXACT_ROWS, &io, mem, bytes, &error), "%s", error.text);
+    for (i = 0; i < EXACT_ROWS; i++) {
+        double sum = 0;
+        if (i == 77) continue;
+        for (x = 0; x < dim; x++) sum += (double)q[i * dim + x] * k[i * dim + x];
+        CHECK((double)lse[i] == sum * (double)scale[i], "%s, head_dim %d: row %d has %.9g, not %.9g",
+              isa_name((int)isa), dim, i, (double)lse[i], sum * (double)scale[i]);
+    }
+    CHECK(isnan(lse[77]), "%s, head_dim %d: a NaN became %g", case_isa_name(isa), dim, (double)lse[77]);
+    free(mem);
+}
+
+static void int8_queries(void) {
+    static const int dims[] = { 1, 4, 5, 8, 24, 64, 100, 136, 576 };
+    int i;
+    int d;
+    for (i = 0; i < isa_count; i++) {
+        for (d = 0; d < COUNT(dims); d++) {
+            exact_dots(isas[i], dims[d], 0);
+            exact_dots(isas[i], dims[d], 1);
+        }
+    }
+}
+
 /* ---- V in K ----------------------------------------------------------------------------------------------------- */
 
 static void latent_spec(case_spec *s, attn_type type, int heads, int kind) {
@@ -1742,6 +1812,7 @@ int main(int argc, char **argv) {
     test_run("every KV type, scale kind and layout", types_and_scales);
     test_run("8-bit caches: every code means what it should", every_code);
     test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
+    test_run("int8 queries: products of integers are exact, zeros and a NaN too", int8_queries);
     test_run("V in K: 576 and 512 in f32, bf16, e4m3 and int8", latent_types);
     test_run("features trap 16, trees: every shape at the edges of words, windows, sink keys, ALiBi", tree_shapes);
     test_run("trees: ragged batches in rows of any capacity", tree_capacities);

@@ -440,6 +440,7 @@ static void ref_shape(const test_case *c, int request, ref_problem *p) {
     p->sink_keys = c->layer.sink_keys;
     p->scale = c->layer.scale != 0 ? (double)c->layer.scale : 1 / sqrt((double)c->head_dim);
     p->softcap = (double)c->layer.softcap;
+    p->fast_int8 = (c->layer.flags & ATTN_FAST_INT8) != 0;
 }
 
 /* What the oracle is given, decoded */
@@ -1461,6 +1462,7 @@ void case_random(case_spec *s, test_rng *r, double work) {
     random_call(s, r);
     s->q_amp = amps[test_range(r, 0, 4)];
     s->v_amp = amps[test_range(r, 0, 4)];
+    if (s->layer.kv_type == ATTN_INT8 && chance(r, 50)) s->layer.flags |= ATTN_FAST_INT8;
 }
 
 void case_vary(case_spec *s, test_rng *r) {

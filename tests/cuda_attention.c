@@ -270,7 +270,9 @@ static void draw(case_spec *s, test_rng *r, int types, double work) {
     case_random(s, r, work);
     choose_types(&s->layer, types);
     s->layer.key_tile = 0;
+    s->layer.flags &= ~ATTN_FAST_INT8;
     if (s->layer.kv_type == ATTN_INT8) {
+        s->layer.flags |= s->seed & 1 ? ATTN_FAST_INT8 : 0;
         s->k_scale = 1;
         s->v_scale = (s->layer.flags & ATTN_V_IN_K) == 0;
     } else if (s->layer.scale_kind == ATTN_SCALE_PER_KEY) {

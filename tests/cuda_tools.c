@@ -629,6 +629,7 @@ static void draw_score(step *s, test_rng *rng, int number) {
     s->layer.q_type = (attn_type)(number / 2 % 3);
     s->layer.kv_type = (attn_type)(number % 6);
     s->layer.scale_kind = s->layer.kv_type == ATTN_INT8 ? ATTN_SCALE_PER_KEY * (number / 6 % 2) : number % 3;
+    s->layer.flags = s->layer.kv_type == ATTN_INT8 && number / 12 % 2 ? ATTN_FAST_INT8 : 0;
     choose_layout(&s->layer, rng, layout, max_q);
     draw_mask(&s->layer, rng, number / 3 % 4);
     if (s->layer.scale_kind == ATTN_SCALE_PER_REQUEST) s->layer.scale = 0.25f;

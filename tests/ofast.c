@@ -23,7 +23,7 @@ typedef struct hash_case {
     int loud;                       /* logits of hundreds instead of ones */
 } hash_case;
 
-/* 0x3e800000 = 0.25, 0x41f00000 = 30 */
+/* 0x3e800000 = 0.25, 0x3c000000 = 1 / 128, 0x41f00000 = 30 */
 static const hash_case cases[] = {
     { "f32", 64, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0 },
     { "f16", 33, 0, ATTN_F16, ATTN_F16, ATTN_F16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0 },
@@ -34,6 +34,8 @@ static const hash_case cases[] = {
     { "nothing visible", 16, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_FULL, 3, 1, 0, 0, 0, 0, 0, 0, 0 },
     { "sinks only", 16, 0, ATTN_F32, ATTN_F32, ATTN_BF16, ATTN_FULL, 3, 1, 0, 0, 0, 0, 1, 0, 0 },
     { "softcap", 64, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0x41f00000, 1, 0, 1 },
+    { "fast int8", 72, 0, ATTN_F32, ATTN_INT8, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0x3c000000, 0, 0, 0, 0 },
+    { "decode fast int8", 64, 0, ATTN_F32, ATTN_INT8, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0x3c000000, 0, 0, 1, 0 },
     { "decode f32", 64, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 1, 0 },
     { "decode f16", 72, 24, ATTN_F16, ATTN_F16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0x41f00000, 1, 1, 1 },
     { "decode bf16", 33, 0, ATTN_F32, ATTN_BF16, ATTN_F32, ATTN_CAUSAL, 300, 0, 4, 0, 0, 0, 0, 1, 1 },
@@ -47,6 +49,7 @@ static const int32_t full_q[N] = { 50, 9, 3, 0, 20 }, full_kv[N] = { 700, 4, 0, 
 typedef union value {
     float f[MAX_KEYS * KV_HEADS * MAX_DIM];
     uint16_t h[MAX_KEYS * KV_HEADS * MAX_DIM];
+    uint8_t b[MAX_KEYS * KV_HEADS * MAX_DIM];
 } value;
 
 static value q, k, v, o;
@@ -68,6 +71,7 @@ static void fill(value *x, int count, attn_type type, int loud) {
         uint32_t bits = (r & 0x80000000u) | ((exponent + 123) << 23) | (next() >> 9);
         if (type == ATTN_F32) memcpy(&x->f[i], &bits, 4);
         if (type == ATTN_BF16) x->h[i] = (uint16_t)(bits >> 16);
+        if (type == ATTN_INT8) x->b[i] = (uint8_t)(r % 255 + 129); /* not -128 */
         if (type == ATTN_F16) x->h[i] = (uint16_t)((r >> 31 << 15) | ((exponent + 11) << 10) | (next() >> 22));
     }
 }
@@ -93,7 +97,7 @@ static void stop(const char *what, const char *text) {
 static uint64_t run_case(const hash_case *c, attn_isa isa) {
     static const int32_t phases[2][N] = { { 0, 0, 0, 0, 0 }, { 1, 1, 1, 1, 1 } };
     static const int32_t sink_bits[HEADS] = { 0x3f000000, (int32_t)0xff800000u, (int32_t)0xc0400000u, 0x40000000 };
-    float sinks[HEADS];
+    float sinks[HEADS], one = 1;
     attn_batch batch;
     attn_layer layer;
     attn_io io;
@@ -135,6 +139,8 @@ static uint64_t run_case(const hash_case *c, attn_isa isa) {
     layer.row_tile = 16;
     layer.workers = 3;
     layer.isa = (int32_t)isa;
+    layer.flags = c->kv_type == ATTN_INT8 ? ATTN_FAST_INT8 : 0;
+    io.k_scale = io.v_scale = &one;
     io.q = &q;
     io.k = &k;
     io.v = &v;

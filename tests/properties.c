@@ -41,6 +41,7 @@ static const layer_case layers[] = {
     { "chunks of 500", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 0, 0, 500 },
     { "prefix", 4, 2, 16, 16, ATTN_F32, ATTN_F16, ATTN_F32, ATTN_PREFIX, 700, 0, 5, 256, 0, 0, 0 },
     { "blocks of 10", 4, 2, 16, 16, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_BLOCK, 0, 0, 0, 256, 0, 0, 10 },
+    { "fast int8", 4, 2, 24, 16, ATTN_F32, ATTN_INT8, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 1, 0, 0 },
 };
 
 static void set_layer(case_spec *s, const layer_case *l) {
@@ -61,6 +62,11 @@ static void set_layer(case_spec *s, const layer_case *l) {
     s->layer.row_tile = 16;
     s->layer.workers = 7;
     s->sinks = l->sinks;
+    if (l->kv_type == ATTN_INT8) {
+        s->layer.flags = ATTN_FAST_INT8;
+        s->layer.scale_kind = ATTN_SCALE_PER_KEY;
+        s->k_scale = s->v_scale = 1;
+    }
 }
 
 static void add_request(case_spec *s, int q_len, int kv_len, int phase, uint32_t content) {

@@ -90,6 +90,19 @@ static double dot(const double *a, const double *b, int n, double *magnitude) {
     return sum;
 }
 
+/* What n elements of q count as: nearest integers, ties to even, of what they are worth. The quotients are f32, since
+   a tie of these decides. */
+static void quantise(const double *q, int n, double *to) {
+    float unit = ldexpf(1, -126);
+    int i;
+    for (i = 0; i < n; i++) {
+        float share = (float)fabs(q[i]) / 127.0f;
+        if (!(share <= unit)) unit = share;
+        if (isnan(unit)) break;
+    }
+    for (i = 0; i < n; i++) to[i] = rint((double)((float)q[i] / unit)) * (double)unit;
+}
+
 /* *reach: by how many roundoffs the logit of a product may be off: the terms of the sum, damped by the slope of the
    cap, and the logit itself. */
 static double logit(const ref_problem *p, double scale, double product, double magnitude, double *reach) {
@@ -105,12 +118,15 @@ static double logit(const ref_problem *p, double scale, double product, double m
 
 /* Logits of one (row, head) for the keys it sees. Returns how many those are. */
 static int row_logits(const ref_problem *p, int row, int head, const unsigned char *sees, double *x, double *reach) {
-    const double *q = p->q + ((size_t)row * (size_t)p->heads + (size_t)head) * (size_t)p->head_dim;
+    const double *given = p->q + ((size_t)row * (size_t)p->heads + (size_t)head) * (size_t)p->head_dim;
+    double *q = (double *)allocate((size_t)p->head_dim * sizeof *q);
     double position = (double)row_position(p, row);
     int kv_head = head / (p->heads / p->kv_heads);
     int seen = 0;
     int key;
     *reach = 0;
+    memcpy(q, given, (size_t)p->head_dim * sizeof *q);
+    if (p->fast_int8) quantise(given, p->head_dim, q);
     for (key = 0; key < p->kv_len; key++) {
         size_t at = (size_t)key * (size_t)p->kv_heads + (size_t)kv_head;
         double magnitude;
@@ -127,6 +143,7 @@ static int row_logits(const ref_problem *p, int row, int head, const unsigned ch
         }
         if (r > *reach && r < HUGE_VAL) *reach = r;
     }
+    free(q);
     return seen;
 }
 

@@ -20,6 +20,7 @@ typedef struct ref_problem {
     int window_left, window_right;  /* keys at or before / at or after the query, itself included; 0: no limit */
     int sink_keys;                  /* keys below this stay visible outside the window */
     double scale, softcap;          /* softcap 0: off */
+    int fast_int8;                  /* each row of a head of q counts as int8 times the largest |q| / 127 */
     const double *q, *k, *v;
     const double *k_scale, *v_scale;  /* [key][kv_head] what an element of k or v is worth; NULL: 1 */
     const double *sinks;            /* [head] or NULL */

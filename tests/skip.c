@@ -762,7 +762,7 @@ static void do_unit(const world *w, oracle *a, int request, int kv_head, int fir
 
 /* A strip is up to row_tile packed rows of a kv head; its rows vote by panels in PREFILL, together in DECODE. */
 static void open_oracle(const world *w, oracle *a) {
-    static const int lanes[4] = { 0, 16, 16, 64 };
+    static const int lanes[] = { 0, 16, 16, 64, 64, 16 };
     int strip = w->layer.row_tile ? w->layer.row_tile : 256, i, h, first, row;
     size_t count = (size_t)row_count(w);
     memset(a, 0, sizeof *a);

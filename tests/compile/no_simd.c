@@ -26,5 +26,6 @@ int main(void) {
     if (attn_isa_detect() != ATTN_ISA_SCALAR) return 32;
     if (!refused(ATTN_ISA_AVX2, "layer.isa = 2")) return 33;
     if (!refused(ATTN_ISA_AVX512, "layer.isa = 3")) return 34;
+    if (!refused(ATTN_ISA_AVX512_VNNI, "layer.isa = 4")) return 35;
     return use_attn();
 }
