@@ -203,9 +203,10 @@ $(B)/log/cuda.log:
 	@sh tests/run.sh cuda $@ sh -c "echo 'skip cuda: needs Linux'; echo 'cuda: 0 passed, 0 failed, 1 skipped'"
 
 # A folder for compiled kernels: the programs share it, and NVRTC takes half a second for each.
+CACHE    ?= $(B)/cache
 $(CUDA:%=$(B)/log/%.log): $(B)/log/%.log: $(B)/% $(SIM_LIB)
-	@mkdir -p $(B)/cache
-	@ATTN_TEST_CACHE=$(B)/cache LD_LIBRARY_PATH=$(B)/sim:$$LD_LIBRARY_PATH sh tests/run.sh $* $@ $(B)/$*
+	@mkdir -p $(CACHE)
+	@ATTN_TEST_CACHE=$(CACHE) LD_LIBRARY_PATH=$(B)/sim:$$LD_LIBRARY_PATH sh tests/run.sh $* $@ $(B)/$*
 
 test-gpu: $(CUDA:%=$(B)/%)
 	@sh tests/gpu.sh $(B) $(CUDA)

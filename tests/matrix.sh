@@ -3,10 +3,14 @@
 #   matrix.sh STEP LOG     runs one; LOG gets the lines of the test protocol with the step's name in front
 # A compiler, library or tool that is missing is a skip with a name. Run from the repository root, by make: a step that
 # is a `make test` of its own shares make's jobs.
-SHORT="api engine errors latent maths meta modes plan quant ring rope sliding_window sparse"
+LINKED="api engine errors latent meta modes quant ring rope sliding_window sparse"
+SHORT="$LINKED maths plan"
 MOST="attention skip $SHORT"
+LONGEST="properties cuda_attention"
 SIMULATOR="sim_forms sim_checks sim_lanes sim_driver sim_kernels sim_conformance"
 BOTH_SANITIZERS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+# Unrolled loops full of checks take clang a minute; without them it is a third of that.
+ROLLED="-mllvm -pragma-unroll-threshold=1 -Wno-pass-failed"
 # Headers of the kernel are the same for 32 bits; only gcc-multilib, which cannot stand beside compilers for other
 # processors, would put them where gcc looks.
 M32="-m32 -idirafter /usr/include/x86_64-linux-gnu"
@@ -19,13 +23,13 @@ B=${B:-build}
 steps() {
     case $1 in
         matrix)
-            echo asan-ubsan-clang asan-ubsan-gcc asan-gcc archs O0 O3 clang m32 compile fast-math tsan nvrtc12
+            echo asan-ubsan-gcc asan-ubsan-clang archs asan-clang O0 O3 clang m32 compile fast-math tsan nvrtc12
             echo valgrind msan demo
             for triple in $TRIPLES; do
                 echo "cross-$triple"
             done
             ;;
-        long) echo fuzz fuzz-cuda variants mutants valgrind-most ;;
+        long) echo fuzz fuzz-cuda variants asan-gcc mutants valgrind-most ;;
     esac
 }
 
@@ -44,11 +48,12 @@ builds() {
     "$@" -o "$dir/probe" "$dir/probe.c" >/dev/null 2>&1 && "$dir/probe"
 }
 
-# The parts of `make test`, with variables of their own, in a folder of their own.
+# The parts of `make test`, with variables of their own, in a folder of their own. Kernels are those that `make test`
+# has compiled.
 parts() {
     list=$1
     shift
-    $MAKE -s test B="$dir" PARTS="$list" "$@"
+    $MAKE -s test B="$dir" CACHE="$B/cache" PARTS="$list" "$@"
 }
 
 # program NAME COMPILER...: one program with the implementation, in $dir
@@ -100,9 +105,12 @@ run_step() {
         fast-math) sh tests/fast_math.sh all ;;
         O0) parts "attention $SHORT" OPT=-O0 ;;
         O3) parts "properties llm $MOST" OPT=-O3 ;;
-        asan-ubsan-gcc) parts "cuda_host cuda_llm cuda_plan cuda_tools llm $SIMULATOR" CC=gcc OPT="$BOTH_SANITIZERS" ;;
-        # the longest two, without the slower sanitizer
-        asan-gcc) parts "properties cuda_attention" CC=gcc OPT="-O2 -g -fsanitize=address" ;;
+        # also what compiles the implementation for itself, which takes clang longer
+        asan-ubsan-gcc)
+            parts "llm cuda_host cuda_llm cuda_plan cuda_tools maths plan $SIMULATOR" CC=gcc OPT="$BOTH_SANITIZERS"
+            ;;
+        # what asan-clang has run
+        asan-gcc) parts "$LONGEST" CC=gcc OPT="-O2 -g -fsanitize=address" ;;
         archs) ATTN_CUDA_ARCHS=$ARCHS parts cuda_compile ;;
         variants) ATTN_CUDA_VARIANTS=all ATTN_CUDA_ARCHS=$ARCHS parts cuda_compile ;;
         nvrtc12)
@@ -110,7 +118,8 @@ run_step() {
             if [ -z "$nvrtc" ]; then
                 skip "no wheel to be had"
             else
-                ATTN_CUDA_NVRTC=$nvrtc parts "cuda_attention cuda_compile cuda_host cuda_plan cuda_tools"
+                ATTN_CUDA_NVRTC=$nvrtc parts "cuda_attention cuda_compile cuda_host cuda_plan cuda_tools" \
+                    CACHE="$dir/cache"
             fi
             ;;
         clang)
@@ -122,7 +131,15 @@ run_step() {
             ;;
         asan-ubsan-clang)
             if builds clang -fsanitize=address,undefined; then
-                parts "$MOST" CC=clang OPT="$BOTH_SANITIZERS"
+                parts "attention skip $LINKED" CC=clang OPT="$BOTH_SANITIZERS $ROLLED"
+            else
+                skip "no clang, or not its runtime"
+            fi
+            ;;
+        # without the slower sanitizer
+        asan-clang)
+            if builds clang -fsanitize=address; then
+                parts "$LONGEST" CC=clang OPT="-O2 -g -fsanitize=address"
             else
                 skip "no clang, or not its runtime"
             fi
