@@ -56,12 +56,13 @@ parts() {
     $MAKE -s test B="$dir" CACHE="$B/cache" PARTS="$list" "$@"
 }
 
-# program NAME COMPILER...: one program with the implementation, in $dir
+# program NAME COMPILER...: one program with the implementation, which some have inside, in $dir
 program() {
     name=$1
     shift
     mkdir -p "$dir"
-    "$@" -std=c99 -g -o "$dir/$name" tests/compile/impl.c "tests/$name.c" \
+    "$@" -std=c99 -g -o "$dir/$name" "tests/$name.c" \
+        $(grep -q ATTN_IMPLEMENTATION "tests/$name.c" || echo tests/compile/impl.c) \
         $(grep -q 'cases\.h' "tests/$name.c" && echo tests/ref.c tests/cases.c) -lm -lpthread
 }
 
