@@ -29,7 +29,7 @@ steps() {
                 echo "cross-$triple"
             done
             ;;
-        long) echo fuzz fuzz-cuda variants asan-gcc mutants valgrind-most ;;
+        long) echo fuzz fuzz-cuda variants asan-gcc mutants valgrind-most cross-s390x-linux-gnu ;;
     esac
 }
 
