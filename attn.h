@@ -125,9 +125,11 @@
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
          cu_seqlens_q, cu_seqlens_k [n + 1]   sum of E, sum of KV of the requests before i
-         positions, row_request [rows]     P + j, below 0 where E > KV; i
+         positions        [rows]           P + j; below 0 where E > KV
+         row_request      [rows]           i
          seqlens_expand   [rows]           keys of a causal row: max(0, P + j + 1)
-         sparse_len, cu_sparse [rows], [rows + 1]   min(seqlens_expand, topk); sum of the sparse_len before r
+         sparse_len       [rows]           min(seqlens_expand, topk)
+         cu_sparse        [rows + 1]       sum of the sparse_len before r
          indexer_ks       [rows]           cu_seqlens_k[i]: first key of the row among all keys laid end to end
          indexer_ke       [rows]           indexer_ks + seqlens_expand
          topk_offset      [rows]           cu_seqlens_k[i]: added to the row's own key numbers in ragged top-k lists
@@ -219,8 +221,10 @@ typedef enum attn_status {
     ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY, ATTN_E_PAGE
 } attn_status;
 
-/* The last three are for K and V only: E4M3 up to 448, no infinities (OCP FN); E5M2 up to 57344; INT8 -127 .. 127. */
-typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 } attn_type;
+typedef enum attn_type {
+    ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
+    ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
+} attn_type;
 
 /* Which keys a row sees: >>masks. */
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
@@ -237,8 +241,8 @@ typedef enum attn_isa {
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
-/* attn_layer.flags. TRUSTED: page ids and top-k lists are known to be right, not checked. V_IN_K: >>layouts, latent.
-   FAST_INT8: >>engines, KV of 8 bits. */
+/* attn_layer.flags. TRUSTED: attn_forward and attn_append do not check page ids and top-k lists, known to be right.
+   V_IN_K: V is the first v_dim elements of each key, see >>layouts, latent. FAST_INT8: >>engines, KV of 8 bits. */
 typedef enum attn_flag { ATTN_TRUSTED = 1, ATTN_V_IN_K = 2, ATTN_FAST_INT8 = 4 } attn_flag;
 
 /* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
@@ -251,7 +255,8 @@ typedef struct attn_skip {
 
 /* What one lane did; a tile counts once per vote unit that sees it. The caller zeroes, calls add. OFF: nothing. */
 typedef struct attn_counters {
-    int64_t tiles, v_skipped;       /* v_skipped: tiles whose V was not needed, */
+    int64_t tiles;
+    int64_t v_skipped;              /* tiles whose V was not needed, */
     int64_t softmax_skipped;        /* and of these the ones without exp, too (PREFILL, FACTOR and LAMBDA) */
     int64_t dense_tiles;            /* tiles of requests with lambda >= 1, which run dense */
     int64_t histogram[64];          /* tiles whose distance below the reference is in [i / 2, (i + 1) / 2), 63: open */
@@ -353,7 +358,8 @@ ATTN_API attn_isa attn_isa_detect(void);
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
-/* Plans a step of a layer class; copies the lengths. mem: attn_plan_bytes(), aligned to 4. Threads may share a plan. */
+/* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
+   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Threads may share a plan. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
@@ -367,9 +373,10 @@ ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
-/* Stores the new rows' keys and values into the cache: new_k, new_v are [row][kv_head][dim], packed, of q_type; row j
-   of a request goes to key kv_len - q_len + j, as x / scale. ATTN_SCALE_PER_KEY: writes the scale, too: largest |x| of
-   key and head / 127. Errors: as attn_forward, and q_len > kv_len. Thread safety: any thread, one per cache. */
+/* Stores the new rows' keys and values into the cache before attention runs: new_k, new_v are [row][kv_head][dim],
+   packed, of q_type; row j of a request goes to key kv_len - q_len + j. Stores x / scale, rounded to nearest even; the
+   8-bit types saturate. ATTN_SCALE_PER_KEY: writes the scale, too: the largest |x| of the key and head / 127.
+   Errors: as attn_forward, and a request with q_len > kv_len. Thread safety: any thread, one per cache. */
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error);
 
@@ -378,9 +385,10 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
                         size_t bytes, attn_error *error);
 
-/* Own job systems: attn_check once per layer (all checks of attn_forward; resets exec->mem), then attn_task, which
-   checks nothing, for each index < attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread; behind a barrier
-   those of ATTN_MERGE. lane < exec->lanes: overlapping tasks need different ones. Stack < 16 KiB if optimised. */
+/* Own job systems: call attn_check once per layer (all checks of attn_forward; resets the task counter of
+   exec->mem), then attn_task for every index below attn_task_count(plan, ATTN_COMPUTE), in any order, on any thread,
+   now or over several frames; then, after a barrier, the same for ATTN_MERGE. `lane` < exec->lanes names the scratch:
+   two tasks that overlap in time need different lanes. attn_task checks nothing. Stack: below 16 KiB if optimised. */
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error);
 ATTN_API int32_t attn_task_count(const attn_plan *plan, attn_stage stage);
@@ -398,7 +406,8 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key);
 
-/* attn_visible as bits[row * words + key / 32] >> key % 32 & 1, words = ceil(kv_len / 32). count: >= q_len * words. */
+/* attn_visible of a whole request as bits: bits[row * words + key / 32] >> (key % 32) & 1, words = ceil(kv_len / 32).
+   count: uint32 words in `bits`, at least q_len * words. */
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                             uint32_t *bits, size_t count, attn_error *error);
 
@@ -2652,8 +2661,10 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
     if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_format(t, ", window_right %a", l->window_right, 0, 0, 0);
     if (l->sink_keys) attn__put_format(t, ", sink_keys %a", l->sink_keys, 0, 0, 0);
-    uint32_t prefill = attn__bits_of(l->skip.prefill), decode = attn__bits_of(l->skip.decode);
-    if (l->skip.mode) attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, prefill, decode, 0);
+    if (l->skip.mode) {
+        attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, attn__bits_of(l->skip.prefill),
+                         attn__bits_of(l->skip.decode), 0);
+    }
     attn__put_format(t, "; scale %A", attn__bits_of(l->scale), 0, 0, 0);
     if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
     if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
@@ -2790,9 +2801,10 @@ static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t t
     const attn_layer *l = &plan->resolved;
     int32_t size = l->page_size;
     for (int64_t key = first; key < last; key += size - key % size) {
-        int32_t p = attn__slot_of(l, (int32_t)key) / size, id = io->page_table[request * table_row + p];
-        const char *text = "page_table[%d][%c] = %a, but there are %b pages";
-        if (id < 0 || id >= io->pages) return attn__fail_at(error, ATTN_E_PAGE, request, p, text, id, io->pages, p);
+        int32_t p = attn__slot_of(l, (int32_t)key) / size, page = io->page_table[request * table_row + p];
+        if (page >= 0 && page < io->pages) continue;
+        return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages", page,
+                             io->pages, p);
     }
     return ATTN_OK;
 }
@@ -4193,7 +4205,7 @@ static int attn__check_merge(attn_layer *l, const attn_layer *layer, int64_t row
     int status = attn__resolve(layer, l, error), i;
     if (!status && rows < 0) status = attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
     for (i = 0; i < 6 && !status; i++) {
-        int32_t align = i % 2 ? 4 : attn__type_bytes(l->o_type);
+        int align = i % 2 ? 4 : attn__type_bytes(l->o_type);
         status = attn__check_pointer(names[i], arrays[i], rows > 0 && i < 5, align, error);
     }
     return status;
@@ -4310,12 +4322,13 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
     attn__span seen = attn__union_span(r->layer, &n, row, row);
     int32_t heads = r->layer->heads, keys = attn__key_tile(r->layer, ATTN_DECODE), head, key, first, last;
     int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
+    int64_t tile;
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
         attn__strip s = { request, 0, 1, row * heads + head, attn__min(r->layer->row_tile, heads - head), 0, 0, 0 };
         attn__pack_rows(r, &s);
-        for (int64_t at = attn__next_tile(seen, 0, keys); at < end; at = attn__next_tile(seen, at + keys, keys)) {
-            attn__clip(seen, (int32_t)at, (int32_t)attn__min64(at + keys, end), &first, &last);
+        for (tile = attn__next_tile(seen, 0, keys); tile < end; tile = attn__next_tile(seen, tile + keys, keys)) {
+            attn__clip(seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end), &first, &last);
             if (first < last) attn__index_tile(r, &s, seen, first, last - first, weights + head, out);
         }
     }
@@ -4858,7 +4871,9 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
 
 #endif /* ATTN_IMPLEMENTED */
 
-/* MIT License. Copyright (c) 2026 the attn.h authors
+/* MIT License
+
+   Copyright (c) 2026 the attn.h authors
 
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
    documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
