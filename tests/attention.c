@@ -1513,6 +1513,7 @@ static void int8_queries(void) {
             exact_dots(isas[i], dims[d], 1);
         }
     }
+    for (d = 0; d < COUNT(dims) && has_isa(ATTN_ISA_AVX512_VNNI); d++) exact_dots(ATTN_ISA_AVX512, dims[d], 1);
 }
 
 /* ---- V in K ----------------------------------------------------------------------------------------------------- */
