@@ -535,17 +535,37 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN_ASSERT(condition) ((void)0) /* our own invariants; bad input never reaches one */
 #endif
 
-#if !defined(ATTN_NO_SIMD) && (defined(__x86_64__) || defined(_M_X64)) && !defined(__TINYC__) && \
-    (defined(__GNUC__) || defined(__clang__) || defined(_MSC_VER))
-#define ATTN__X86 1
-#else
-#define ATTN__X86 0
+#if defined(_MSC_VER)
+#include <intrin.h>
 #endif
-#if !defined(ATTN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#if !defined(ATTN_NO_SIMD) && !defined(__TINYC__) && (defined(_M_X64) || (defined(__x86_64__) && defined(__GNUC__)))
+#define ATTN__X86 1
+#define ATTN__NEON 0
+#include <immintrin.h>
+#if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512vlbwintrin.h>
+#endif
+#define ATTN__FETCH_L1(at) _mm_prefetch(at, _MM_HINT_T0)
+#define ATTN__FETCH_L2(at) _mm_prefetch(at, _MM_HINT_T1)
+#elif !defined(ATTN_NO_SIMD) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define ATTN__X86 0
 #define ATTN__NEON 1 /* not with MSVC itself: some of its versions lack half floats */
 #include <arm_neon.h>
+#define ATTN__FETCH_L1(at) __builtin_prefetch(at, 0, 3)
+#define ATTN__FETCH_L2(at) __builtin_prefetch(at, 0, 2)
 #else
+#define ATTN__X86 0
 #define ATTN__NEON 0
+#define ATTN__FETCH_L1(at) ((void)(at))
 #endif
 
 /* ATTN__COLD: checks and texts, small code instead of fast code. */
@@ -568,35 +588,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
 #else
 #define ATTN__UNROLL
-#endif
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-#if ATTN__X86
-#include <immintrin.h>
-#if defined(__clang__) && defined(_MSC_VER) /* clang-cl includes these only when the flags of the file allow them */
-#include <smmintrin.h>
-#include <avxintrin.h>
-#include <avx2intrin.h>
-#include <f16cintrin.h>
-#include <fmaintrin.h>
-#include <avx512fintrin.h>
-#include <avx512bwintrin.h>
-#include <avx512dqintrin.h>
-#include <avx512vlintrin.h>
-#include <avx512vlbwintrin.h>
-#endif
-#endif
-
-#if ATTN__X86
-#define ATTN__FETCH_L1(at) _mm_prefetch(at, _MM_HINT_T0)
-#define ATTN__FETCH_L2(at) _mm_prefetch(at, _MM_HINT_T1)
-#elif ATTN__NEON
-#define ATTN__FETCH_L1(at) __builtin_prefetch(at, 0, 3)
-#define ATTN__FETCH_L2(at) __builtin_prefetch(at, 0, 2)
-#else
-#define ATTN__FETCH_L1(at) ((void)(at))
 #endif
 
 /* The host's flags compile our code. Fast-math would delete the order of our sums and the tests of -inf, and
