@@ -652,10 +652,8 @@ typedef struct attn__text {
 } attn__text;
 
 static void attn__put_char(attn__text *t, char c) {
-    if (t->length + 1 < t->capacity) {
-        t->text[t->length] = c;
-        t->text[t->length + 1] = 0;
-    }
+    const char end[2] = { c, 0 };
+    if (t->length + 1 < t->capacity) memcpy(t->text + t->length, end, sizeof end);
     t->length++;
 }
 
@@ -673,11 +671,10 @@ static int64_t attn__decimal(float value, int *exponent) {
     double unit = 1;
     for (*exponent = 0; value / unit >= 9.999999995; unit *= 10) ++*exponent;
     for (; value / unit < 0.9999999995; unit /= 10) --*exponent;
-    int64_t digits = (int64_t)(value / unit * 1e5 + 0.5);
-    if ((float)((double)digits * unit / 1e5) != value) return (int64_t)(value / unit * 1e8 + 0.5);
-    if (digits < 1000000) return digits * 1000;
-    ++*exponent;
-    return 100000000;
+    int64_t digits = (int64_t)(value / unit * 1e5 + 0.5) * 1000;
+    if ((float)((double)digits * unit / 1e8) != value) return (int64_t)(value / unit * 1e8 + 0.5);
+    for (; digits >= 1000000000; digits /= 10) ++*exponent;
+    return digits;
 }
 
 /* The digits down to the ones, and then whatever is not 0 behind a point; far from 1 with an exponent. */
@@ -750,8 +747,7 @@ typedef struct attn__rule {
 
 /* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
 ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
-    for (int i = 0; i < count; i++) {
-        const attn__rule *r = &rules[i];
+    for (const attn__rule *r = rules; r < rules + count; r++) {
         if (r->broken) return attn__fail_at(error, status, request, -1, r->text, r->a, r->b, 0);
     }
     return ATTN_OK;
@@ -764,8 +760,7 @@ ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 
 /* Fields of attn_layer, for checks and comparisons: integers and their range, then floats, which have rules. */
 typedef struct attn__field {
     const char *name;
-    size_t offset;
-    int32_t low, high;
+    int32_t offset, low, high;
 } attn__field;
 
 #define ATTN__FIELD(name, low, high) { "layer." #name, offsetof(attn_layer, name), low, high }
@@ -866,9 +861,7 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    int status = attn__check_ranges(layer, error);
-    if (!status) status = attn__check_mask(layer, error);
-    if (status) return status;
+    if (attn__check_ranges(layer, error) || attn__check_mask(layer, error)) return ATTN_E_LAYER;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
     if (!out->v_dim) out->v_dim = out->head_dim;
