@@ -4559,48 +4559,45 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 
 /* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
 
-enum { ATTN__PAD = 0, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS };
-/* Where E comes from, what seq_lens leaves out: KV = seq_len + drafts * D + steps * (s + 1), and the phase. */
-typedef struct attn__mode_rule {
-    int32_t rows, drafts, steps, phase;
-} attn__mode_rule;
-
-static const attn__mode_rule attn__mode_rules[] = {
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__ONE, 0, 0, ATTN_DECODE },    /* EXTEND, DECODE */
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__PAD, 0, 0, ATTN_PREFILL },   /* MIXED, IDLE */
-    { ATTN__DRAFTS, 1, 0, ATTN_DECODE }, { ATTN__GIVEN, 0, 0, ATTN_DECODE },  /* TARGET_VERIFY, DRAFT_EXTEND */
-    { ATTN__DRAFTS, 0, 0, ATTN_DECODE }, { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, /* DRAFT_EXTEND_V2, SPLIT_PREFILL */
-    { ATTN__GIVEN, 0, 0, ATTN_PREFILL }, { ATTN__ONE, 0, 1, ATTN_DECODE }     /* DLLM_EXTEND, DRAFT_DECODE */
-};
-
-/* E and KV of one request, none of a pad; returns its phase. */
-static int32_t attn__mode_lengths(const attn__mode_rule *rule, const attn_mode_input *in, int32_t i, int32_t *rows,
-                                  int64_t *keys) {
-    int pad = rule->rows == ATTN__PAD || in->seq_lens[i] == -1;
-    int64_t more = rule->drafts * (int64_t)in->draft_tokens + rule->steps * ((int64_t)in->draft_step + 1);
-    *rows = pad ? 0 : rule->rows == ATTN__ONE ? 1 : rule->rows == ATTN__GIVEN ? in->extend_lens[i] : in->draft_tokens;
-    *keys = pad ? 0 : in->seq_lens[i] + more;
-    return in->phase ? in->phase[i] : rule->phase;
+/* Where E comes from: it is 0, 1, extend_lens or draft_tokens. */
+enum { ATTN__PAD, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS };
+ATTN__COLD int attn__mode_rows(attn_mode mode) {
+    if (mode == ATTN_MODE_IDLE) return ATTN__PAD;
+    if (mode == ATTN_MODE_DECODE || mode == ATTN_MODE_DRAFT_DECODE) return ATTN__ONE;
+    return mode == ATTN_MODE_TARGET_VERIFY || mode == ATTN_MODE_DRAFT_EXTEND_V2 ? ATTN__DRAFTS : ATTN__GIVEN;
 }
 
-static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *in, attn_error *error) {
+/* E and KV of one request, none of a pad; returns its phase. */
+static int32_t attn__mode_lengths(attn_mode mode, const attn_mode_input *in, int32_t i, int32_t *rows, int64_t *keys) {
+    int from = attn__mode_rows(mode), pad = from == ATTN__PAD || in->seq_lens[i] == -1;
+    int decode = from == ATTN__ONE || from == ATTN__DRAFTS || mode == ATTN_MODE_DRAFT_EXTEND;
+    *rows = pad ? 0 : from == ATTN__ONE ? 1 : from == ATTN__GIVEN ? in->extend_lens[i] : in->draft_tokens;
+    *keys = pad ? 0 : in->seq_lens[i];
+    if (!pad && mode == ATTN_MODE_TARGET_VERIFY) *keys += in->draft_tokens;
+    if (!pad && mode == ATTN_MODE_DRAFT_DECODE) *keys += (int64_t)in->draft_step + 1;
+    return in->phase ? in->phase[i] : decode ? ATTN_DECODE : ATTN_PREFILL;
+}
+
+static int attn__mode_check(attn_mode mode, const attn_mode_input *in, attn_error *error) {
+    int from = attn__mode_rows(mode);
     const attn__rule rules[] = {
+        { (uint32_t)mode > ATTN_MODE_DRAFT_DECODE, "mode = %a is no attn_mode", (int64_t)mode, 0 },
         { in->n < 0, "input.n = %a is negative", in->n, 0 },
-        { rule->rows == ATTN__DRAFTS && in->draft_tokens < 1,
+        { from == ATTN__DRAFTS && in->draft_tokens < 1,
           "input.draft_tokens = %a, but this mode needs 1 or more", in->draft_tokens, 0 },
         { in->draft_tokens < 0, "input.draft_tokens = %a is negative", in->draft_tokens, 0 },
         { in->draft_step < 0, "input.draft_step = %a is negative", in->draft_step, 0 },
         { in->max_q_len < 0, "input.max_q_len = %a is negative", in->max_q_len, 0 },
         { in->max_kv_len < 0, "input.max_kv_len = %a is negative", in->max_kv_len, 0 },
         { in->max_rows < 0, "input.max_rows = %a is negative", in->max_rows, 0 },
-        { in->n > 0 && rule->rows != ATTN__PAD && !in->seq_lens, "input.seq_lens is NULL", 0, 0 },
-        { in->n > 0 && rule->rows == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0 }
+        { in->n > 0 && from != ATTN__PAD && !in->seq_lens, "input.seq_lens is NULL", 0, 0 },
+        { in->n > 0 && from == ATTN__GIVEN && !in->extend_lens, "input.extend_lens is NULL", 0, 0 }
     };
     int status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
     for (int32_t i = 0; i < in->n && !status; i++) {
         int64_t keys, prefix;
-        int32_t rows, phase = attn__mode_lengths(rule, in, i, &rows, &keys);
-        int32_t seq_len = rule->rows == ATTN__PAD ? -1 : in->seq_lens[i];
+        int32_t rows, phase = attn__mode_lengths(mode, in, i, &rows, &keys);
+        int32_t seq_len = from == ATTN__PAD ? -1 : in->seq_lens[i];
         prefix = in->prefix_lens && seq_len != -1 ? in->prefix_lens[i] : keys - rows;
         const attn__rule request[] = {
             { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0 },
@@ -4619,19 +4616,15 @@ static int attn__mode_check(const attn__mode_rule *rule, const attn_mode_input *
 
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error) {
-    int64_t keys, n;
     if (!batch || !input) return attn__fail(error, ATTN_E_ARGUMENT, batch ? "input is NULL" : "batch is NULL", 0, 0);
-    const char *text = "mode = %a is no attn_mode";
-    if ((uint32_t)mode > ATTN_MODE_DRAFT_DECODE) return attn__fail(error, ATTN_E_ARGUMENT, text, (int64_t)mode, 0);
-    const attn__mode_rule *rule = &attn__mode_rules[mode];
-    int status = attn__mode_check(rule, input, error);
+    int status = attn__mode_check(mode, input, error);
     if (status) return status;
-    n = input->n;
+    int64_t keys, n = input->n;
     if (n > 0 && !mem) return attn__fail(error, ATTN_E_MEMORY, "mem is NULL", 0, 0);
-    text = "count = %a is less than 3 * n = %b";
+    const char *text = "count = %a is less than 3 * n = %b";
     if (count / 3 < (size_t)n) return attn__fail(error, ATTN_E_MEMORY, text, (int64_t)count, 3 * n);
     for (int32_t i = 0; i < n; i++) {
-        mem[2 * n + i] = attn__mode_lengths(rule, input, i, &mem[i], &keys);
+        mem[2 * n + i] = attn__mode_lengths(mode, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
     memset(batch, 0, sizeof *batch);
