@@ -890,16 +890,15 @@ typedef struct attn__span {
 } attn__span;
 
 typedef struct attn__lengths {
-    int32_t q_len, kv_len, prefix;
+    int32_t q_len, kv_len, prefix; /* prefix: 0 unless the mask is PREFIX */
 } attn__lengths;
 
 /* Keys below the horizon are what the mask alone lets a row see. */
 static int32_t attn__horizon(const attn_layer *layer, const attn__lengths *n, int32_t row) {
-    int64_t past = (int64_t)n->kv_len - n->q_len, own = attn__max64(0, past + row + 1);
+    int64_t past = (int64_t)n->kv_len - n->q_len, own = past + row + 1;
     if (layer->mask == ATTN_FULL || layer->mask == ATTN_TREE) return n->kv_len;
-    if (layer->mask == ATTN_PREFIX) return (int32_t)attn__max64(n->prefix, own);
     if (layer->mask == ATTN_BLOCK) own = attn__min64(n->kv_len, past + row - row % layer->chunk + layer->chunk);
-    return (int32_t)own;
+    return (int32_t)attn__max64(n->prefix, own);
 }
 
 /* Out by address: a span returned in registers is put together in memory, which costs more than all else here. */
@@ -936,38 +935,31 @@ ATTN__INLINE int attn__tree_bit(const uint32_t *bits, int32_t row) { return (int
 static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
     int32_t depth = -1, row;
     for (row = 0; row < q_len; row += 32) {
-        uint32_t left = bits[row / 32];
-        if (q_len - row < 32) left &= (1u << (q_len - row)) - 1u;
+        uint32_t left = bits[row / 32] << (32 - attn__min(32, q_len - row));
         for (; left; left &= left - 1) depth++;
     }
     return depth;
 }
 
-/* The windows for a distance of position - key. */
-ATTN__INLINE int attn__in_window(const attn_layer *layer, int64_t distance) {
-    if (layer->window_left && distance >= layer->window_left) return 0;
-    return layer->mask == ATTN_CAUSAL || !layer->window_right || -distance < layer->window_right;
+/* TREE: the windows for a distance of position - key. */
+ATTN__INLINE int attn__in_window(const attn_layer *l, int64_t distance) {
+    return (!l->window_left || distance < l->window_left) && (!l->window_right || -distance < l->window_right);
 }
 
 /* Keys that any of the rows first .. last sees. */
 static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
     attn__span s = attn__row_span(layer, n, last);
     if (first < last) s.lo = attn__row_span(layer, n, first).lo;
-    s.hi = attn__max(s.hi, s.lo);
-    if (s.lead >= s.lo) {
-        s.hi = attn__max(s.hi, s.lead);
-        s.lead = s.lo = 0;
-    }
+    s.hi = attn__max(attn__max(s.hi, s.lo), s.lead);
+    if (s.lead >= s.lo) s.lead = s.lo = 0;
     return s;
 }
 
 /* The keys of [first, last) from the first one to the last one seen, as a range; empty if none is. */
 static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin, int32_t *end) {
-    int32_t b = first, e = attn__min(last, s.hi > s.lo ? s.hi : s.lead);
-    if (b >= s.lead && b < s.lo) b = s.lo;
-    if (e > s.lead && e <= s.lo) e = s.lead;
-    *begin = b;
-    *end = attn__max(b, e);
+    int32_t e = attn__min(last, s.hi > s.lo ? s.hi : s.lead);
+    *begin = first >= s.lead && first < s.lo ? s.lo : first;
+    *end = attn__max(*begin, e > s.lead && e <= s.lo ? s.lead : e);
 }
 
 /* ---- >>plan: from lengths to tasks ------------------------------------------------------------------------------
@@ -984,15 +976,13 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
    partial results in *slots* (at most two per level of the tree), and a *merge* task finishes the strip.
 
    Words, all int32, in this order, sizes from the capacities:
-     header[32]            version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len,
-                           max_kv_len, families, the word where strips, tasks and merges start, the class of the
-                           layer; the rest is 0 (where a device makes the plan: what is wrong with its lengths)
-     q_start[n + 1]        first row of each request;  kv_start[n + 1]  sum of the kv_len before;  phase[n];
-     prefix[n]             zeros unless the mask is PREFIX
-     strips[][8]           request, kv head, kv heads, first packed row, rows, lead units, first unit, units:
-                           the units are 0 .. lead - 1, then first unit, first unit + 1, ...
-     tasks[][5]            strip, first unit (index in the strip's list), end unit, first slot or -1, slots
-     merges[][2]           strip, first task
+     header[32]    version, n, rows, strips, tasks, merges, slots, row_tile, key_tile, workers, max_q_len, max_kv_len,
+                   families, the word where strips, tasks and merges start, the class of the layer; the rest is 0
+                   (where a device makes the plan: what is wrong with its lengths)
+     q_start[n + 1], kv_start[n + 1]   rows, keys of the requests before;  phase[n];  prefix[n], 0 without mask PREFIX
+     strips[][8]   request, kv head, kv heads, first packed row, rows, lead, unit, units: 0 .. lead - 1, unit, ...
+     tasks[][5]    strip, first unit (index in the strip's list), end unit, first slot or -1, slots
+     merges[][2]   strip, first task
 */
 enum { ATTN__HEADER = 32, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
 
@@ -1004,18 +994,16 @@ typedef struct attn__task {
     int32_t strip, begin, end, slot, slots;
 } attn__task;
 
-/* Upper bounds from the capacities alone. */
+/* Upper bounds from the capacities alone. rows: (row, kv head) pairs of a strip; depth: states of a run at once. */
 typedef struct attn__capacity {
-    int64_t strips, tasks, merges, slots, words;
-    int64_t rows;                               /* (row, kv head) pairs of the largest strip */
-    int32_t depth;                              /* states that a run may hold at once */
+    int64_t strips, tasks, merges, slots, words, rows;
+    int32_t depth;
 } attn__capacity;
 
 typedef struct attn__view {
-    int32_t *q_start, *kv_start, *phase, *prefix;
+    int32_t *q_start, *kv_start, *phase, *prefix, *merges;
     attn__strip *strips;
     attn__task *tasks;
-    int32_t *merges;
 } attn__view;
 
 static attn__view attn__view_of(int32_t *words, int32_t n, const attn__capacity *c) {
@@ -1044,7 +1032,7 @@ static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v,
     return attn__union_span(layer, &n, (s->row + row) / group, (s->row + row + rows - 1) / group);
 }
 
-/* Unit number of entry i of a strip's list. */
+/* Unit number of entry i of a strip's list; -1 in front of it. */
 ATTN__INLINE int32_t attn__unit_at(const attn__strip *s, int32_t i) { return i < s->lead ? i : s->unit - s->lead + i; }
 
 /* Is the tree node above units a and b higher than that above b and c: the highest bit in which they differ? */
@@ -1071,7 +1059,7 @@ static int attn__fold_step(attn__fold *f, int32_t next) {
 
 /* The stack after the units begin .. end - 1 of a strip: what a task leaves in its slots. */
 static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, int32_t end) {
-    f->before = begin > 0 ? attn__unit_at(s, begin - 1) : -1;
+    f->before = attn__unit_at(s, begin - 1);
     f->depth = 0;
     for (int32_t i = begin; i < end; i++) {
         f->unit[f->depth++] = attn__unit_at(s, i);
@@ -1126,18 +1114,17 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
 }
 
 /* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
-static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *error) {
+static int attn__measure(const attn_batch *batch, attn_mask mask, int32_t *max_q_len, int32_t *max_kv_len,
+                         int64_t *max_rows, attn_error *error) {
     int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
-    if (reads && attn__check_lengths(batch, p->resolved.mask, error)) return ATTN_E_BATCH;
-    p->n = batch->n;
-    p->max_q_len = batch->max_q_len;
-    p->max_kv_len = batch->max_kv_len;
-    p->max_rows = batch->max_rows;
-    p->families = batch->phase ? 3 : 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE); /* 3: both */
+    if (reads && attn__check_lengths(batch, mask, error)) return ATTN_E_BATCH;
+    *max_q_len = batch->max_q_len;
+    *max_kv_len = batch->max_kv_len;
+    *max_rows = batch->max_rows;
     for (int32_t i = 0; i < batch->n && reads; i++) {
-        if (!batch->max_q_len) p->max_q_len = attn__max(p->max_q_len, attn__q_len(batch, i));
-        if (!batch->max_kv_len) p->max_kv_len = attn__max(p->max_kv_len, batch->kv_len[i]);
-        if (!batch->max_rows) p->max_rows += attn__q_len(batch, i);
+        *max_q_len = attn__max(*max_q_len, attn__q_len(batch, i));
+        *max_kv_len = attn__max(*max_kv_len, batch->kv_len[i]);
+        if (!batch->max_rows) *max_rows += attn__q_len(batch, i);
     }
     return ATTN_OK;
 }
@@ -1145,11 +1132,10 @@ static int attn__measure(attn_plan *p, const attn_batch *batch, attn_error *erro
 /* Units that a strip can have at most. */
 static int64_t attn__unit_bound(const attn_plan *p, int32_t unit_keys) {
     const attn_layer *l = &p->resolved;
-    int64_t units = attn__ceil_div(p->max_kv_len, unit_keys);
+    int64_t units = attn__ceil_div(p->max_kv_len, unit_keys), sinks = attn__ceil_div(l->sink_keys, unit_keys);
     if (l->mask == ATTN_TOPK) return attn__min64(units, attn__ceil_div(l->topk, unit_keys));
     if ((l->mask != ATTN_CAUSAL && l->mask != ATTN_TREE) || !l->window_left) return units;
-    return attn__min64(units, ((int64_t)l->window_left - 1 + p->max_q_len) / unit_keys + 2 +
-                              attn__ceil_div(l->sink_keys, unit_keys));
+    return attn__min64(units, ((int64_t)l->window_left - 1 + p->max_q_len) / unit_keys + 2 + sinks);
 }
 
 /* The bounds that follow from the layer, n, max_q_len, max_kv_len, max_rows and families of a plan. */
@@ -1160,19 +1146,17 @@ static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *p) {
     int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = l->window_left > 0;
     for (left = units; left > 0; left /= 2) levels++;
-    /* above 2^31 the plan is refused: the bound keeps the products below in range */
-    c->strips = l->kv_heads * (p->max_rows * group / l->row_tile + p->n);
-    if (l->mask == ATTN_TOPK) c->strips = l->kv_heads * p->max_rows * attn__ceil_div(group, l->row_tile);
-    c->strips = attn__min64(c->strips, (int64_t)1 << 31);
+    c->strips = p->max_rows * group / l->row_tile + p->n;
+    if (l->mask == ATTN_TOPK) c->strips = p->max_rows * attn__ceil_div(group, l->row_tile);
+    c->strips = attn__min64(l->kv_heads * c->strips, (int64_t)1 << 31); /* a plan of so many is refused: no overflow */
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
     c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
     c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
     c->rows = attn__min64(l->row_tile, p->max_q_len * group * l->kv_heads);
-    c->slots = 0;
-    if (p->families >> ATTN_DECODE & 1) c->slots = attn__min64(c->strips * units, l->workers * (c->depth - 1));
-    if ((p->families >> ATTN_PREFILL & 1) && l->split_keys) c->slots += c->strips * splits;
-    c->words = ATTN__HEADER + 4 * (int64_t)p->n + 2 + c->strips * ATTN__STRIP + c->tasks * ATTN__TASK +
-               c->merges * ATTN__MERGE;
+    c->slots = p->families & 1 << ATTN_DECODE ? attn__min64(c->strips * units, l->workers * (c->depth - 1)) : 0;
+    if (p->families & 1 << ATTN_PREFILL && l->split_keys) c->slots += c->strips * splits;
+    c->words = ATTN__HEADER + 2 + (int64_t)4 * p->n;
+    c->words += c->strips * ATTN__STRIP + c->tasks * ATTN__TASK + c->merges * ATTN__MERGE;
 }
 
 static attn__view attn__view_of_plan(const attn_plan *plan) {
@@ -1212,9 +1196,8 @@ static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int
     heads = attn__ceil(kv_heads, attn__ceil(kv_heads, heads));
     for (head = 0; head < kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
-            int32_t row = (prefill ? tiles - 1 - i : i) * tile;
-            attn__strip s = { request, head, attn__min(heads, kv_heads - head), first + row, 0, 0, 0, 0 };
-            s.rows = attn__min(tile, rows - row);
+            int32_t row = (prefill ? tiles - 1 - i : i) * tile, n = attn__min(tile, rows - row);
+            attn__strip s = { request, head, attn__min(heads, kv_heads - head), first + row, n, 0, 0, 0 };
             attn__add_strip(p, s);
         }
     }
@@ -1242,7 +1225,7 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, attn__task t,
 
 /* Does entry `index` of a strip's list start a group of 2,048 keys? Its number differs from bit 3 on. */
 ATTN__INLINE int attn__new_group(const attn__strip *s, int32_t index) {
-    return index > 0 && (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
+    return (attn__unit_at(s, index) ^ attn__unit_at(s, index - 1)) >= ATTN__GROUP_KEYS / ATTN__UNIT;
 }
 
 /* Where the DECODE task from `begin` on ends. The unit at cost c is worker c / quota's; skipping keeps groups whole. */
@@ -1305,10 +1288,12 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
     int status = attn__check_capacity(batch, error);
     memset(p, 0, sizeof *p);
     if (!status) status = attn__resolve(layer, l, error);
-    if (!status) status = attn__measure(p, batch, error);
+    if (!status) status = attn__measure(batch, l->mask, &p->max_q_len, &p->max_kv_len, &p->max_rows, error);
     if (status) return status;
-    attn__capacity_of_plan(c, p);
+    p->n = batch->n;
+    p->families = batch->phase ? 3 : 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE); /* 3: both */
     p->layer = *layer;
+    attn__capacity_of_plan(c, p);
     p->bytes = attn__to_size(c->words * 4);
     int64_t ring = l->ring ? (int64_t)l->window_left - 1 + p->max_q_len : 0;
     const attn__rule rules[] = {
@@ -1336,12 +1321,11 @@ ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t byte
 }
 
 /* Tells classes of layers apart, whatever runs them. */
-ATTN__COLD int32_t attn__class_of(const attn_layer *l) {
+ATTN__COLD int32_t attn__class_of(const attn_layer *layer) {
+    attn_layer l = *layer;
     uint32_t hash = 1;
-    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
-        int32_t value = attn__layer_fields[i].offset == offsetof(attn_layer, isa) ? 0 : attn__field_value(l, i);
-        hash = hash * 31 + (uint32_t)value;
-    }
+    l.isa = 0;
+    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) hash = hash * 31 + (uint32_t)attn__field_value(&l, i);
     return (int32_t)hash;
 }
 
@@ -3399,11 +3383,10 @@ static void attn__count(const attn__run *r, float gap, int skip, int no_weights)
 static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     attn_layer layer = *r->layer;
-    int32_t past = n.kv_len - n.q_len, i;
     if (layer.mask == ATTN_TREE) layer.mask = ATTN_CAUSAL;
-    for (i = 0; i < s->rows; i++) {
+    for (int32_t i = 0; i < s->rows; i++) {
         int32_t position = attn__row_position(r, s->request, (s->row + i) / r->group);
-        attn__span p = attn__key_span(&layer, &n, position - past);
+        attn__span p = attn__key_span(&layer, &n, position - (n.kv_len - n.q_len));
         int32_t lead = attn__min(p.lead, p.lo);
         attn__budget b = { lead, p.lo, p.hi, r->eps / (float)attn__max(1, lead + p.hi - p.lo) };
         r->scratch.budget[i] = b;
@@ -3934,37 +3917,31 @@ static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
 
-ATTN__INLINE float *attn__state_at(const attn__run *r, int32_t i) { return r->scratch.states + i * r->slot_floats; }
-
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = r->view.tasks[index];
     attn__strip s = r->view.strips[t.strip];
-    int prefill = r->view.phase[s.request] == ATTN_PREFILL;
-    attn__fold f = { t.begin > 0 ? attn__unit_at(&s, t.begin - 1) : -1, 0, { 0 } };
+    int prefill = r->view.phase[s.request] == ATTN_PREFILL, groups = !prefill && r->layer->skip.mode;
+    attn__fold f = { attn__unit_at(&s, t.begin - 1), 0, { 0 } };
+    float *stack[72] = { r->scratch.states };
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
     if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
-    if (!s.units) attn__clear_state(r, &s, attn__state_at(r, 0));
+    if (!s.units) attn__clear_state(r, &s, stack[0]);
     attn__open_skip(r, s.request);
     if (r->eps > 0) attn__open_budgets(r, &s);
-    int32_t i = s.units ? attn__unit_at(&s, t.end - 1) : 0;
-    if (!prefill && r->layer->skip.mode && i >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
-    for (i = t.begin; i < t.end; i++) {
+    if (groups && attn__unit_at(&s, t.end - 1) >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
+    for (int32_t i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
-        int starts = i == t.begin || attn__new_group(&s, i);
-        if (r->layer->skip.mode && !prefill && starts) attn__decode_group(r, &s, unit);
-        (prefill ? attn__prefill_unit : attn__decode_unit)(r, &s, unit, attn__state_at(r, f.depth));
+        if (groups && (i == t.begin || attn__new_group(&s, i))) attn__decode_group(r, &s, unit);
+        stack[f.depth] = r->scratch.states + f.depth * r->slot_floats;
+        (prefill ? attn__prefill_unit : attn__decode_unit)(r, &s, unit, stack[f.depth]);
         f.unit[f.depth++] = unit;
-        while (attn__fold_step(&f, next)) {
-            attn__merge_states(r, &s, attn__state_at(r, f.depth - 1), attn__state_at(r, f.depth));
-        }
+        while (attn__fold_step(&f, next)) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
     }
-    if (t.slot < 0) attn__emit(r, &s, attn__state_at(r, 0));
+    if (t.slot < 0) attn__emit(r, &s, stack[0]);
     ATTN_ASSERT(t.slot < 0 || f.depth == t.slots);
-    for (i = 0; i < t.slots; i++) {
-        memcpy(r->slots + (t.slot + i) * r->slot_floats, attn__state_at(r, i),
-               (size_t)(s.heads * s.rows) * (size_t)r->state_stride * sizeof(float));
-    }
+    size_t bytes = (size_t)(s.heads * s.rows) * (size_t)r->state_stride * sizeof(float);
+    for (int32_t i = 0; i < t.slots; i++) memcpy(r->slots + (t.slot + i) * r->slot_floats, stack[i], bytes);
 }
 
 /* Finishes a strip from the slots of its tasks, in place. */
@@ -3973,16 +3950,14 @@ static void attn__merge(attn__run *r, int32_t index) {
     attn__strip s = r->view.strips[m[0]];
     float *stack[72];
     attn__fold f = { -1, 0, { 0 } }, part;
-    int32_t task = m[1], end = 0;
-    while (end < s.units) {
-        attn__task t = r->view.tasks[task++];
+    for (int32_t task = m[1]; task < r->plan->tasks && r->view.tasks[task].strip == m[0]; task++) {
+        attn__task t = r->view.tasks[task];
         attn__fold_run(&part, &s, t.begin, t.end);
         for (int32_t i = 0; i < t.slots; i++) {
             while (attn__fold_step(&f, part.unit[i])) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
             stack[f.depth] = r->slots + (t.slot + i) * r->slot_floats;
             f.unit[f.depth++] = part.unit[i];
         }
-        end = t.end;
     }
     while (attn__fold_step(&f, -1)) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
     attn__emit(r, &s, stack[0]);
@@ -4644,8 +4619,7 @@ enum { ATTN__PER_REQUEST, ATTN__PER_ROW, ATTN__PER_Q, ATTN__PER_COLUMN, ATTN__PE
 
 /* An array: where its pointer stands in attn_meta, the bit that asks for it, its shape and entries beyond that. */
 typedef struct attn__meta_array {
-    size_t offset;
-    int32_t want, shape, extra;
+    int32_t offset, want, shape, extra;
 } attn__meta_array;
 
 #define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), ATTN_META_##want, ATTN__PER_##shape, extra }
@@ -4686,35 +4660,25 @@ static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
     return attn__max64(4, used);
 }
 
-static int attn__meta_check_input(const attn_meta_input *in, int32_t want, attn_error *error) {
+/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. Metadata serve
+   every mask, so E > KV is the layer's affair: they are measured as a FULL one's. */
+ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
+                            attn_error *error) {
     int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0, sparse = (want & ATTN_META_SPARSE) != 0;
     int32_t topk = in ? in->topk : 0, page_size = in ? in->page_size : 0;
-    const attn__rule rules[] = {
+    const attn__rule inputs[] = {
         { (want & ~ATTN_META_ALL) != 0, "want = %a has unknown bits", want, 0 },
         { (tables || sparse) && !in, "input is NULL", 0, 0 },
         { sparse && topk < 1, "input.topk = %a, but it must be at least 1", topk, 0 },
         { tables && page_size < 1, "input.page_size = %a, but it must be at least 1", page_size, 0 }
     };
-    return attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
-}
-
-/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. Metadata serve
-   every mask, so E > KV is the layer's affair: they are measured as a FULL one's. */
-ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
-                            attn_error *error) {
-    attn_plan plan;
     int status = attn__check_capacity(batch, error);
-    if (!status) status = attn__meta_check_input(in, want, error);
-    memset(&plan, 0, sizeof plan);
-    plan.resolved.mask = ATTN_FULL;
-    if (!status) status = attn__measure(&plan, batch, error);
-    if (status) return status;
     memset(m, 0, sizeof *m);
-    m->n = plan.n;
-    m->max_q_len = plan.max_q_len;
-    m->max_kv_len = plan.max_kv_len;
-    m->max_rows = plan.max_rows;
-    if (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) m->table_row = attn__ceil(m->max_kv_len, in->page_size);
+    if (!status) status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, inputs, ATTN__COUNT(inputs));
+    if (!status) status = attn__measure(batch, ATTN_FULL, &m->max_q_len, &m->max_kv_len, &m->max_rows, error);
+    if (status) return status;
+    m->n = batch->n;
+    if (tables) m->table_row = attn__ceil(m->max_kv_len, page_size);
     int64_t words = attn__meta_place(m, want, NULL);
     m->bytes = (size_t)words * sizeof(int32_t);
     const attn__rule rules[] = {
@@ -4772,32 +4736,30 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
 
 /* All arrays but the tables; sums up m->rows and m->keys. */
 static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk) {
+    if (m->cu_seqlens_q) m->cu_seqlens_q[0] = m->cu_seqlens_k[0] = 0;
     if (m->cu_sparse) m->cu_sparse[0] = 0;
     for (int32_t i = 0; i < batch->n; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
         int32_t *padded = m->pad_row ? m->pad_row + i * m->max_q_len : NULL;
-        if (m->cu_seqlens_q) m->cu_seqlens_q[i] = m->rows;
-        if (m->cu_seqlens_k) m->cu_seqlens_k[i] = m->keys;
         if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
         for (int32_t j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
         for (int32_t j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
         for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, topk);
         m->rows += e;
         m->keys += kv;
+        if (m->cu_seqlens_q) m->cu_seqlens_q[i + 1] = m->rows;
+        if (m->cu_seqlens_k) m->cu_seqlens_k[i + 1] = m->keys;
     }
-    if (m->cu_seqlens_q) m->cu_seqlens_q[batch->n] = m->rows;
-    if (m->cu_seqlens_k) m->cu_seqlens_k[batch->n] = m->keys;
     for (int32_t i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
 static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input *in, int32_t row, int32_t kv_len) {
-    int64_t pages = attn__ceil_div(kv_len, in->page_size), p;
-    for (p = 0; p < pages; p++) {
-        int32_t slot = in->req_to_token[row * in->req_to_token_row + p * in->page_size];
+    int64_t pages = attn__ceil_div(kv_len, in->page_size);
+    for (int64_t p = 0; p < columns; p++) {
+        int32_t slot = p < pages ? in->req_to_token[row * in->req_to_token_row + p * in->page_size] : -1;
         to[p] = slot < 0 ? -1 : slot / in->page_size;
     }
-    for (p = pages; p < columns; p++) to[p] = -1;
 }
 
 static void attn__meta_tables(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
