@@ -666,27 +666,22 @@ static void attn__put_int(attn__text *t, int64_t value) {
     attn__put_char(t, (char)('0' + (digit < 0 ? -digit : digit)));
 }
 
-/* value > 0 as nine digits, the first of them worth 10^exponent; the last three are 0 where six mean the same float. */
-static int64_t attn__decimal(float value, int *exponent) {
-    double unit = 1;
-    for (*exponent = 0; value / unit >= 9.999999995; unit *= 10) ++*exponent;
-    for (; value / unit < 0.9999999995; unit /= 10) --*exponent;
-    int64_t digits = (int64_t)(value / unit * 1e5 + 0.5) * 1000;
-    if ((float)((double)digits * unit / 1e8) != value) return (int64_t)(value / unit * 1e8 + 0.5);
-    for (; digits >= 1000000000; digits /= 10) ++*exponent;
-    return digits;
-}
-
-/* The digits down to the ones, and then whatever is not 0 behind a point; far from 1 with an exponent. */
+/* Six digits where they mean the same float, else nine: those down to the ones, and then whatever is not 0 behind a
+   point; far from 1 with an exponent. */
 static void attn__put_float(attn__text *t, float value) {
-    int exponent, first;
     if (value == 0 || !attn__is_finite(value)) {
         attn__put(t, value == 0 ? "0" : attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
         return;
     }
+    double x = value < 0 ? -value : value, unit = 1;
+    int exponent = 0;
+    for (; x / unit >= 9.999999995; unit *= 10) exponent++;
+    for (; x / unit < 0.9999999995; unit /= 10) exponent--;
+    int64_t digits = (int64_t)(x / unit * 1e5 + 0.5) * 1000; /* nine, the first of them worth 10^exponent */
+    if ((float)((double)digits * unit / 1e8) != (float)x) digits = (int64_t)(x / unit * 1e8 + 0.5);
+    for (; digits >= 1000000000; digits /= 10) exponent++;
     if (value < 0) attn__put_char(t, '-');
-    int64_t digits = attn__decimal(value < 0 ? -value : value, &exponent);
-    first = exponent >= -4 && exponent < 6 ? exponent : 0;
+    int first = exponent >= -4 && exponent < 6 ? exponent : 0;
     for (int place = first > 0 ? first : 0; place >= 0 || digits; place--) {
         if (place == -1) attn__put_char(t, '.');
         attn__put_char(t, (char)('0' + (place > first ? 0 : digits / 100000000)));
