@@ -917,11 +917,8 @@ ATTN__INLINE attn__span attn__key_span(const attn_layer *layer, const attn__leng
 
 ATTN__INLINE attn__span attn__row_span(const attn_layer *layer, const attn__lengths *n, int32_t row) {
     attn__span s = attn__key_span(layer, n, row);
-    if (layer->mask == ATTN_TOPK) {
-        s.hi = attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo);
-        s.lead = s.lo = 0;
-    }
-    return s;
+    attn__span ranks = { 0, 0, attn__min(layer->topk, attn__min(s.lead, s.lo) + s.hi - s.lo) };
+    return layer->mask == ATTN_TOPK ? ranks : s;
 }
 
 /* TREE: what the bits of one row say. A row's depth in the tree is its position behind the cached keys. */
@@ -1002,14 +999,10 @@ typedef struct attn__view {
 } attn__view;
 
 static attn__view attn__view_of(int32_t *words, int32_t n, const attn__capacity *c) {
-    attn__view v;
-    v.q_start = words + ATTN__HEADER;
-    v.kv_start = v.q_start + n + 1;
-    v.phase = v.kv_start + n + 1;
-    v.prefix = v.phase + n;
-    v.strips = (attn__strip *)(v.prefix + n);
-    v.tasks = (attn__task *)(v.strips + c->strips);
-    v.merges = (int32_t *)(v.tasks + c->tasks);
+    int32_t *q_start = words + ATTN__HEADER, *kv_start = q_start + n + 1, *phase = kv_start + n + 1;
+    attn__strip *strips = (attn__strip *)(phase + n + n);
+    attn__task *tasks = (attn__task *)(strips + c->strips);
+    attn__view v = { q_start, kv_start, phase, phase + n, (int32_t *)(tasks + c->tasks), strips, tasks };
     return v;
 }
 
@@ -1138,7 +1131,6 @@ static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *p) {
     const attn_layer *l = &p->resolved;
     int64_t group = l->heads / l->kv_heads, units = attn__unit_bound(p, ATTN__UNIT), left;
     int64_t splits = l->split_keys ? attn__unit_bound(p, l->split_keys) : 1;
-    int windowed_sink = l->sink_keys > 0 && (l->window_left || l->window_right);
     int32_t levels = l->window_left > 0;
     for (left = units; left > 0; left /= 2) levels++;
     c->strips = p->max_rows * group / l->row_tile + p->n;
@@ -1146,7 +1138,7 @@ static void attn__capacity_of_plan(attn__capacity *c, const attn_plan *p) {
     c->strips = attn__min64(l->kv_heads * c->strips, (int64_t)1 << 31); /* a plan of so many is refused: no overflow */
     c->tasks = c->strips * attn__max64(1, splits) + l->workers;
     c->merges = l->split_keys ? c->strips : attn__min64(c->strips, l->workers);
-    c->depth = (2 * levels + 1) * (windowed_sink ? 2 : 1) + 1;
+    c->depth = (2 * levels + 1) * (l->sink_keys > 0 && (l->window_left || l->window_right) ? 2 : 1) + 1;
     c->rows = attn__min64(l->row_tile, p->max_q_len * group * l->kv_heads);
     c->slots = p->families & 1 << ATTN_DECODE ? attn__min64(c->strips * units, l->workers * (c->depth - 1)) : 0;
     if (p->families & 1 << ATTN_PREFILL && l->split_keys) c->slots += c->strips * splits;
