@@ -1349,28 +1349,26 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 
 /* ---- >>convert: small types, round to nearest even --------------------------------------------------------------- */
 
-static float attn__from_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
-    if (exponent == 31) return attn__float_of(sign | 0x7f800000u | mantissa << 13);
-    if (exponent) return attn__float_of(sign | (exponent + 112) << 23 | mantissa << 13);
-    float subnormal = (float)(int32_t)mantissa * attn__float_of(0x33800000u); /* mantissa * 2^-24 */
-    return attn__float_of(sign | attn__bits_of(subnormal));
+static float attn__from_f16(uint32_t h) {
+    uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
+    if (exponent) return attn__float_of(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13);
+    return attn__float_of(sign | attn__bits_of((float)(int32_t)mantissa * 5.9604644775390625e-8f)); /* 2^-24 */
 }
 
-/* Rounds the bits of an f32 |x| to so many mantissa bits; what is too large gets a code above the format's largest. */
-static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias) {
+/* Rounds the bits of an f32 |x| to a format of so many mantissa bits, to `most` what is too large. */
+static uint32_t attn__round_bits(uint32_t x, int32_t mantissa, int32_t bias, uint32_t most) {
     int32_t exponent = (int32_t)(x >> 23) - 127 + bias, shift = 23 - mantissa + (exponent < 1 ? 1 - exponent : 0);
     uint32_t all = (x & 0x7fffffu) | 0x800000u;
     if (shift > 24) return 0;
     uint32_t code = (all + (1u << (shift - 1)) - 1 + (all >> shift & 1u)) >> shift;
-    return code + (exponent > 1 ? (uint32_t)(exponent - 1) << mantissa : 0);
+    if (exponent > 1) code += (uint32_t)(exponent - 1) << mantissa;
+    return code < most ? code : most;
 }
 
 static uint16_t attn__to_f16(float x) {
-    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u, a = attn__bits_of(x) & 0x7fffffffu, code;
+    uint32_t sign = attn__bits_of(x) >> 16 & 0x8000u, a = attn__bits_of(x) & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN, kept quiet */
-    code = attn__round_bits(a, 10, 15);
-    return (uint16_t)(sign | (code < 0x7c00u ? code : 0x7c00u));
+    return (uint16_t)(sign | attn__round_bits(a, 10, 15, 0x7c00u));
 }
 
 static float attn__from_bf16(uint16_t b) { return attn__float_of((uint32_t)b << 16); }
@@ -1382,29 +1380,24 @@ static uint16_t attn__to_bf16(float x) {
 }
 
 /* e5m2 is the upper half of an f16; the bits of e4m3 are those of an f16 that is 2^8 times smaller. */
-static float attn__from_f8(uint8_t b, attn_type type) {
-    uint32_t sign = b >> 7, a = b & 0x7fu;
-    if (type == ATTN_E5M2) return attn__from_f16((uint16_t)(b << 8));
-    if (a == 0x7fu) return attn__float_of(0x7fc00000u);
-    return attn__from_f16((uint16_t)(sign << 15 | a << 7)) * 256.0f;
+static float attn__from_f8(uint32_t b, attn_type type) {
+    if (type == ATTN_E5M2) return attn__from_f16(b << 8);
+    if ((b & 0x7fu) == 0x7fu) return attn__float_of(0x7fc00000u);
+    return attn__from_f16((b & 0x80u) << 8 | (b & 0x7fu) << 7) * 256.0f;
 }
 
 static uint8_t attn__to_f8(float x, attn_type type) {
     uint32_t sign = attn__bits_of(x) >> 24 & 0x80u, a = attn__bits_of(x) & 0x7fffffffu;
-    uint32_t largest = type == ATTN_E4M3 ? 0x7eu : 0x7bu, code;
     if (a > 0x7f800000u) return 0x7f;
-    code = type == ATTN_E4M3 ? attn__round_bits(a, 3, 7) : attn__round_bits(a, 2, 15);
-    return (uint8_t)(sign | (code < largest ? code : largest));
+    return (uint8_t)(sign | (type == ATTN_E4M3 ? attn__round_bits(a, 3, 7, 0x7eu) : attn__round_bits(a, 2, 15, 0x7bu)));
 }
+
+/* The integer nearest to |x| < 2^22, ties to even: what a sum with 1.5 * 2^23 ends in. */
+ATTN__INLINE int32_t attn__nearest(float x) { return (int32_t)(attn__bits_of(x + 12582912.0f) - 0x4b400000u); }
 
 static int8_t attn__to_int8(float x) {
     if ((attn__bits_of(x) & 0x7fffffffu) > 0x7f800000u) return 0;
-    if (x >= 127.0f || x <= -127.0f) return x > 0 ? 127 : -127;
-    int32_t n = (int32_t)x;
-    float rest = x - (float)n;
-    if (rest > 0.5f || (rest == 0.5f && (n & 1))) n++;
-    if (rest < -0.5f || (rest == -0.5f && (n & 1))) n--;
-    return (int8_t)n;
+    return (int8_t)attn__nearest(x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x);
 }
 
 static float attn__load(const char *src, int32_t x, attn_type type) {
@@ -1425,9 +1418,8 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
 }
 
 /* FAST_INT8: x becomes round(x / s), s = largest |x| / 127 but 2^-126 at least, and s is returned; n: a multiple of 16.
-   The bits of |x| grow with it, NaN and inf top them all: s is spoilt. A sum with 1.5 * 2^23 ends in the nearest
-   integer, ties to even. start: NULL, or the integers are stored as int8 and *start gets the bits of -128 * their sum.
-   Sixteen at a time: compilers make vectors of that. */
+   The bits of |x| grow with it, NaN and inf top them all: s is spoilt. start: NULL, or the integers are stored as int8
+   and *start gets the bits of -128 * their sum. Sixteen at a time: compilers make vectors of that. */
 static float attn__quantise(float *x, int32_t n, float *start) {
     int32_t top[16] = { 0x03fe0000 /* 127 * 2^-126 */ };
     uint32_t sum = 0;
@@ -1439,7 +1431,7 @@ static float attn__quantise(float *x, int32_t n, float *start) {
     for (int32_t i = 0; i < n; i += 16) {
         int8_t bytes[16];
         for (int32_t c = 0; c < 16; c++) {
-            int32_t y = (int32_t)(attn__bits_of(x[i + c] / scale + 12582912.0f) - 0x4b400000u);
+            int32_t y = attn__nearest(x[i + c] / scale);
             x[i + c] = (float)y;
             bytes[c] = (int8_t)y;
             sum -= 128u * (uint32_t)y;
@@ -1455,9 +1447,7 @@ static float attn__quantise(float *x, int32_t n, float *start) {
    term exactly 1, so exp(0) = 1. Relative error 1.6e-7, and |x| * 7.4e-8 from rounding x / ln 2: weights far below the
    largest one need no more. Below 2^-126 the result is 0. The same in every leaf. */
 #define ATTN__LOG2E 1.44269504f
-static const float attn__exp_terms[] = {
-    0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f
-};
+static const float attn__exp_terms[] = { 0.0013264727f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, 1.0f };
 
 /* tanh(x) = x + x^3 P(x^2) for |x| < 0.6 (minimax, relative error 8e-8), else (1 - e) / (1 + e), e = exp(-2|x|), with
    the reciprocal of 0.5 .. 1 by Newton's iteration: under fast-math clang turns a vector division into an estimate. */
