@@ -1515,8 +1515,7 @@ typedef struct attn__dots {
 
 typedef struct attn__sums {
     float *o;                       /* [row][v_dim], lane_*: [v_dim][lanes]: o * alpha[row] + p v */
-    const float *p;                 /* [row][key], lane_*: [key][lanes] */
-    const float *alpha;
+    const float *p, *alpha;         /* p: [row][key], lane_*: [key][lanes] */
     const char *const *v, *const *scales;
     attn_type type;
     int32_t ldo, ldp, rows, n, v_dim, ahead_bytes, narrow;
@@ -1527,8 +1526,7 @@ typedef struct attn__sums {
 
 typedef struct attn__leaves {
     const char *name;
-    int32_t lanes;
-    int32_t direct;                 /* bits of the types that row_* read, see attn__is_direct */
+    int32_t lanes, direct;          /* direct: bits of the types that row_* read, see attn__is_direct */
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
@@ -1536,8 +1534,7 @@ typedef struct attn__leaves {
        values: a host that flushes subnormals still gets its cache's bits. */
     void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, const float *factor);
     void (*softcap)(float *x, int32_t n, float cap);
-    /* a = a * wa + b * wb */
-    void (*blend)(float *a, const float *b, float wa, float wb, int32_t n);
+    void (*blend)(float *a, const float *b, float wa, float wb, int32_t n); /* a = a * wa + b * wb */
     /* dst[x][row] = src[row][x] */
     void (*turn)(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d);
     void (*lane_scores)(const attn__dots *a);
@@ -1563,15 +1560,12 @@ static float attn__row_scale(const char *const *scales, int32_t row) {
     return scale;
 }
 
-static void attn__widen_row_scalar(float *dst, const char *src, int32_t d, attn_type type, float scale) {
-    for (int32_t x = 0; x < d; x++) dst[x] = attn__load(src, x, type);
-    for (int32_t x = 0; x < d && type == ATTN_INT8; x++) dst[x] *= scale;
-}
-
 static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
                                int32_t d, attn_type type) {
     for (int32_t i = 0; i < rows; i++) {
-        attn__widen_row_scalar(dst + (ptrdiff_t)i * ld, src[i], d, type, attn__row_scale(scales, i));
+        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
+        for (int32_t x = 0; x < d; x++) row[x] = attn__load(src[i], x, type);
+        for (int32_t x = 0; x < d && type == ATTN_INT8; x++) row[x] *= scale;
     }
 }
 
@@ -1598,11 +1592,11 @@ static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t
 }
 
 static void attn__lane_scores_scalar(const attn__dots *a) {
-    int32_t j, x, r;
-    for (j = 0; j < a->n; j++) {
+    for (int32_t j = 0; j < a->n; j++) {
         float sum[ATTN__LANES_SCALAR] = { 0 };
-        for (x = 0; x < a->d; x++) {
-            for (r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += attn__row(a->k, j)[x] * a->q[x * ATTN__LANES_SCALAR + r];
+        for (int32_t x = 0; x < a->d; x++) {
+            const float *q = a->q + x * ATTN__LANES_SCALAR;
+            for (int32_t r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += attn__row(a->k, j)[x] * q[r];
         }
         memcpy(a->s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
     }
@@ -1702,7 +1696,6 @@ static void attn__row_values_scalar(const attn__sums *a) {
 #if ATTN__X86
 #define ATTN__VEC ATTN__TARGET("avx2,fma,f16c")
 #define ATTN__OP ATTN__VEC ATTN__INLINE
-
 enum { ATTN__W = 8, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 6 };
 typedef __m256 attn__vec;
 typedef __m256i attn__ints;
@@ -1736,17 +1729,14 @@ ATTN__OP attn__vec attn__mask_vec(uint64_t bits) {
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int32_t)bits), bit), bit));
 }
 
-ATTN__OP __m256i attn__first_vec(int32_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
 /* The first n lanes, n >= ATTN__W: all; what is not loaded is 0. */
 ATTN__OP attn__vec attn__load_first_vec(const float *at, int32_t n) {
-    return n < ATTN__W ? _mm256_maskload_ps(at, attn__first_vec(n)) : _mm256_loadu_ps(at);
+    if (n >= ATTN__W) return _mm256_loadu_ps(at);
+    return _mm256_maskload_ps(at, _mm256_castps_si256(attn__mask_vec((1u << n) - 1)));
 }
 
 ATTN__OP void attn__store_first_vec(float *at, int32_t n, attn__vec a) {
-    if (n < ATTN__W) _mm256_maskstore_ps(at, attn__first_vec(n), a);
+    if (n < ATTN__W) _mm256_maskstore_ps(at, _mm256_castps_si256(attn__mask_vec((1u << n) - 1)), a);
     if (n >= ATTN__W) _mm256_storeu_ps(at, a);
 }
 
@@ -1795,7 +1785,6 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 #else /* NEON */
 #define ATTN__VEC
 #define ATTN__OP ATTN__INLINE
-
 enum { ATTN__W = 4, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 4 };
 typedef float32x4_t attn__vec;
 typedef int32x4_t attn__ints;
@@ -1898,14 +1887,14 @@ ATTN__OP attn__vec attn__exp_vec(attn__vec x) {
 
 ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                int32_t rows, int32_t d, attn_type type) {
-    int32_t i, x;
-    for (i = 0; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(type == ATTN_INT8 ? scales : NULL, i);
+    int scaled = type == ATTN_INT8;
+    for (int32_t i = 0, x; i < rows; i++) {
+        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scaled ? scales : NULL, i);
         for (x = 0; x + ATTN__W <= d; x += ATTN__W) {
             attn__vec y = attn__read_vec(src[i], x, type);
-            attn__store_vec(row + x, type == ATTN_INT8 ? attn__mul_vec(y, attn__set_vec(scale)) : y);
+            attn__store_vec(row + x, scaled ? attn__mul_vec(y, attn__set_vec(scale)) : y);
         }
-        if (x < d) attn__widen_row_scalar(row + x, src[i] + (ptrdiff_t)x * attn__type_bytes(type), d - x, type, scale);
+        for (; x < d; x++) row[x] = scaled ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
     }
 }
 
@@ -2083,36 +2072,31 @@ ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const floa
     }
 }
 
-/* rows x keys dot products from row r and key j on */
-ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r, int32_t j, attn_type type) {
-    attn__vec sum[16];
+/* Dot products of the rows from r on and all keys, `keys` at a time */
+ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r, attn_type type) {
     ptrdiff_t ldq = a->ldq;
-    const float *q = a->q + r * ldq;
-    const char *row[8];
-    float *s = a->s + r * a->lds + j, out[16];
-    int32_t x, i;
-    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
-    ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
-        attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, ATTN__W, type);
+    for (int32_t j = 0, x, i; j < a->n; j += keys) {
+        attn__vec sum[16];
+        const float *q = a->q + r * ldq;
+        const char *row[8];
+        float *s = a->s + r * a->lds + j, out[16];
+        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
+        ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
+        ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+        for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
+            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, ATTN__W, type);
+        }
+        if (type == ATTN_F32 && x < a->d) attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, a->d - x, type);
+        ATTN__UNROLL for (i = 0; i < rows * keys; i += ATTN__W) attn__store_vec(out + i, attn__sums_vec(sum + i));
+        ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
     }
-    if (type == ATTN_F32 && x < a->d) attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, a->d - x, type);
-    ATTN__UNROLL for (i = 0; i < rows * keys; i += ATTN__W) attn__store_vec(out + i, attn__sums_vec(sum + i));
-    ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
 ATTN__OP void attn__score_rows_vec(const attn__dots *a, attn_type type) {
-    int32_t r = 0, j;
-    for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += ATTN__N) attn__dots_vec(4, ATTN__N, a, r, j, type);
-    }
-    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 4) attn__dots_vec(2, 4, a, r, j, type);
-    }
-    for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 8) attn__dots_vec(1, 8, a, r, j, type);
-    }
+    int32_t r = 0;
+    for (; r + 4 <= a->rows; r += 4) attn__dots_vec(4, ATTN__N, a, r, type);
+    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) attn__dots_vec(2, 4, a, r, type);
+    for (; r < a->rows; r++) attn__dots_vec(1, 8, a, r, type);
 }
 
 ATTN__VEC static void attn__row_scores_vec(const attn__dots *a) {
@@ -2149,12 +2133,11 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    enum { N = ATTN__N };
-    int32_t x = 0, r = 0;
-    if (a->rows >= 4 && a->v_dim >= 16) attn__outer_vec(0, 4, N, a, 0, 0, NULL, type, 1);
-    for (; x + 16 <= a->v_dim; x += 16) {
-        for (r = x || a->rows < 4 ? 0 : 4; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, N, a, r, x, NULL, type, 0);
-        for (; r < a->rows; r++) attn__outer_vec(0, 1, N, a, r, x, NULL, type, r + x == 0);
+    int32_t first = a->rows >= 4 && a->v_dim >= 16 ? 4 : 0, x = 0, r;
+    if (first) attn__outer_vec(0, 4, ATTN__N, a, 0, 0, NULL, type, 1);
+    for (; x + 16 <= a->v_dim; x += 16, first = 0) {
+        for (r = first; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0);
+        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, r + x == 0);
     }
     for (; x < a->v_dim; x += ATTN__W) {
         for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0);
