@@ -2708,16 +2708,13 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     return ATTN_OK;
 }
 
-/* Is `outer` at least count - 1 steps of `inner` and one vector wide? */
-static int attn__encloses(int64_t outer, int64_t inner, int64_t count, int64_t dim) {
-    return outer >= dim && (count < 2 || (outer - dim) / (count - 1) >= inner);
-}
-
-/* Do no two rows or heads share memory: [row][head] or [head][row], with any gaps? */
+/* Do no two rows or heads share memory: [row][head] or [head][row], with any gaps? The longer stride spans all of the
+   shorter. */
 static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, int64_t dim) {
-    int by_row = (heads < 2 || head >= dim) && (rows < 2 || attn__encloses(row, head, heads, dim));
-    int by_head = (rows < 2 || row >= dim) && (heads < 2 || attn__encloses(head, row, rows, dim));
-    return by_row || by_head;
+    int64_t inner = attn__min64(row, head), inners = row < head ? rows : heads;
+    int64_t outer = attn__max64(row, head), outers = row < head ? heads : rows;
+    if (inners > 1 && inner < dim) return 0;
+    return outers < 2 || (outer >= dim && (inners < 2 || (outer - dim) / (inners - 1) >= inner));
 }
 
 /* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
