@@ -3102,18 +3102,16 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
 
 static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
     int32_t size = r->layer->page_size, slot = attn__slot_of(r->layer, key);
-    if (size) {
-        int64_t page = r->io->page_table[request * r->strides.page_table_row + slot / size];
-        return c->base + page * c->page + slot % size * c->row + head * c->head;
-    }
-    if (!c->ragged) return c->base + request * c->page + slot * c->row + head * c->head;
+    int64_t page = size ? r->io->page_table[request * r->strides.page_table_row + slot / size] : request;
+    if (size) slot %= size;
+    if (size || !c->ragged) return c->base + page * c->page + slot * c->row + head * c->head;
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
-/* Addresses of the keys (TOPK: ranks) first .. first + n - 1. Keys in the gap between sink keys and window are
-   nobody's: they get a neighbour's address, since their page may not exist. */
-static void attn__address_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
-                               attn__span seen, int32_t first, int32_t n, const char **rows) {
+/* Addresses of the keys (TOPK: ranks) first .. first + n - 1, and of their scales. Keys in the gap between sink keys
+   and window are nobody's: they get a neighbour's address, since their page may not exist. */
+static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
+                           attn__span seen, int32_t first, int32_t n, const char **rows) {
     int32_t size = r->layer->page_size, i = 0;
     const int32_t *list = r->layer->mask == ATTN_TOPK ? r->scratch.picked + 1 : NULL;
     while (i < n) {
@@ -3129,12 +3127,7 @@ static void attn__address_rows(const attn__run *r, const attn__cache *c, const a
         for (; run > 1; run--, i++) rows[i] = rows[i - 1] + c->row;
     }
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
-}
-
-static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
-                           attn__span seen, int32_t first, int32_t n, const char **rows) {
-    attn__address_rows(r, c, s, head, seen, first, n, rows);
-    if (c->scale) attn__address_rows(r, c->scale, s, head, seen, first, n, rows + r->scratch.list);
+    if (c->scale) attn__key_rows(r, c->scale, s, head, seen, first, n, rows + r->scratch.list);
 }
 
 /* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
@@ -3175,9 +3168,8 @@ static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, in
     return attn__row_span(r->layer, &n, (s->row + row) / r->group); /* attn__seen closes the gap after the sinks */
 }
 
-/* Do all of `rows` packed rows see all keys first .. last - 1? TREE: surely, whatever the bits. */
-static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows, int32_t first,
-                          int32_t last) {
+/* Do all of `rows` packed rows see all keys lo .. hi - 1? TREE: surely, whatever the bits. */
+static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row, int32_t rows, int32_t lo, int32_t hi) {
     attn__span top = attn__packed_span(r, s, row), bottom = attn__packed_span(r, s, row + rows - 1);
     if (r->layer->mask == ATTN_TREE) {
         attn__lengths n = attn__lengths_of(&r->view, s->request);
@@ -3185,7 +3177,7 @@ static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row,
         top.lead = attn__min(top.lead, top.hi);
         if (r->layer->window_left) bottom.lo += n.q_len - 1;
     }
-    return (top.hi >= last && bottom.lo <= first) || top.lead >= last;
+    return (top.hi >= hi && bottom.lo <= lo) || top.lead >= hi;
 }
 
 /* Bits 0 .. n - 1, first .. last - 1 of a word; all are clamped to 0 .. 64. */
@@ -3258,16 +3250,13 @@ static int attn__check_list(const attn__run *r, int32_t request, int32_t row, at
     int32_t slot, status = ATTN_OK;
     memset(r->scratch.bits, 0, (size_t)(n.kv_len / 64 + 1) * sizeof(uint64_t));
     for (slot = 0; slot < r->layer->topk && !status; slot++) {
-        int32_t key = list[slot];
-        uint64_t *word = &r->scratch.bits[attn__max(0, attn__min(key, n.kv_len)) / 64], bit = (uint64_t)1 << (key & 63);
-        if (key < -1 || (key >= 0 && key < n.kv_len && (*word & bit))) {
-            const char *text = key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
-                                       : "topk[%a][%b] = %c stands in the list twice";
-            return attn__fail_at(error, ATTN_E_ARGUMENT, request, slot, text, at, slot, key);
-        }
-        if (key < 0 || key >= n.kv_len) continue;
+        int32_t key = list[slot], exists = key >= 0 && key < n.kv_len;
+        uint64_t *word = &r->scratch.bits[exists ? key / 64 : 0], bit = (uint64_t)exists << (key & 63);
+        const char *text = key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
+                                   : "topk[%a][%b] = %c stands in the list twice";
+        if (key < -1 || *word & bit) return attn__fail_at(error, ATTN_E_ARGUMENT, request, slot, text, at, slot, key);
         *word |= bit;
-        if (!r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
+        if (!exists || !r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
         status = attn__check_pages(r->plan, r->io, r->strides.page_table_row, request, key, key + 1, error);
     }
     return status;
@@ -3287,8 +3276,7 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
         t->bits[key / 64] |= (uint64_t)1 << key % 64;
     }
     for (i = 0; i < words; i++) {
-        uint64_t left = t->bits[i];
-        for (; left; left &= left - 1) t->picked[++count] = 64 * i + attn__bit_number(left);
+        for (uint64_t left = t->bits[i]; left; left &= left - 1) t->picked[++count] = 64 * i + attn__bit_number(left);
     }
     t->picked[0] = count;
 }
@@ -4103,13 +4091,12 @@ static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, co
         return take_b ? b_lse : a_lse;
     }
     for (x = 0; x < l->v_dim; x += 256) {
-        float wide_a[256], wide_b[256];
+        float wide[2 * 256];
         int32_t n = attn__min(256, l->v_dim - x);
-        const char *at_a = a + (int64_t)x * bytes, *at_b = b + (int64_t)x * bytes;
-        f->widen(wide_a, 0, &at_a, NULL, 1, n, l->o_type);
-        f->widen(wide_b, 0, &at_b, NULL, 1, n, l->o_type);
-        f->blend(wide_a, wide_b, wa / (wa + wb), wb / (wa + wb), n);
-        f->narrow(o + (int64_t)x * bytes, wide_a, n, l->o_type, &one);
+        const char *at[] = { a + (int64_t)x * bytes, b + (int64_t)x * bytes };
+        f->widen(wide, 256, at, NULL, 2, n, l->o_type);
+        f->blend(wide, wide + 256, wa / (wa + wb), wb / (wa + wb), n);
+        f->narrow(o + (int64_t)x * bytes, wide, n, l->o_type, &one);
     }
     return attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
 }
