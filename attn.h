@@ -3218,20 +3218,28 @@ ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int
     return r->layer->mask == ATTN_TREE && draft >= 0 ? attn__row_position(r, request, draft) : key;
 }
 
+/* Does a row of a TREE, so deep in it, see a key? tree: the bits of the request's first row, `words` a row. */
+ATTN__INLINE int attn__tree_sees(const attn_layer *layer, const attn__lengths *n, const uint32_t *tree, int64_t words,
+                                 int32_t row, int32_t depth, int32_t key) {
+    int32_t draft = key - (n->kv_len - n->q_len), at = draft;
+    if (draft >= 0 && !attn__tree_bit(tree + row * words, draft)) return 0;
+    if (draft >= 0) at = attn__tree_depth(tree + draft * words, n->q_len);
+    return key < layer->sink_keys || attn__in_window(layer, depth - at);
+}
+
 /* Which of the keys first .. first + 63 a packed row of a TREE sees. */
 static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_t packed, int64_t first) {
     const attn_layer *l = r->layer;
+    const uint32_t *tree = attn__tree_row(r, s->request, 0);
     attn__lengths n = attn__lengths_of(&r->view, s->request);
-    int32_t row = (s->row + packed) / r->group, past = n.kv_len - n.q_len, draft;
-    int32_t position = attn__row_position(r, s->request, row);
-    int64_t lo = l->window_left ? attn__max64(0, position - l->window_left + (int64_t)1) : 0;
+    int32_t row = (s->row + packed) / r->group, past = n.kv_len - n.q_len;
+    int64_t words = attn__ceil_div(r->plan->max_q_len, 32), key = attn__max64(past, first);
+    int32_t depth = attn__tree_depth(tree + row * words, n.q_len);
+    int64_t lo = l->window_left ? attn__max64(0, past + depth - l->window_left + 1) : 0;
     uint64_t bits = attn__range_bits(lo - first, past - first) |
                     attn__range_bits(-first, attn__min(l->sink_keys, past) - first);
-    for (draft = (int32_t)attn__max64(0, first - past); draft < n.q_len && past + draft < first + 64; draft++) {
-        if (!attn__tree_bit(attn__tree_row(r, s->request, row), draft)) continue;
-        int sink = past + draft < l->sink_keys;
-        int seen = sink || attn__in_window(l, position - attn__row_position(r, s->request, draft));
-        bits |= (uint64_t)seen << (past + draft - first);
+    for (; key < attn__min64(first + 64, n.kv_len); key++) {
+        bits |= (uint64_t)attn__tree_sees(l, &n, tree, words, row, depth, (int32_t)key) << (key - first);
     }
     return bits;
 }
@@ -4130,34 +4138,21 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     return attn__succeed(error);
 }
 
-/* Rows before `request`, and the longest request: where the arrays per row are indexed. */
-static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int32_t *max_q_len) {
+/* Rows before `request`, and the words that a row of a tree has: where the arrays per row are indexed. */
+static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int64_t *words) {
     int64_t rows = 0;
-    *max_q_len = batch->max_q_len;
+    int32_t max_q_len = batch->max_q_len;
     for (int32_t i = 0; i < batch->n; i++) {
         if (i < request) rows += attn__q_len(batch, i);
-        if (!batch->max_q_len) *max_q_len = attn__max(*max_q_len, attn__q_len(batch, i));
+        if (!batch->max_q_len) max_q_len = attn__max(max_q_len, attn__q_len(batch, i));
     }
+    *words = attn__ceil_div(max_q_len, 32);
     return rows;
 }
 
-static int attn__tree_sees(const attn_batch *batch, const attn_layer *layer, const uint32_t *tree, int32_t request,
-                           int32_t row, int32_t key) {
-    int32_t max_q_len, q_len = attn__q_len(batch, request), past = batch->kv_len[request] - q_len, draft = key - past;
-    int64_t before = attn__rows_before(batch, request, &max_q_len), words = attn__ceil_div(max_q_len, 32);
-    const uint32_t *first = tree + before * words, *own = first + row * words;
-    int32_t position = past + attn__tree_depth(own, q_len);
-    if (draft >= 0 && !attn__tree_bit(own, draft)) return 0;
-    if (draft >= 0) key = past + attn__tree_depth(first + draft * words, q_len);
-    return past + draft < layer->sink_keys || attn__in_window(layer, (int64_t)position - key);
-}
-
-static int attn__lists(const attn_batch *batch, const attn_layer *layer, const int32_t *topk, int32_t request,
-                       int32_t row, int32_t key) {
-    int32_t unused, i = 0;
-    const int32_t *list = topk + (attn__rows_before(batch, request, &unused) + row) * layer->topk;
-    while (i < layer->topk && list[i] != key) i++;
-    return i < layer->topk;
+static int attn__lists(const int32_t *list, int32_t n, int32_t key) {
+    while (n > 0 && list[n - 1] != key) n--;
+    return n > 0;
 }
 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
@@ -4165,12 +4160,15 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
     if (row >= attn__q_len(batch, request) || key >= batch->kv_len[request]) return 0;
     if (attn__check_mask(layer, NULL) || (layer->mask == ATTN_PREFIX && !batch->prefix)) return 0;
-    if (layer->mask == ATTN_TREE) return io && io->tree && attn__tree_sees(batch, layer, io->tree, request, row, key);
-    int listed = layer->mask != ATTN_TOPK || (io && io->topk && attn__lists(batch, layer, io->topk, request, row, key));
+    if (layer->mask >= ATTN_TREE && !(io && (layer->mask == ATTN_TREE ? (const void *)io->tree : io->topk))) return 0;
     const attn__lengths n = { attn__q_len(batch, request), batch->kv_len[request],
                               layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0 };
     attn__span s = attn__key_span(layer, &n, row);
-    return listed && (key < s.lead || (key >= s.lo && key < s.hi));
+    int64_t words = 0, before = layer->mask >= ATTN_TREE ? attn__rows_before(batch, request, &words) : 0;
+    const uint32_t *tree = layer->mask == ATTN_TREE ? io->tree + before * words : NULL;
+    if (tree) return attn__tree_sees(layer, &n, tree, words, row, attn__tree_depth(tree + row * words, n.q_len), key);
+    if (layer->mask == ATTN_TOPK && !attn__lists(io->topk + (before + row) * layer->topk, layer->topk, key)) return 0;
+    return key < s.lead || (key >= s.lo && key < s.hi);
 }
 
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
