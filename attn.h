@@ -817,7 +817,8 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 /* Numbers and combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
-    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, page = l->page_size, heads = l->heads;
+    int int8 = l->kv_type == ATTN_INT8, fast = (l->flags & ATTN_FAST_INT8) != 0;
+    int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, page = l->page_size, kind = l->scale_kind;
     const attn__rule rules[] = {
         { !attn__is_finite(given->scale), "layer.scale is not finite", 0, 0 },
         { !attn__is_finite(l->softcap) || !(l->softcap == 0 || l->softcap >= 1e-30f),
@@ -831,12 +832,10 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
         { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
         { latent && l->v_dim > l->head_dim,
           "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
-        { l->scale_kind == ATTN_SCALE_PER_KEY && l->kv_type != ATTN_INT8,
-          "layer.scale_kind = %a, a scale per key, needs kv_type int8", l->scale_kind, 0 },
-        { l->flags & ATTN_FAST_INT8 && l->kv_type != ATTN_INT8,
-          "layer.flags = %a has ATTN_FAST_INT8, which needs kv_type int8", l->flags, 0 },
+        { kind == ATTN_SCALE_PER_KEY && !int8, "layer.scale_kind = %a, a scale per key, needs kv_type int8", kind, 0 },
+        { fast && !int8, "layer.flags = %a has ATTN_FAST_INT8, which needs kv_type int8", l->flags, 0 },
         { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
-        { heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", heads, l->kv_heads },
+        { l->heads % l->kv_heads, "layer.heads = %a is not a multiple of layer.kv_heads = %b", l->heads, l->kv_heads },
         { l->row_tile % 16, "layer.row_tile = %a is not a multiple of 16", l->row_tile, 0 },
         { l->key_tile % 32, "layer.key_tile = %a is not 32, 64, 96 or 128", l->key_tile, 0 },
         { split % ATTN__UNIT, "layer.split_keys = %a is not a multiple of 256", split, 0 },
