@@ -617,7 +617,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__FETCH_ADD(counter) _InterlockedExchangeAdd((volatile long *)(counter), 1)
 #endif
 
-#define ATTN__NO_UNIT INT32_MAX      /* unit_keys of rows that are one unit */
 #define ATTN__UNIT 256               /* keys of a decode unit */
 #define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
 #define ATTN__LOWEST (-340282346638528859811704183484516925440.0f) /* all digits: x87 and s390x keep more */
@@ -866,13 +865,13 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     return attn__check_combinations(out, layer, error);
 }
 
-/* A 96-key tile does not divide a 256-key unit. */
+/* DECODE: a tile of 96 keys does not divide a unit of 256. */
 ATTN__INLINE int32_t attn__key_tile(const attn_layer *resolved, int phase) {
     return phase == ATTN_DECODE && resolved->key_tile == 96 ? 64 : resolved->key_tile;
 }
 
 ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
-    return phase == ATTN_DECODE ? ATTN__UNIT : resolved->split_keys ? resolved->split_keys : ATTN__NO_UNIT;
+    return phase == ATTN_DECODE ? ATTN__UNIT : resolved->split_keys ? resolved->split_keys : INT32_MAX; /* one unit */
 }
 
 /* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
