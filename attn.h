@@ -1369,8 +1369,6 @@ static uint16_t attn__to_f16(float x) {
     return (uint16_t)(sign | attn__round_bits(a, 10, 15, 0x7c00u));
 }
 
-static float attn__from_bf16(uint16_t b) { return attn__float_of((uint32_t)b << 16); }
-
 static uint16_t attn__to_bf16(float x) {
     uint32_t u = attn__bits_of(x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u);
@@ -1404,7 +1402,7 @@ static float attn__load(const char *src, int32_t x, attn_type type) {
     if (type == ATTN_INT8) return (float)((const signed char *)src)[x];
     if (type >= ATTN_E4M3) return attn__from_f8(((const unsigned char *)src)[x], type);
     memcpy(&half, src + (ptrdiff_t)x * 2, sizeof half);
-    return type == ATTN_F16 ? attn__from_f16(half) : attn__from_bf16(half);
+    return type == ATTN_F16 ? attn__from_f16(half) : attn__float_of((uint32_t)half << 16);
 }
 
 static void attn__store(void *dst, int32_t x, attn_type type, float value) {
@@ -1468,8 +1466,7 @@ static float attn__exp(float x) {
 static double attn__log_double(float x) {
     int tiny = attn__bits_of(x) < 0x00800000u;
     uint32_t u = attn__bits_of(tiny ? x * 16777216.0f : x), mantissa = u & 0x7fffffu;
-    int large = mantissa > 0x3504f3u; /* that of sqrt(2) */
-    int32_t e = (int32_t)(u >> 23) - (tiny ? 151 : 127) + large;
+    int32_t large = mantissa > 0x3504f3u /* that of sqrt(2) */, e = (int32_t)(u >> 23) - (tiny ? 151 : 127) + large;
     double m = attn__float_of(mantissa | (large ? 0x3f000000u : 0x3f800000u)), s = (m - 1.0) / (m + 1.0), z = s * s;
     s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
     return s + e * 0.693147180559945309;
@@ -1483,8 +1480,7 @@ static float attn__tanh(float x) {
     if (a < ATTN__TANH_SMALL) return x + x * y * p;
     float e = attn__exp(-2.0f * a), half = 0.5f + 0.5f * e, r = ATTN__RECIPROCAL0 + ATTN__RECIPROCAL1 * half;
     for (int i = 0; i < 3; i++) r = r + r * (1.0f - half * r);
-    e = (0.5f - 0.5f * e) * r;
-    return x < 0 ? -e : e;
+    return (0.5f - 0.5f * e) * (x < 0 ? -r : r);
 }
 
 /* ---- >>leaves: what an instruction set must supply ---------------------------------------------------------------
@@ -1694,7 +1690,7 @@ static void attn__row_values_scalar(const attn__sums *a) {
 #if ATTN__X86
 #define ATTN__VEC ATTN__TARGET("avx2,fma,f16c")
 #define ATTN__OP ATTN__VEC ATTN__INLINE
-enum { ATTN__W = 8, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 6 };
+enum { ATTN__W = 8, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 6, ATTN__SUMS = ATTN__KEYS * ATTN__N };
 typedef __m256 attn__vec;
 typedef __m256i attn__ints;
 typedef __m128i attn__halves; /* f16 or bf16 of a vector */
@@ -1783,7 +1779,7 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 #else /* NEON */
 #define ATTN__VEC
 #define ATTN__OP ATTN__INLINE
-enum { ATTN__W = 4, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 4 };
+enum { ATTN__W = 4, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 4, ATTN__SUMS = ATTN__KEYS * ATTN__N };
 typedef float32x4_t attn__vec;
 typedef int32x4_t attn__ints;
 typedef uint16x4_t attn__halves;
@@ -1966,20 +1962,19 @@ ATTN__VEC static void attn__turn_vec(float *dst, int64_t ldd, const float *src, 
 
 /* A key's vectors are neighbours, in sum as in s. */
 ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
-    enum { SUMS = ATTN__KEYS * ATTN__N };
     for (int32_t j = 0, x, i; j < a->n; j += ATTN__KEYS) {
-        attn__vec sum[SUMS], query[ATTN__N];
+        attn__vec sum[ATTN__SUMS], query[ATTN__N];
         const float *row[ATTN__KEYS], *q = a->q;
         if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
-        ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[i] = attn__set_vec(0.0f);
+        ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
         for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
             ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
-            ATTN__UNROLL for (i = 0; i < SUMS; i++) {
+            ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
                 sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
             }
         }
-        ATTN__UNROLL for (i = 0; i < SUMS; i++) attn__store_vec(a->s + j * ATTN__LANES_VEC + i * ATTN__W, sum[i]);
+        ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) attn__store_vec(a->s + j * ATTN__LANES_VEC + i * ATTN__W, sum[i]);
     }
 }
 
@@ -2016,7 +2011,7 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
    single vector may be partial. fetch: asks for the rows that are read next */
 ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums *a, int32_t r, int32_t x,
                               const uint64_t *mask, attn_type type, int fetch) {
-    attn__vec sum[ATTN__KEYS * ATTN__N], part[ATTN__N];
+    attn__vec sum[ATTN__SUMS], part[ATTN__N];
     const char *const *ahead = a->ahead ? a->ahead : a->v;
     ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp, at = 0;
     float *o = a->o + (lane ? x * ld : r * ld + x);
@@ -2050,23 +2045,21 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
 ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
     enum { KEYS = ATTN__KEYS, N = ATTN__N };
     int32_t x = 0;
-    for (; a->strict && x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, a->mask, ATTN_F32, 0);
-    for (; x + KEYS <= a->v_dim; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
-    for (; x + 2 <= a->v_dim; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
-    for (; x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; !a->strict && x + KEYS <= a->v_dim; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; !a->strict && x + 2 <= a->v_dim; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, a->strict ? a->mask : NULL, ATTN_F32, 0);
 }
 
 /* One step of a vector of elements of d; only the last one may be partial. */
 ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const float *q, ptrdiff_t ldq,
                                   const char *const *row, int32_t x, int32_t left, attn_type type) {
     attn__vec key[8];
-    int i, r;
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
+    ATTN__UNROLL for (int i = 0; i < keys; i++) {
         key[i] = type == ATTN_F32 ? attn__load_first_vec(attn__row(row, i) + x, left) : attn__read_vec(row[i], x, type);
     }
-    ATTN__UNROLL for (r = 0; r < rows; r++) {
+    ATTN__UNROLL for (int r = 0; r < rows; r++, sum += keys) {
         attn__vec query = attn__load_vec(q + r * ldq);
-        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = attn__fma_vec(query, key[i], sum[r * keys + i]);
+        ATTN__UNROLL for (int i = 0; i < keys; i++) sum[i] = attn__fma_vec(query, key[i], sum[i]);
     }
 }
 
@@ -2706,8 +2699,7 @@ static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
     return ATTN_OK;
 }
 
-/* Do no two rows or heads share memory: [row][head] or [head][row], with any gaps? The longer stride spans all of the
-   shorter. */
+/* Do no two rows or heads share memory? There may be gaps; the longer stride spans all of the shorter. */
 static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, int64_t dim) {
     int64_t inner = attn__min64(row, head), inners = row < head ? rows : heads;
     int64_t outer = attn__max64(row, head), outers = row < head ? heads : rows;
@@ -2721,10 +2713,9 @@ enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
 /* Page ids of the keys first .. last - 1 of a request. */
 static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
                              int32_t first, int32_t last, attn_error *error) {
-    const attn_layer *l = &plan->resolved;
-    int32_t size = l->page_size;
+    int32_t size = plan->resolved.page_size;
     for (int64_t key = first; key < last; key += size - key % size) {
-        int32_t p = attn__slot_of(l, (int32_t)key) / size, page = io->page_table[request * table_row + p];
+        int32_t p = attn__slot_of(&plan->resolved, (int32_t)key) / size, page = io->page_table[request * table_row + p];
         if (page >= 0 && page < io->pages) continue;
         return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages", page,
                              io->pages, p);
@@ -2736,8 +2727,7 @@ static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, 
     attn__view v = attn__view_of_plan(plan);
     int64_t table_row = attn__strides_of(plan, io).page_table_row;
     int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
-    int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED);
-    int32_t status = ATTN_OK;
+    int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED), status = ATTN_OK;
     for (int32_t i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&v, i);
         int64_t pages = attn__table_columns(&plan->resolved, n.kv_len);
