@@ -1624,15 +1624,14 @@ static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask,
 static void attn__lane_values_scalar(const attn__sums *a) {
     const uint64_t *mask = a->strict ? a->mask : NULL;
     for (int32_t x = 0; x < a->v_dim; x++) {
-        float sum[ATTN__LANES_SCALAR] = { 0 }, *o = a->o + x * ATTN__LANES_SCALAR;
-        for (int32_t r = 0; r < a->rows; r++) sum[r] = o[r] * a->alpha[r];
+        float *o = a->o + x * ATTN__LANES_SCALAR;
+        for (int32_t r = 0; r < a->rows; r++) o[r] *= a->alpha[r];
         for (int32_t j = 0; j < a->n; j++) {
             float value = attn__row(a->v, j)[x];
             for (int32_t r = 0; r < a->rows; r++) {
-                if (!mask || (mask[j] >> r & 1)) sum[r] += a->p[j * ATTN__LANES_SCALAR + r] * value;
+                if (!mask || (mask[j] >> r & 1)) o[r] += a->p[j * ATTN__LANES_SCALAR + r] * value;
             }
         }
-        memcpy(o, sum, sizeof sum);
     }
 }
 
@@ -1761,11 +1760,9 @@ ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
 
 /* A vector of a row, from x on; int8 without its scale. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
 ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
-    const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
-    __m128i raw;
-    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)(const void *)at);
-    raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)(const void *)at)
-                            : _mm_loadl_epi64((const __m128i *)(const void *)at);
+    const void *at = src + (ptrdiff_t)x * attn__type_bytes(type);
+    if (type == ATTN_F32) return _mm256_loadu_ps((const float *)at);
+    __m128i raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)at) : _mm_loadl_epi64((const __m128i *)at);
     if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
     if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
     if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
@@ -1917,13 +1914,12 @@ ATTN__VEC static void attn__softcap_vec(float *x, int32_t n, float cap) {
     const attn__vec sign = attn__set_vec(-0.0f), magnitude = attn__set_vec(attn__float_of(0x7fffffffu));
     for (int32_t i = 0; i < n; i += ATTN__W) {
         attn__vec t = attn__mul_vec(attn__load_first_vec(x + i, n - i), attn__set_vec(1.0f / cap));
-        attn__vec a = attn__and_vec(magnitude, t), y = attn__mul_vec(t, t), e, d, small, big;
-        e = attn__exp_vec(attn__mul_vec(a, attn__set_vec(-2.0f)));
-        d = attn__fma_vec(e, minus, minus); /* the divisor, negative */
-        big = attn__fma_vec(d, attn__set_vec(-ATTN__RECIPROCAL1), attn__set_vec(ATTN__RECIPROCAL0));
+        attn__vec a = attn__and_vec(magnitude, t), y = attn__mul_vec(t, t), small = attn__set_vec(attn__tanh_terms[0]);
+        attn__vec e = attn__exp_vec(attn__mul_vec(a, attn__set_vec(-2.0f)));
+        attn__vec d = attn__fma_vec(e, minus, minus); /* the divisor, negative */
+        attn__vec big = attn__fma_vec(d, attn__set_vec(-ATTN__RECIPROCAL1), attn__set_vec(ATTN__RECIPROCAL0));
         ATTN__UNROLL for (int j = 0; j < 3; j++) big = attn__fma_vec(big, attn__fma_vec(d, big, one), big);
         big = attn__or_vec(attn__mul_vec(attn__fma_vec(e, minus, half), big), attn__and_vec(sign, t));
-        small = attn__set_vec(attn__tanh_terms[0]);
         ATTN__UNROLL for (int j = 1; j < 4; j++) small = attn__fma_vec(small, y, attn__set_vec(attn__tanh_terms[j]));
         small = attn__fma_vec(attn__mul_vec(t, y), small, t);
         t = attn__select_vec(attn__not_less_vec(a, attn__set_vec(ATTN__TANH_SMALL)), big, small);
@@ -2111,8 +2107,7 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
     float lanes[ATTN__W];
     for (int32_t j = 0; j < n; j += ATTN__W) {
         attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
-        attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(s + j), attn__set_vec(m)));
-        p = attn__and_vec(visible, p);
+        attn__vec p = attn__and_vec(visible, attn__exp_vec(attn__sub_vec(attn__load_vec(s + j), attn__set_vec(m))));
         sum = attn__add_vec(sum, p);
         attn__store_vec(s + j, p);
     }
@@ -3124,8 +3119,7 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
     int32_t ld = (int32_t)attn__round_up(c->dim, 16) + 16, i;
     if (!wide) return rows;
     r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
-    for (i = 0; i < n; i++) list[i] = (const char *)(wide + (int64_t)i * ld);
-    for (; i < n + 15; i++) list[i] = list[n - 1];
+    for (i = 0; i < n + 15; i++) list[i] = (const char *)(wide + (int64_t)attn__min(i, n - 1) * ld);
     return list;
 }
 
