@@ -1548,11 +1548,9 @@ typedef struct attn__leaves {
 
 enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
 
-static float attn__row_scale(const char *const *scales, int32_t row) {
-    float scale = 1.0f;
-    if (scales) memcpy(&scale, scales[row], sizeof scale);
-    return scale;
-}
+/* Row i of a list of f32 rows, and the factor of one of int8; without a list of these 1. */
+ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
+ATTN__INLINE float attn__row_scale(const char *const *scales, int32_t i) { return scales ? *attn__row(scales, i) : 1; }
 
 static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
                                int32_t d, attn_type type) {
@@ -1575,9 +1573,6 @@ static void attn__softcap_scalar(float *x, int32_t n, float cap) {
 static void attn__blend_scalar(float *a, const float *b, float wa, float wb, int32_t n) {
     for (int32_t i = 0; i < n; i++) a[i] = a[i] * wa + b[i] * wb;
 }
-
-/* Row i of a list of f32 rows. */
-ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
 
 static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
     for (int32_t i = 0; i < rows; i++) {
@@ -2625,7 +2620,6 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
 
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
-
 /* Where a key lives in its request's cache. */
 ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) { return l->ring ? key % l->ring : key; }
 
@@ -3126,15 +3120,14 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
 /* Are all n rows finite? Else a weight of 0 may spoil a sum. Sixteen at a time: compilers make vectors of that. */
 static int attn__all_finite(const char *const *rows, int32_t n, int32_t dim) {
     uint32_t worst[16] = { 0 }, any = 0; /* the sign: an exponent was all ones */
-    int32_t i, x, c;
-    for (i = 0; i < n; i++) {
+    for (int32_t i = 0, x; i < n; i++) {
         const float *row = attn__row(rows, i);
         for (x = 0; x + 16 <= dim; x += 16) {
-            for (c = 0; c < 16; c++) worst[c] |= (attn__bits_of(row[x + c]) & 0x7f800000u) + 0x00800000u;
+            for (int32_t c = 0; c < 16; c++) worst[c] |= (attn__bits_of(row[x + c]) & 0x7f800000u) + 0x00800000u;
         }
         for (; x < dim; x++) any |= (attn__bits_of(row[x]) & 0x7f800000u) + 0x00800000u;
     }
-    for (c = 0; c < 16; c++) any |= worst[c];
+    for (int32_t c = 0; c < 16; c++) any |= worst[c];
     return !(any >> 31);
 }
 
@@ -4073,8 +4066,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
 static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o) {
     const attn__leaves *f = attn__leaves_of(l->isa);
     const float one = 1.0f;
-    int32_t bytes = attn__type_bytes(l->o_type), x;
-    int take_b = attn__bits_of(a_lse) == 0xff800000u;
+    int32_t bytes = attn__type_bytes(l->o_type), take_b = attn__bits_of(a_lse) == 0xff800000u, x;
     float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);
     if (take_b || attn__bits_of(b_lse) == 0xff800000u) {
         memmove(o, take_b ? b : a, (size_t)l->v_dim * (size_t)bytes);
@@ -4205,13 +4197,12 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
     attn__span seen = attn__union_span(r->layer, &n, row, row);
     int32_t heads = r->layer->heads, keys = attn__key_tile(r->layer, ATTN_DECODE), head, key, first, last;
     int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
-    int64_t tile;
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
         attn__strip s = { request, 0, 1, row * heads + head, attn__min(r->layer->row_tile, heads - head), 0, 0, 0 };
         attn__pack_rows(r, &s);
-        for (tile = attn__next_tile(seen, 0, keys); tile < end; tile = attn__next_tile(seen, tile + keys, keys)) {
-            attn__clip(seen, (int32_t)tile, (int32_t)attn__min64(tile + keys, end), &first, &last);
+        for (int64_t at = attn__next_tile(seen, 0, keys); at < end; at = attn__next_tile(seen, at + keys, keys)) {
+            attn__clip(seen, (int32_t)at, (int32_t)attn__min64(at + keys, end), &first, &last);
             if (first < last) attn__index_tile(r, &s, seen, first, last - first, weights + head, out);
         }
     }
