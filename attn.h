@@ -271,8 +271,7 @@ typedef struct attn_error {
 /* WHO: the requests of one step. Arrays hold n int32 in host memory; a made plan has copies. */
 typedef struct attn_batch {
     int32_t n;                      /* requests; a pad is q_len = kv_len = 0 */
-    const int32_t *q_len;           /* new query rows of each request; NULL: 1 each */
-    const int32_t *kv_len;          /* keys of each request, the new ones included */
+    const int32_t *q_len, *kv_len;  /* of each: new query rows, NULL: 1; keys, the new ones included */
     const int32_t *phase;           /* attn_phase of each; NULL: DECODE if q_len is NULL, else PREFILL */
     const int32_t *prefix;          /* keys that every row of a request sees; read for mask PREFIX only */
     int32_t max_q_len, max_kv_len;  /* capacities: every buffer is sized by them, so one buffer serves later steps; */
@@ -286,18 +285,14 @@ typedef struct attn_layer {
     attn_type q_type, kv_type, o_type;
     attn_mask mask;
     int32_t window_left, window_right, sink_keys, chunk; /* in keys, the query's own included; 0: none; see >>masks */
-    int32_t page_size;              /* keys per page; 0: contiguous */
-    int32_t ring;                   /* R: key p lives in slot p mod R of its request's cache; 0: in slot p */
-    int32_t topk;                   /* TOPK: entries of each row's list */
-    int32_t scale_kind;             /* attn_scale */
+    int32_t page_size, ring;        /* keys per page, 0: contiguous; R: key p lies in slot p mod R, 0: in slot p */
+    int32_t topk, scale_kind;       /* TOPK: entries of each row's list; attn_scale */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
     int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 and the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
-    float scale;                    /* of q.k; 0: 1 / sqrt(head_dim) */
-    float softcap;                  /* logits become softcap * tanh(logit / softcap); 0: off */
+    float scale, softcap;           /* see >>score; scale 0: 1 / sqrt(head_dim); softcap 0: off */
     attn_skip skip;
-    int32_t isa;                    /* attn_isa; 0: detect now (35 us in a virtual machine). Others are not checked */
-    int32_t flags;                  /* attn_flag bits */
+    int32_t isa, flags;             /* attn_isa, 0: detect now (35 us in a VM), others are unchecked; attn_flag bits */
 } attn_layer;
 
 /* WHERE: the data of one layer. Strides count elements, 0: packed. */
@@ -327,16 +322,14 @@ typedef struct attn_exec {
     size_t bytes;
     int32_t lanes;                  /* calls of fn that may overlap; 0: 1 */
     void *user;
-    /* Runs fn(ctx, lane) once for each lane in 0 .. lanes - 1, in any order or at the same time, and returns when
-       all are done and their writes are visible. NULL: this thread does everything. */
-    void (*parallel_for)(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx);
+    /* Runs fn(ctx, lane) once per lane 0 .. lanes - 1, in any order or at once; on return all writes are visible. */
+    void (*parallel_for)(void *user, int lanes, void (*fn)(void *ctx, int lane), void *ctx); /* NULL: this thread */
     void *stream;                   /* of a device; the functions of this header do not look at it */
 } attn_exec;
 
 /* A plan: plain data, copyable; the arrays live in the caller's memory. Read-only to callers. */
 typedef struct attn_plan {
-    attn_layer layer;               /* as given: attn_forward compares its own argument with it, field by field */
-    attn_layer resolved;            /* the same with every default filled in */
+    attn_layer layer, resolved;     /* as given, which attn_forward's must equal; with every default filled in */
     int32_t n, rows;                /* requests and query rows of this step */
     int32_t max_q_len, max_kv_len;  /* capacities, resolved */
     int64_t max_rows;
@@ -420,8 +413,7 @@ typedef struct attn_rope_input {
     void *x;                        /* [row][head][head_dim] */
     attn_type type;                 /* f32, f16 or bf16 */
     int64_t rows, x_row, x_head;    /* rows; strides in elements, 0: packed */
-    int32_t heads, head_dim;
-    int32_t rotary_dim;             /* the first so many elements of a head turn; even; 0: head_dim */
+    int32_t heads, head_dim, rotary_dim; /* the first rotary_dim elements of a head turn; even; 0: head_dim */
     int32_t interleaved;            /* 0: i pairs with i + rotary_dim / 2 (GPT-NeoX, Llama); 1: 2i pairs with 2i + 1 */
     const int32_t *positions;       /* [row] */
     const float *inv_freq;          /* [rotary_dim / 2] angles, to 65536; NULL: base^(-2i / rotary_dim) as f32 */
@@ -453,8 +445,7 @@ typedef struct attn_mode_input {
     const int32_t *extend_lens;     /* new rows E: EXTEND, MIXED, DRAFT_EXTEND, SPLIT_PREFILL, DLLM_EXTEND only */
     const int32_t *prefix_lens;     /* what KV - E must be, as a check; NULL: not checked */
     const int32_t *phase;           /* attn_phase of each, wins over the mode's; NULL: the mode's */
-    int32_t draft_tokens;           /* D of TARGET_VERIFY and DRAFT_EXTEND_V2, at least 1 */
-    int32_t draft_step;             /* s of DRAFT_DECODE, from 0 */
+    int32_t draft_tokens, draft_step; /* D of TARGET_VERIFY and DRAFT_EXTEND_V2, from 1; s of DRAFT_DECODE, from 0 */
     int32_t max_q_len, max_kv_len;  /* capacities, passed on to the batch, 0: none. max_kv_len counts the drafts: */
     int64_t max_rows;               /* the longest context plus D */
 } attn_mode_input;
@@ -474,8 +465,7 @@ typedef struct attn_meta_input {
     int64_t req_to_token_row;       /* int32s from row to row */
     int32_t requests;               /* rows in it */
     const int32_t *req_index;       /* [n]: row of request i; NULL: row i, as for a table that has one row a request */
-    int32_t page_size;              /* slots per page; 1: the table lists slots */
-    int32_t topk;                   /* keys that a sparse row may use */
+    int32_t page_size, topk;        /* slots per page, 1: the table lists slots; keys that a sparse row may use */
 } attn_meta_input;
 
 /* The arrays of a step, in the caller's memory, NULL where not wanted. Read-only to callers; plain data, copyable. */
@@ -2938,8 +2928,7 @@ typedef struct attn__run {
     int64_t slot_floats;            /* floats of one slot or state */
     attn_counters *counters;        /* this lane's, or NULL */
     int dense;                      /* skipping: lambda is 1 or more */
-    float gap;                      /* skipping: tiles fall whose logits lie further below the reference; 0: none */
-    float eps;                      /* skipping by budget: share of the softmax that a row may lose; 0: none */
+    float gap, eps;                 /* tiles fall further below the reference; softmax share a row may lose; 0: none */
 } attn__run;
 
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
