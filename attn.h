@@ -67,7 +67,7 @@
                           R >= window_left - 1 + max_q_len; then up to max_q_len appended rows can be taken back exactly
       lse     [row][head]
 
-   >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned).
+   >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned). attn_visible is all of it in code.
       CAUSAL        keys 0 .. P + j.
       FULL          all keys: encoders and cross attention. Any E and KV; the other masks need E <= KV.
       PREFIX        prefix-LM: keys below max(batch.prefix[i], P + j + 1).
@@ -78,7 +78,6 @@
                     Engines that speak of a radius (sliding_window_size): attn_window_from_radius.
       window_right  n: only the n keys from the row's own position on. CAUSAL ignores it.
       sink_keys     n: keys 0 .. n - 1 stay visible outside the window.
-      attn_visible is the definition in code.
 
    >>score  logit = scale * q.k, or softcap * tanh(scale * q.k / softcap); + io.alibi[head] * (key - position); then
       the mask; o = sum of exp(logit - lse) * v over the visible keys; lse = ln(sum of exp(logit)), with io.sinks[head]
@@ -103,9 +102,8 @@
       attn_task. plan.largest_task says how coarse they are; layer.workers (DECODE), row_tile and split_keys (PREFILL)
       make them smaller. Calls share nothing: any number of threads may use one plan, each with its own exec.
 
-   >>errors  Functions return 0 or an attn_status, and fill in an optional attn_error: a sentence that names argument,
-      request and slot ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store:
-      on an error nothing is written but that sentence. n = 0 and zero lengths are no errors.
+   >>errors  Functions return 0 or an attn_status; an optional attn_error names argument, request and slot in words
+      ("page_table[3][12] = 4096, but there are 2048 pages"). Checks precede stores. n = 0 and zero lengths are valid.
 
    >>engines  Chapter 2, for inference engines. Prototypes need none of it.
       Forward modes. An engine's seq_lens counts something else in each mode; attn_batch_from_mode takes the number as
@@ -186,8 +184,7 @@
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
-      ATTN_ASSERT(x)  for the library's own invariants; default nothing
-      ATTN_NO_SIMD    only the portable leaves
+      ATTN_ASSERT(x)  for the library's own invariants; default nothing;  ATTN_NO_SIMD: only the portable leaves
 
    >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or the environment, keep state.
 */
@@ -200,8 +197,8 @@
 
 #define ATTN_VERSION 100 /* major * 10000 + minor * 100 + patch */
 
-#ifndef ATTN_API
-#if defined(ATTN_STATIC) && (defined(__GNUC__) || defined(__clang__))
+#if defined(ATTN_API) /* the host's own */
+#elif defined(ATTN_STATIC) && (defined(__GNUC__) || defined(__clang__))
 #define ATTN_API static __attribute__((unused))
 #elif defined(ATTN_STATIC)
 #define ATTN_API static
@@ -210,16 +207,13 @@
 #else
 #define ATTN_API extern
 #endif
-#endif
 
 /* ---- >>types ---------------------------------------------------------------------------------------------------- */
 
-/* 0 or what is wrong. ARGUMENT: a pointer, size, stride or list of the call. BATCH, LAYER: a field, or fields that do
-   not go together. PLAN: layer or memory are not those of the plan. MEMORY: a buffer of the caller is missing,
-   misaligned or too small. PAGE: a page id that would be read. attn_error says it in words. */
-typedef enum attn_status {
-    ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY, ATTN_E_PAGE
-} attn_status;
+/* What is wrong. ARGUMENT: a pointer, size, stride or list. BATCH, LAYER: a field, or fields that do not go together.
+   PLAN: layer or memory are not the plan's. MEMORY: none, misaligned or too small. PAGE: an id that would be read. */
+typedef enum attn_status { ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY,
+                           ATTN_E_PAGE } attn_status;
 
 typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
@@ -231,13 +225,10 @@ typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, AT
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
    by attn_append, [key][kv_head] or [page][slot][kv_head]. */
-typedef enum attn_scale {
-    ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST, ATTN_SCALE_PER_KEY
-} attn_scale;
-
-typedef enum attn_isa {
-    ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_AVX512_VNNI, ATTN_ISA_NEON
-} attn_isa;
+typedef enum attn_scale { ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST,
+                          ATTN_SCALE_PER_KEY } attn_scale;
+typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_AVX512_VNNI,
+                        ATTN_ISA_NEON } attn_isa;
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
@@ -366,10 +357,9 @@ ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes);
 ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                           attn_error *error);
 
-/* Stores the new rows' keys and values into the cache before attention runs: new_k, new_v are [row][kv_head][dim],
-   packed, of q_type; row j of a request goes to key kv_len - q_len + j. Stores x / scale, rounded to nearest even; the
-   8-bit types saturate. ATTN_SCALE_PER_KEY: writes the scale, too: the largest |x| of the key and head / 127.
-   Errors: as attn_forward, and a request with q_len > kv_len. Thread safety: any thread, one per cache. */
+/* Stores the new rows' keys and values into the cache, before attention runs: new_k, new_v are [row][kv_head][dim],
+   packed, of q_type; row j of a request goes to key kv_len - q_len + j. ATTN_SCALE_PER_KEY: the scales, too: largest
+   |x| of key and head / 127. Errors: as attn_forward, and q_len > kv_len. Thread safety: any thread, one per cache. */
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error);
 
@@ -399,8 +389,7 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key);
 
-/* attn_visible of a whole request as bits: bits[row * words + key / 32] >> (key % 32) & 1, words = ceil(kv_len / 32).
-   count: uint32 words in `bits`, at least q_len * words. */
+/* attn_visible of a request: bit key % 32 of bits[row * w + key / 32], w = ceil(kv_len / 32); count >= q_len * w. */
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                             uint32_t *bits, size_t count, attn_error *error);
 
@@ -432,11 +421,9 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 /* ---- for inference engines: forward modes and metadata; the tables are under >>engines --------------------------- */
 
 /* What an engine is doing in this step, and so what its seq_lens counts: the table of >>engines. */
-typedef enum attn_mode {
-    ATTN_MODE_EXTEND = 0, ATTN_MODE_DECODE, ATTN_MODE_MIXED, ATTN_MODE_IDLE, ATTN_MODE_TARGET_VERIFY,
-    ATTN_MODE_DRAFT_EXTEND, ATTN_MODE_DRAFT_EXTEND_V2, ATTN_MODE_SPLIT_PREFILL, ATTN_MODE_DLLM_EXTEND,
-    ATTN_MODE_DRAFT_DECODE
-} attn_mode;
+typedef enum attn_mode { ATTN_MODE_EXTEND = 0, ATTN_MODE_DECODE, ATTN_MODE_MIXED, ATTN_MODE_IDLE,
+                         ATTN_MODE_TARGET_VERIFY, ATTN_MODE_DRAFT_EXTEND, ATTN_MODE_DRAFT_EXTEND_V2,
+                         ATTN_MODE_SPLIT_PREFILL, ATTN_MODE_DLLM_EXTEND, ATTN_MODE_DRAFT_DECODE } attn_mode;
 
 /* An engine's lengths, as they are. Arrays hold n int32; in every mode seq_lens[i] = -1 marks a pad. */
 typedef struct attn_mode_input {
@@ -450,14 +437,12 @@ typedef struct attn_mode_input {
     int64_t max_rows;               /* the longest context plus D */
 } attn_mode_input;
 
-/* attn_meta_make's `want`: the arrays of these names. POSITIONS is row_request, too, SPARSE sparse_len and cu_sparse
-   (with input.topk), INDEXER indexer_ks and indexer_ke, PAD pad_row, unpad_row and pad_len; ROW_TABLE comes with
-   row_q_len, row_kv_len and row_batch, and either table needs req_to_token and page_size. */
-typedef enum attn_meta_want {
-    ATTN_META_CU_SEQLENS = 1, ATTN_META_EXPAND = 2, ATTN_META_POSITIONS = 4, ATTN_META_SPARSE = 8,
-    ATTN_META_INDEXER = 16, ATTN_META_TOPK_OFFSET = 32, ATTN_META_PAGE_TABLE = 64, ATTN_META_ROW_TABLE = 128,
-    ATTN_META_PAD = 256, ATTN_META_ALL = 511
-} attn_meta_want;
+/* attn_meta_make's `want`: the arrays with these words in their names; row_request goes with POSITIONS, row_q_len,
+   row_kv_len and row_batch with ROW_TABLE. SPARSE needs input.topk, either table needs req_to_token and page_size. */
+typedef enum attn_meta_want { ATTN_META_CU_SEQLENS = 1, ATTN_META_EXPAND = 2, ATTN_META_POSITIONS = 4,
+                              ATTN_META_SPARSE = 8, ATTN_META_INDEXER = 16, ATTN_META_TOPK_OFFSET = 32,
+                              ATTN_META_PAGE_TABLE = 64, ATTN_META_ROW_TABLE = 128, ATTN_META_PAD = 256,
+                              ATTN_META_ALL = 511 } attn_meta_want;
 
 /* Where each token of each request lies, for the page tables. */
 typedef struct attn_meta_input {
@@ -481,9 +466,8 @@ typedef struct attn_meta {
     size_t bytes;                   /* of memory used */
 } attn_meta;
 
-/* Turns an engine's lengths into a batch: q_len, kv_len and phase are written to mem, count >= 3 * n int32, which must
-   not overlap the inputs and lives as long as the batch. Errors name the request whose lengths cannot be (0 <= E <= KV
-   is asserted). Source: the length conventions of SGLang's ForwardMode. */
+/* Turns an engine's lengths into a batch. mem: its q_len, kv_len and phase, count >= 3 * n int32 that live as long
+   as it does and overlap no input. Errors name the request that breaks 0 <= E <= KV. Source: SGLang's ForwardMode. */
 ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_mode_input *input, int32_t *mem,
                                   size_t count, attn_error *error);
 
@@ -4263,8 +4247,7 @@ static uint32_t attn__rank_of(float x) {
     return u >> 31 ? ~u : u | 0x80000000u;
 }
 
-/* The rank of the topk-th largest of n scores, found eight bits at a time; *ties: how many of that rank belong to the
-   topk. 1 and all of them if no more than topk can be taken. */
+/* Rank of the topk-th largest score, found eight bits at a time, 1 if there are fewer; *ties: how many of it count. */
 static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_t *ties) {
     uint32_t bound = 0, known = 0, rank;
     int32_t left = topk, shift, i;
