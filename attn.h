@@ -2535,6 +2535,7 @@ ATTN__INLINE int attn__by_bytes(const attn_layer *l) {
 ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const type[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const mask[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
+    const uint32_t prefill = attn__bits_of(l->skip.prefill), decode = attn__bits_of(l->skip.decode);
     const char *const words[] = { type[l->q_type], ", kv ", type[l->kv_type], ", o ", type[l->o_type], mask[l->mask] };
     attn__put_format(t, "layer: %a heads on %b kv heads, head_dim %c, v_dim %d, q ", l->heads, l->kv_heads,
                      l->head_dim, l->v_dim);
@@ -2544,10 +2545,7 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     if (l->window_left) attn__put_format(t, ", window_left %a", l->window_left, 0, 0, 0);
     if (l->window_right && l->mask != ATTN_CAUSAL) attn__put_format(t, ", window_right %a", l->window_right, 0, 0, 0);
     if (l->sink_keys) attn__put_format(t, ", sink_keys %a", l->sink_keys, 0, 0, 0);
-    if (l->skip.mode) {
-        attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, attn__bits_of(l->skip.prefill),
-                         attn__bits_of(l->skip.decode), 0);
-    }
+    if (l->skip.mode) attn__put_format(t, "; skip mode %a, prefill %B, decode %C", l->skip.mode, prefill, decode, 0);
     attn__put_format(t, "; scale %A", attn__bits_of(l->scale), 0, 0, 0);
     if (l->softcap > 0) attn__put_format(t, ", softcap %A", attn__bits_of(l->softcap), 0, 0, 0);
     if (l->page_size) attn__put_format(t, "; pages of %a keys", l->page_size, 0, 0, 0);
@@ -2572,11 +2570,10 @@ static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
     attn__text t = { text, text ? bytes : 0, 0 };
     if (t.capacity) text[0] = 0;
-    if (!plan || !plan->words) {
-        attn__put(&t, plan && plan->device ? "on a device\n" : "no plan\n");
-        if (plan && plan->device) attn__explain_layer(&t, &plan->resolved);
-        return t.length;
-    }
+    int device = plan && !plan->words && plan->device;
+    if (!plan || !plan->words) attn__put(&t, device ? "on a device\n" : "no plan\n");
+    if (device) attn__explain_layer(&t, &plan->resolved);
+    if (!plan || !plan->words) return t.length;
     attn__put(&t, "isa: ");
     attn__put(&t, attn__leaves_of(plan->resolved.isa)->name);
     if (attn__by_bytes(&plan->resolved)) attn__put(&t, " with vnni");
@@ -4413,9 +4410,8 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
         if (values[i] >= 0) continue;
         return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], " is not a number of 0 or more", 0, 0, 0, 0);
     }
-    skip->mode = values[0] > 0 || values[1] > 0 ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF;
-    skip->prefill = values[0];
-    skip->decode = values[1];
+    const attn_skip read = { values[0] > 0 || values[1] > 0 ? ATTN_SKIP_FACTOR : ATTN_SKIP_OFF, values[0], values[1] };
+    *skip = read;
     return attn__succeed(error);
 }
 
