@@ -54,14 +54,12 @@
 
    >>layouts  All strides count elements; 0 means packed.
       q, o    [row][head][dim], the rows of all requests one after another in request order
-      k, v    contiguous  [key][kv_head][dim]; request i starts after the keys of the requests before it (ragged), or
-                          at i * k_page when k_page is set (a padded cache)
+      k, v    contiguous  [key][kv_head][dim]; request i at i * k_page (padded) or, k_page being 0, end to end (ragged)
               paged       [page][slot][kv_head][dim]; key p of request i in page page_table[i][p / page_size],
                           slot p % page_size. Pages in any order, also shared; entries that no row needs are never read
               head-major  k_head = capacity * head_dim, k_row = head_dim
               latent      flag ATTN_V_IN_K: V is the first v_dim elements of K's row (absorbed MLA: 576 and 512).
-                          kv_heads is 1; io.v, the v strides and new_v stay NULL and 0; scale must be given, since
-                          such a model was not trained with 1 / sqrt(head_dim)
+                          kv_heads is 1; io.v, v strides and new_v stay 0; scale must be given: not 1 / sqrt(head_dim)
               ring        layer.ring = R slots per request, at i * k_page (0: R rows) or in the first R / page_size
                           pages of the table row; key p in slot p mod R. Needs window_left and
                           R >= window_left - 1 + max_q_len; then up to max_q_len appended rows can be taken back exactly
@@ -123,13 +121,11 @@
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
          cu_seqlens_q, cu_seqlens_k [n + 1]   sum of E, sum of KV of the requests before i
-         positions        [rows]           P + j; below 0 where E > KV
-         row_request      [rows]           i
+         positions, row_request [rows]     P + j, below 0 where E > KV; i
          seqlens_expand   [rows]           keys of a causal row: max(0, P + j + 1)
          sparse_len       [rows]           min(seqlens_expand, topk)
          cu_sparse        [rows + 1]       sum of the sparse_len before r
-         indexer_ks       [rows]           cu_seqlens_k[i]: first key of the row among all keys laid end to end
-         indexer_ke       [rows]           indexer_ks + seqlens_expand
+         indexer_ks, indexer_ke [rows]     cu_seqlens_k[i], its first key of all laid end to end; that + seqlens_expand
          topk_offset      [rows]           cu_seqlens_k[i]: added to the row's own key numbers in ragged top-k lists
          page_table       [n][table_row]   req_to_token[req_index[i]][p * page_size] / page_size for the columns
                                            p < ceil(KV / page_size); -1 in the others and for evicted slots
@@ -155,32 +151,30 @@
       gives the bits of CAUSAL. After verification copy the accepted keys to P, P + 1, ...; the next kv_len counts them.
 
       Sparse rows, mask TOPK. Row r sees those of its causal keys (and window) that io.topk[r] lists, in any order, -1
-      anywhere; keys past its position are masked, a key listed twice is an error. The keys count by their rank among
-      those seen: the bits depend on the set alone, and a list of all keys, without a window, gives those of CAUSAL.
-      Per layer: attn_index_score, the scores of a small indexer (kv_heads 1, a DECODE plan, a cache of K of its own,
-      which attn_append with ATTN_V_IN_K writes); attn_topk, the lists, from columns 0 .. seqlens_expand, or
-      indexer_ks .. indexer_ke of a matrix over all keys; attn_forward with layer.topk, which reads no K and V but the
-      listed ones. It pays when the lists are much shorter than the context: the rows share no reads.
+      anywhere; later keys are masked, repeated ones an error. Keys count by their rank among those seen: bits depend on
+      the set alone; a list of all keys, without a window, gives those of CAUSAL. Per layer: attn_index_score, the
+      scores of a small indexer (kv_heads 1, DECODE, an own K cache written by attn_append with ATTN_V_IN_K); attn_topk,
+      the lists, from columns 0 .. seqlens_expand, or indexer_ks .. indexer_ke of a matrix over all keys; attn_forward,
+      which reads only the listed K and V. It pays for lists far shorter than the context: rows share no reads.
 
-      KV of 8 bits. The cache holds x / scale and attention multiplies: k_scale into the logit (inside the softcap),
-      v_scale into o. scale_kind says what a scale covers; NULL is 1, which int8 refuses. e4m3 and e5m2 saturate, NaN
-      becomes 0x7F; int8 is symmetric. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C
-      slots a request (C = k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With
-      ATTN_V_IN_K k_scale serves both. f16, bf16 and f32 caches take scales, too. ATTN_FAST_INT8 rounds each head's row
-      of q to int8, too: s * round(q / s), s = largest |q| / 127. PREFILL gains a third where there is AVX-512 VNNI;
-      elsewhere, and in DECODE, it only costs the exactness.
+      KV of 8 bits. The cache holds x / scale; k_scale goes into the logit (inside the softcap), v_scale into o. Their
+      shapes: attn_scale; NULL is 1, which int8 refuses. The 8-bit types saturate (int8 at 127), NaN becomes 0x7F, in
+      int8 0. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C slots a request (C =
+      k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With ATTN_V_IN_K k_scale
+      serves both. f16, bf16 and f32 caches take scales, too. ATTN_FAST_INT8 rounds each head's row of q to int8: s *
+      round(q / s), s = largest |q| / 127. PREFILL gains a third with AVX-512 VNNI, nothing else does.
 
-      Skip-softmax, layer.skip. The logits of a key tile are computed in any case; where they all lie far below what the
-      rows have seen, its softmax and V are left out: V is not read in DECODE. EPS needs no calibration: a row loses at
-      most eps / (1 + eps) of its softmax; .01 is a good start. FACTOR takes the calibrated factors of an engine (lambda
-      = factor / kv_len), LAMBDA a threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors
-      are calibrated for a tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or as many rows as the
-      vector lanes take (PREFILL, 16 or 64). lambda >= 1 would drop nearly everything: such requests run dense and
-      count as dense_tiles. io.certificate is an upper bound of what each row lost, relative to the logits of this
-      call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0 among them if it has a sink), and
-      the dense lse is at most -ln(1 - certificate) larger. The histogram, collected at lambda = 1e-30, tells what
-      lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. With skipping, bits may depend on E,
-      chunks and row_tile, since rows decide together; not on lanes, neighbours, pages or workers. Not for TOPK.
+      Skip-softmax, layer.skip. Where all logits of a key tile lie far below what the rows have seen, its softmax and V
+      are left out (K is not); DECODE does not read that V. EPS needs no calibration: a row loses at most eps / (1 +
+      eps) of its softmax; .01 is a good start. FACTOR takes an engine's calibrated factors (lambda = factor / kv_len),
+      LAMBDA a threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors are calibrated for a
+      tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL,
+      16 or 64). lambda >= 1 would drop nearly all: the request runs dense. io.certificate bounds each row's loss,
+      relative to the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0
+      among them if it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda
+      = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets
+      bits depend on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for
+      TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
