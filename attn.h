@@ -165,16 +165,15 @@
       round(q / s), s = largest |q| / 127. PREFILL gains a third with AVX-512 VNNI, nothing else does.
 
       Skip-softmax, layer.skip. Where all logits of a key tile lie far below what the rows have seen, its softmax and V
-      are left out (K is not); DECODE does not read that V. EPS needs no calibration: a row loses at most eps / (1 +
-      eps) of its softmax; .01 is a good start. FACTOR takes an engine's calibrated factors (lambda = factor / kv_len),
-      LAMBDA a threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors are calibrated for a
-      tile geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL,
-      16 or 64). lambda >= 1 would drop nearly all: the request runs dense. io.certificate bounds each row's loss,
-      relative to the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0
-      among them if it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda
-      = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets
-      bits depend on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for
-      TOPK.
+      (not K) are left out; DECODE does not read that V. EPS needs no calibration: a row loses at most eps / (1 + eps)
+      of its softmax; start with .01. FACTOR takes an engine's calibrated factors (lambda = factor / kv_len), LAMBDA a
+      threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors are calibrated for a tile
+      geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL, 16 or
+      64). lambda >= 1 would drop nearly all: the request runs dense. io.certificate bounds each row's loss, relative to
+      the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0 among them if
+      it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda = 1e-30,
+      tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets bits depend
+      on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -563,8 +562,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
    implementation. (Partial flags such as -funsafe-math-optimizations define no macro, so this is always on.) */
 #if defined(__clang__)
 #if defined(__x86_64__) /* elsewhere clang 14 warns that it ignores the pragma */
-#pragma float_control(push)
-#pragma float_control(precise, on)
+#pragma float_control(precise, on, push)
 #if defined(__FAST_MATH__) && defined(__FMA__) /* then clang contracts all the same, but for what might trap */
 #pragma float_control(except, on)
 #endif
