@@ -179,8 +179,7 @@
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
       ATTN_ASSERT(x)  for the library's own invariants; default nothing;  ATTN_NO_SIMD: only the portable leaves
 
-   >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or the environment, keep state.
-*/
+   >>does_not  load models, tokenize, start threads, allocate, print, abort, read files or environment, keep state. */
 #ifndef ATTN_H
 #define ATTN_H
 
@@ -212,8 +211,6 @@ typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
     ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
 } attn_type;
-
-/* Which keys a row sees: >>masks. */
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
@@ -267,7 +264,7 @@ typedef struct attn_layer {
     int32_t heads, kv_heads;        /* query heads, key/value heads (GQA; 0: heads) */
     int32_t head_dim, v_dim;        /* of q and k, of v and o (0: head_dim) */
     attn_type q_type, kv_type, o_type;
-    attn_mask mask;
+    attn_mask mask;                 /* which keys a row sees: >>masks */
     int32_t window_left, window_right, sink_keys, chunk; /* in keys, the query's own included; 0: none; see >>masks */
     int32_t page_size, ring;        /* keys per page, 0: contiguous; R: key p lies in slot p mod R, 0: in slot p */
     int32_t topk, scale_kind;       /* TOPK: entries of each row's list; attn_scale */
@@ -535,14 +532,13 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__FETCH_L1(at) ((void)(at))
 #endif
 
-/* ATTN__COLD: checks and texts, small code instead of fast code. */
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ATTN__INLINE static __forceinline
 #define ATTN__COLD static
 #define ATTN__TARGET(features)
 #elif defined(__GNUC__) || defined(__clang__)
 #define ATTN__INLINE static inline __attribute__((always_inline))
-#define ATTN__COLD static __attribute__((noinline, cold))
+#define ATTN__COLD static __attribute__((noinline, cold)) /* checks and texts: small code instead of fast code */
 #define ATTN__TARGET(features) __attribute__((target(features)))
 #else
 #define ATTN__INLINE static inline
