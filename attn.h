@@ -3,14 +3,14 @@
    DO THIS
       #define ATTN_IMPLEMENTATION     in exactly one .c or .cpp file, before
       #include "attn.h"               elsewhere include it plainly.
-      No flags, no libraries, no build step: cc prog.c is enough. AVX2 or AVX-512 is picked at run time (AArch64:
+      No flags, no libraries, no build step: cc prog.c is enough. AVX2, AVX-512 or AMX is picked at run time (AArch64:
       NEON); do not pass -mavx2 or -march=native for our sake, it would only raise the minimum CPU of your program.
 
    CONTENTS (search for the anchor)
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
       >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
-      >>maths  >>leaves  >>leaves_scalar  >>leaves_vec  >>leaves_avx512  >>dispatch  >>explain  >>check
-      >>state  >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>maths  >>leaves  >>leaves_scalar  >>leaves_vec  >>leaves_avx512  >>leaves_amx  >>dispatch  >>explain
+      >>check  >>state  >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -87,6 +87,7 @@
       decode row, and a chunked prompt the whole one, byte for byte. key_tile and split_keys do belong to the layer and
       change bits. Between phases and instruction sets results agree within rounding. A NaN or inf among a row's visible
       inputs may spoil that row, never another; what lies past a length or in unused pages is not looked at.
+      AMX: where q, KV and o are all bf16 (head_dim and v_dim multiples of 32) prompts (PREFILL) round weights to bf16.
       Types of q, o and KV: f32, f16, bf16, in any mixture, KV also of 8 bits; stores round to nearest even. The host's
       fast-math flags do not reach our code (gcc, MSVC, clang on x86-64). On 32-bit x86 the bits need SSE, not x87.
 
@@ -218,7 +219,7 @@ typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, AT
 typedef enum attn_scale { ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST,
                           ATTN_SCALE_PER_KEY } attn_scale;
 typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_AVX512_VNNI,
-                        ATTN_ISA_NEON } attn_isa;
+                        ATTN_ISA_AMX, ATTN_ISA_NEON } attn_isa;
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
@@ -326,7 +327,8 @@ typedef struct attn_plan {
 
 /* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
 
-/* The fastest instruction set of this CPU that was compiled in. Slow in virtual machines: keep it in attn_layer.isa. */
+/* The fastest instruction set of this CPU that was compiled in. Slow in virtual machines: keep it in attn_layer.isa.
+   Where there is AMX it asks Linux for the tile registers, for this process: without that AMX faults. */
 ATTN_API attn_isa attn_isa_detect(void);
 
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
@@ -532,6 +534,12 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__FETCH_L1(at) ((void)(at))
 #endif
 
+#if ATTN__X86 && defined(__linux__) && defined(__LP64__) && (defined(__clang__) ? __clang_major__ : __GNUC__) > 10
+#define ATTN__HAS_AMX 1 /* Linux lends the tile registers on request: attn_isa_detect */
+#else
+#define ATTN__HAS_AMX 0
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ATTN__INLINE static __forceinline
 #define ATTN__COLD static
@@ -580,6 +588,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #endif
 
 #define ATTN__UNIT 256               /* keys of a decode unit */
+#define ATTN__BLOCK 32               /* AMX: keys of a product of tiles, at absolute multiples */
 #define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
 #define ATTN__LOWEST (-340282346638528859811704183484516925440.0f) /* all digits: x87 and s390x keep more */
 
@@ -827,9 +836,16 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     return attn__check_combinations(out, layer, error);
 }
 
-/* DECODE: a tile of 96 keys does not divide a unit of 256. */
+/* Does AMX serve the prompts of a layer? All types must be bf16, so that weights in bf16 lose no more than o does. */
+ATTN__INLINE int attn__in_bf16(const attn_layer *l) {
+    int all = l->q_type == ATTN_BF16 && l->kv_type == ATTN_BF16 && l->o_type == ATTN_BF16;
+    return ATTN__HAS_AMX && l->isa == ATTN_ISA_AMX && all && l->head_dim % 32 == 0 && l->v_dim % 32 == 0;
+}
+
+/* 96 is the default: it does not divide a unit of DECODE, and tiles of AMX, which adds to o slowly, may be larger. */
 ATTN__INLINE int32_t attn__key_tile(const attn_layer *resolved, int phase) {
-    return phase == ATTN_DECODE && resolved->key_tile == 96 ? 64 : resolved->key_tile;
+    if (resolved->key_tile != 96) return resolved->key_tile;
+    return phase == ATTN_DECODE ? 64 : attn__in_bf16(resolved) ? 128 : 96;
 }
 
 ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
@@ -1467,6 +1483,7 @@ typedef struct attn__dots {
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
                                     /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
+    float scale;                    /* AMX, q[d][lanes][2], k[d][2], k's rows without gaps: what products are worth */
 } attn__dots;
 
 typedef struct attn__sums {
@@ -1478,6 +1495,7 @@ typedef struct attn__sums {
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: weights are 0 where it says so */
     int strict;                     /* lane_*: masked lanes do not even see 0 * v, for V with NaN or inf */
+    const char *packed;             /* AMX: what pack made of v, ldp bytes a row; p are pairs of keys in bf16 */
 } attn__sums;
 
 typedef struct attn__leaves {
@@ -1504,6 +1522,9 @@ typedef struct attn__leaves {
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
+    /* AMX: n rows of v, zeros up to a multiple of ATTN__BLOCK, as [v_dim][n], in which 0 stands for NaN and infinity;
+       returns whether there are none. dst has room for two. */
+    int (*pack)(float *dst, const char *const *rows, int32_t n, int32_t v_dim);
 } attn__leaves;
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
@@ -2431,6 +2452,148 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn
 ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
     ATTN__BY_TYPE(ATTN__DIRECT_AVX512, a->type, attn__weigh_rows_avx512, a)
 }
+
+#if ATTN__HAS_AMX
+/* ---- >>leaves_amx: PREFILL in bf16, sums in f32; weights are rounded to bf16 as q, the cache and o are -------------
+   A product of tiles takes 16 rows of 32 bf16 and 16 columns of 32, in pairs: K and q, V turned and weights. Keys come
+   in blocks of 32 at absolute positions, since what meets in a product decides the rounding. */
+
+#define ATTN__AMX ATTN__TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+/* c[rows][lanes] = or, with add, += a[rows][words] * b[words][lanes], a word being two bf16; rows and words are
+   multiples of 16, lda counts bytes. ahead: n rows to ask for meanwhile, as attn__dots. */
+typedef struct attn__product {
+    float *c;
+    const char *a;
+    const float *b;
+    int32_t lda, rows, words, add, n, ahead_bytes;
+    const char *const *ahead;
+} attn__product;
+
+/* 32 rows and columns at a time: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
+ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
+    static const uint8_t shapes[64] = { /* eight tiles of 16 rows of 64 bytes */
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16
+    };
+    const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
+    int32_t blocks = (p->rows + 31) / 32 * 2, asked = 0;
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory"); /* memory: gcc knows stores of tiles, but no loads */
+    for (int32_t i = 0; i < blocks; i++) {
+        int32_t row = i / 2 * 32, more = row + 16 < p->rows, wanted = p->ahead ? p->n * (i + 1) / blocks : 0;
+        const char *a = p->a + row * lda;
+        const float *b = p->b + i % 2 * 32;
+        float *c = p->c + row * lanes + i % 2 * 32, *d = c + 16 * lanes;
+        for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, p->ahead_bytes, 1);
+        if (p->add) {
+            _tile_loadd(0, c, ld);
+            _tile_loadd(1, c + 16, ld);
+            if (more) _tile_loadd(2, d, ld);
+            if (more) _tile_loadd(3, d + 16, ld);
+        } else {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        for (int32_t x = 0; x < p->words; x += 16, a += 64, b += 16 * lanes) {
+            _tile_loadd(4, a, lda);
+            _tile_loadd(6, b, ld);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, b + 16, ld);
+            _tile_dpbf16ps(1, 4, 7);
+            if (more) _tile_loadd(5, a + 16 * lda, lda);
+            if (more) _tile_dpbf16ps(2, 5, 6);
+            if (more) _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, ld);
+        _tile_stored(1, c + 16, ld);
+        if (more) _tile_stored(2, d, ld);
+        if (more) _tile_stored(3, d + 16, ld);
+    }
+    _tile_release();
+}
+
+/* Pairs of keys, even columns before odd ones, are turned. */
+ATTN__AMX static int attn__pack_amx(float *dst, const char *const *rows, int32_t n, int32_t v_dim) {
+    const __m512i most = _mm512_set1_epi16(0x7f80);
+    const __mmask32 even = 0x55555555u;
+    int32_t pairs = (int32_t)attn__round_up(n, ATTN__BLOCK) / 2, half = v_dim / 2, finite = 1;
+    float *room = dst + (ptrdiff_t)pairs * v_dim, *to = room;
+    for (int32_t j = 0; j < 2 * pairs; j += 2, to += v_dim) {
+        for (int32_t x = 0; x < v_dim; x += 32) {
+            __m512i two[2];
+            ATTN__UNROLL for (int32_t i = 0; i < 2; i++) {
+                two[i] = j + i < n ? _mm512_loadu_si512(rows[j + i] + 2 * x) : _mm512_setzero_si512();
+                __mmask32 wild = _mm512_cmpeq_epi16_mask(_mm512_and_si512(two[i], most), most);
+                if (wild) two[i] = _mm512_maskz_mov_epi16(~wild, two[i]);
+                if (wild) finite = 0;
+            }
+            _mm512_storeu_si512(to + x / 2, _mm512_mask_mov_epi16(_mm512_slli_epi32(two[1], 16), even, two[0]));
+            two[0] = _mm512_srli_epi32(two[0], 16);
+            _mm512_storeu_si512(to + half + x / 2, _mm512_mask_mov_epi16(two[1], even, two[0]));
+        }
+    }
+    for (int i = 0; i < 2; i++) attn__turn_vec(dst + i * pairs, 2 * pairs, room + i * half, v_dim, pairs, half);
+    return finite;
+}
+
+ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
+    const attn__product p = { a->s, a->k[0], a->q, 4 * a->d, (int32_t)attn__round_up(a->n, 16), a->d, 0,
+                              a->n, a->ahead_bytes, a->ahead };
+    attn__multiply_amx(&p);
+    for (float *s = a->s; s < a->s + a->n * ATTN__LANES_AVX512; s += 64) {
+        ATTN__UNROLL for (int c = 0; c < 64; c += 16) {
+            _mm512_storeu_ps(s + c, _mm512_mul_ps(_mm512_loadu_ps(s + c), _mm512_set1_ps(a->scale)));
+        }
+    }
+}
+
+/* As AVX-512's, but pairs take the place of the weights, with zeros up to whole blocks. */
+ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                             float *alpha, float *sum, int32_t used) {
+    for (int32_t c = 0; c < used; c += 16) {
+        __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
+        __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
+        for (int32_t j = 0; j < attn__round_up(n, ATTN__BLOCK); j += 2) {
+            __m512i two[2];
+            ATTN__UNROLL for (int32_t i = 0; i < 2; i++) {
+                __mmask16 seen = (__mmask16)(j + i >= n ? 0 : mask ? mask[j + i] >> c : 0xffff);
+                __m512 x = _mm512_sub_ps(_mm512_loadu_ps(s + (j + i) * ATTN__LANES_AVX512 + c), most);
+                __m512 p = _mm512_maskz_mov_ps(seen, attn__exp_avx512(x));
+                total[i] = _mm512_add_ps(total[i], p);
+                two[i] = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(0x8000));
+            }
+            two[0] = _mm512_mask_mov_epi16(_mm512_srli_epi32(two[0], 16), 0xAAAAAAAAu, two[1]);
+            _mm512_storeu_si512(s + j / 2 * ATTN__LANES_AVX512 + c, two[0]);
+        }
+        _mm512_storeu_ps(m + c, most);
+        _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
+        _mm512_storeu_ps(sum + c, _mm512_add_ps(total[0], total[1]));
+    }
+}
+
+ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
+    int32_t words = (int32_t)attn__round_up(a->n, ATTN__BLOCK) / 2;
+    const attn__product p = { a->o, a->packed, a->p, a->ldp, a->v_dim, words, 1, a->n, a->ahead_bytes, a->ahead };
+    for (int32_t c = 0; c < a->rows; c += 16) {
+        __m512 alpha = _mm512_loadu_ps(a->alpha + c);
+        if (!_mm512_cmpneq_ps_mask(alpha, _mm512_set1_ps(1.0f))) continue;
+        for (float *o = a->o + c; o < a->o + a->v_dim * ATTN__LANES_AVX512; o += ATTN__LANES_AVX512) {
+            _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), alpha));
+        }
+    }
+    if (a->n) attn__multiply_amx(&p);
+    for (int32_t j = 0; a->strict && j < a->n; j++) { /* NaN and infinities, packed as 0, for those who see them */
+        for (int32_t x = 0; x < a->v_dim; x++) {
+            float value = attn__load(a->v[j], x, ATTN_BF16);
+            for (int32_t r = 0; r < a->rows && !attn__is_finite(value); r++) {
+                if (!a->mask || (a->mask[j] >> r & 1)) a->o[x * ATTN__LANES_AVX512 + r] += value;
+            }
+        }
+    }
+}
+#endif
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 #pragma GCC diagnostic pop
 #endif
@@ -2442,7 +2605,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar
+    attn__row_values_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2450,7 +2613,7 @@ static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec
+    attn__row_values_vec, NULL
 };
 #endif
 
@@ -2460,8 +2623,28 @@ static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512
+    attn__row_values_avx512, NULL
 };
+
+#if ATTN__HAS_AMX
+static const attn__leaves attn__leaves_amx = {
+    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
+    attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
+    attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
+    attn__row_values_avx512, attn__pack_amx
+};
+#endif
+
+/* Has the CPU tiles and products of bf16, and does Linux lend the registers (arch_prctl, ARCH_REQ_XCOMP_PERM)? */
+static int attn__request_amx(uint32_t features, uint32_t state) {
+    const uint32_t amx = 1u << 22 | 1u << 24;
+    long status = -1;
+    if ((features & amx) != amx || (state & 0x60000u) != 0x60000u) return 0;
+#if ATTN__HAS_AMX
+    __asm__ volatile("syscall" : "=a"(status) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+#endif
+    return status == 0;
+}
 
 static void attn__cpuid(uint32_t leaf, uint32_t *r) {
 #if defined(_MSC_VER)
@@ -2496,27 +2679,34 @@ ATTN_API attn_isa attn_isa_detect(void) {
     state = attn__xcr0();
     if (!(seven[1] & avx2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
     if ((seven[1] & avx512) != avx512 || (state & 0xe6u) != 0xe6u) return ATTN_ISA_AVX2;
-    return seven[2] >> 11 & 1u ? ATTN_ISA_AVX512_VNNI : ATTN_ISA_AVX512;
+    if (!(seven[2] >> 11 & 1u)) return ATTN_ISA_AVX512;
+    return attn__request_amx(seven[3], state) ? ATTN_ISA_AMX : ATTN_ISA_AVX512_VNNI;
 #else
     return ATTN__NEON ? ATTN_ISA_NEON : ATTN_ISA_SCALAR;
 #endif
 }
 
-static const attn__leaves *attn__leaves_of(int32_t isa) {
+static const attn__leaves *attn__leaves_of(const attn_layer *l) {
+#if ATTN__HAS_AMX
+    if (attn__in_bf16(l)) return &attn__leaves_amx;
+#endif
 #if ATTN__X86
-    if (isa == ATTN_ISA_AVX512 || isa == ATTN_ISA_AVX512_VNNI) return &attn__leaves_avx512;
+    if (l->isa >= ATTN_ISA_AVX512) return &attn__leaves_avx512;
 #endif
 #if ATTN__X86 || ATTN__NEON
-    if (isa != ATTN_ISA_SCALAR) return &attn__leaves_vec;
+    if (l->isa != ATTN_ISA_SCALAR) return &attn__leaves_vec;
 #endif
-    (void)isa;
+    (void)l;
     return &attn__leaves_scalar;
 }
 
 /* Are PREFILL's scores products of bytes? Keys are copied in steps of eight. */
 ATTN__INLINE int attn__by_bytes(const attn_layer *l) {
-    return ATTN__X86 && l->flags & ATTN_FAST_INT8 && l->isa == ATTN_ISA_AVX512_VNNI && l->head_dim % 8 == 0;
+    return ATTN__X86 && l->flags & ATTN_FAST_INT8 && l->isa >= ATTN_ISA_AVX512_VNNI && l->head_dim % 8 == 0;
 }
+
+/* Elements of q and k in a word of a panel */
+ATTN__INLINE int32_t attn__per_word(const attn_layer *l) { return attn__by_bytes(l) ? 4 : attn__in_bf16(l) ? 2 : 1; }
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
 
@@ -2563,7 +2753,7 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     if (device) attn__explain_layer(&t, &plan->resolved);
     if (!plan || !plan->words) return t.length;
     attn__put(&t, "isa: ");
-    attn__put(&t, attn__leaves_of(plan->resolved.isa)->name);
+    attn__put(&t, attn__leaves_of(&plan->resolved)->name);
     if (attn__by_bytes(&plan->resolved)) attn__put(&t, " with vnni");
     attn__put_format(&t, ", %a requests, %b rows\n", plan->n, plan->rows, 0, 0);
     attn__explain_layer(&t, &plan->resolved);
@@ -2816,13 +3006,13 @@ static void *attn__take(char *base, int64_t *used, int64_t bytes) {
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
 static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, const attn__capacity *c) {
     const attn_layer *l = &p->resolved;
-    int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l->isa)->lanes, used = 0;
+    int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l)->lanes, used = 0;
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
     int64_t panel_rows = p->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, p->max_q_len * group) : 0;
     int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0;
-    int64_t keys = panel_rows ? l->key_tile : 0, depth = decode_rows ? c->depth : 1;
+    int64_t keys = panel_rows ? attn__key_tile(l, ATTN_PREFILL) : 0, depth = decode_rows ? c->depth : 1;
     int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
-    int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), l->key_tile);
+    int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), attn__key_tile(l, ATTN_PREFILL));
     int64_t addresses = (tile + 16) * (l->scale_kind == ATTN_SCALE_PER_KEY ? 2 : 1) * (int64_t)sizeof(char *);
     int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
     panel_rows = attn__round_up(panel_rows, lanes);
@@ -2918,7 +3108,7 @@ static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io
     r->plan = plan;
     r->layer = l;
     r->io = io;
-    r->leaves = attn__leaves_of(l->isa);
+    r->leaves = attn__leaves_of(l);
     r->strides = s;
     r->v_scale = latent ? io->k_scale : io->v_scale;
     attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s.k_page, s.k_row, s.k_head, io->k_scale);
@@ -3052,7 +3242,8 @@ static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn_
     while (i < n) {
         int32_t key = list ? list[first + i] : first + i, run = list ? 1 : n - i;
         if (key >= seen.lead && key < seen.lo) {
-            for (; i < n && first + i < seen.lo; i++) rows[i] = rows[i - 1];
+            const char *near = i ? rows[i - 1] : attn__key_address(r, c, s->request, head, seen.lo);
+            for (; i < n && first + i < seen.lo; i++) rows[i] = near;
             continue;
         }
         if (key < seen.lead) run = attn__min(run, seen.lead - key);
@@ -3117,20 +3308,30 @@ static int attn__all_seen(const attn__run *r, const attn__strip *s, int32_t row,
 static uint64_t attn__low_bits(int64_t n) { return n >= 64 ? ~(uint64_t)0 : n <= 0 ? 0 : ((uint64_t)1 << n) - 1; }
 static uint64_t attn__range_bits(int64_t first, int64_t last) { return attn__low_bits(last) & ~attn__low_bits(first); }
 
-/* Row i of q, 0 up to a multiple of 16, times the scale; or, with extra, as bytes, see attn__dots. */
-static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i, float *dst, float *extra) {
+static float attn__logit_scale(const attn__run *r, const attn__strip *s, int32_t head) {
+    return r->layer->scale * attn__head_scale(r->layer, r->io->k_scale, s->request, s->head + head);
+}
+
+/* Row i of q, 0 up to a multiple of 16, times the scale; with two to a word bf16 as they are, with four bytes and
+   what belongs to them, extra: attn__dots. */
+static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i, float *dst, int32_t per_word,
+                             float *extra) {
     const attn_layer *l = r->layer;
     int32_t ld = (int32_t)attn__round_up(l->head_dim, 16), head = i / s->rows, row = i % s->rows;
     int64_t bytes = attn__type_bytes(l->q_type), of_row = r->strides.q_row * bytes, of_head = r->strides.q_head * bytes;
     const char *q = (const char *)r->io->q, *src = q + attn__row_offset(r, s, head, row, of_row, of_head);
-    float scale = l->scale * attn__head_scale(l, r->io->k_scale, s->request, s->head + head);
+    float scale = attn__logit_scale(r, s, head);
     row = attn__min(row + 2 * ATTN__ROWS_AHEAD, s->rows - 1);
     attn__fetch_row(q + attn__row_offset(r, s, head, row, of_row, of_head), l->head_dim * (int32_t)bytes);
+    if (per_word == 2) {
+        memcpy(dst, src, (size_t)l->head_dim * 2);
+        return;
+    }
     r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
     for (int32_t x = l->head_dim; x < ld; x++) dst[x] = 0;
-    if (l->flags & ATTN_FAST_INT8) scale *= attn__quantise(dst, ld, extra);
-    if (extra) extra[r->leaves->lanes] = scale;
-    if (!extra) r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
+    if (l->flags & ATTN_FAST_INT8) scale *= attn__quantise(dst, ld, per_word == 4 ? extra : NULL);
+    if (per_word == 4) extra[r->leaves->lanes] = scale;
+    else r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
 }
 
 static const uint32_t *attn__tree_row(const attn__run *r, int32_t request, int32_t row) {
@@ -3300,11 +3501,11 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, d = r->layer->head_dim, rows = (int32_t)attn__round_up(s->rows, lanes), i, n;
-    int32_t ld = (int32_t)attn__round_up(d, 16), words = attn__by_bytes(r->layer) ? d / 4 : d;
+    int32_t ld = (int32_t)attn__round_up(d, 16), per_word = attn__per_word(r->layer), words = d / per_word;
     for (i = 0; i < rows; i += ATTN__TURN) {
         float *q = t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, *extra = q + (int64_t)words * lanes;
         for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) {
-            attn__copy_q_row(r, s, i + n, t->row + (int64_t)n * ld, words < d ? extra + n : NULL);
+            attn__copy_q_row(r, s, i + n, t->row + (int64_t)n * ld, per_word, extra + n);
         }
         memset(t->row + (int64_t)n * ld, 0, (size_t)(ATTN__TURN - n) * (size_t)ld * sizeof(float));
         r->leaves->turn(q, lanes, t->row, ld, ATTN__TURN, words);
@@ -3375,17 +3576,18 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
     }
 }
 
-/* The n keys at hand as panels read them: in f32, or as bytes, x + 128. */
+/* The n keys at hand as panels read them: in f32, as they are, or as bytes, x + 128. */
 static const char *const *attn__panel_keys(const attn__run *r, int32_t n) {
     const attn__scratch *t = &r->scratch;
-    int32_t d = r->layer->head_dim;
-    if (!attn__by_bytes(r->layer)) return attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
+    int32_t per_word = attn__per_word(r->layer), bytes = 4 * (r->layer->head_dim / per_word);
+    if (per_word == 1) return attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
     for (int32_t i = 0; i < n + 15; i++) {
-        char *row = (char *)t->wide_k + attn__min(i, n - 1) * d;
+        char *row = (char *)t->wide_k + attn__min(i, n - 1) * bytes;
         t->wide_k_rows[i] = row;
-        for (int32_t x = 0; x < d && i < n; x += 8) {
+        if (i < n) memcpy(row, t->k_rows[0][i], (size_t)bytes);
+        for (int32_t x = 0; x < bytes && i < n && per_word == 4; x += 8) {
             uint64_t eight;
-            memcpy(&eight, t->k_rows[0][i] + x, 8);
+            memcpy(&eight, row + x, 8);
             eight ^= 0x8080808080808080u;
             memcpy(row + x, &eight, 8);
         }
@@ -3398,13 +3600,13 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
                                const char *const *ahead) {
     const attn__scratch *t = &r->scratch;
     const attn__leaves *f = r->leaves;
-    int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__by_bytes(r->layer) ? 4 : 1;
+    int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__per_word(r->layer);
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
     const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
     attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes, 1,
-                     ahead, p->mask, by == 4 };
+                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0) };
     f->lane_scores(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
@@ -3476,6 +3678,26 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     }
 }
 
+/* Their values; finite: no row need be kept from NaN or infinity times 0. */
+static const char *const *attn__panel_values(const attn__run *r, const attn__strip *s, int32_t first, int32_t n,
+                                             int32_t *finite) {
+    const attn__scratch *t = &r->scratch;
+    const char *const *v = t->v_rows[0];
+    int32_t v_dim = r->layer->v_dim;
+    if (attn__in_bf16(r->layer)) {
+        *finite = r->leaves->pack(t->wide_v, v, n, v_dim);
+    } else {
+        v = attn__wide_rows(r, &r->v, v, n, t->wide_v, t->wide_v_rows);
+        *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, v_dim);
+    }
+    return v;
+}
+
+/* AMX: keys come in whole blocks; the first may begin with keys that nobody sees. */
+ATTN__INLINE int32_t attn__block_start(const attn__run *r, int32_t key) {
+    return attn__in_bf16(r->layer) ? key / ATTN__BLOCK * ATTN__BLOCK : key;
+}
+
 /* Keys tile[0] .. tile[1] - 1; the first panel asks for their values and for the keys of the next tile, which the
    other panels then leave time to arrive: 2 to 5 % of the time of a prompt of 2,048. */
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
@@ -3497,15 +3719,14 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
+        p.first = attn__block_start(r, p.first);
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
         int needs = attn__panel_weights(r, &p);
-        if (needs == 2 && !v) {
-            v = attn__wide_rows(r, &r->v, t->v_rows[0], n, t->wide_v, t->wide_v_rows);
-            finite = attn__all_seen(r, s, 0, s->rows, first, tile[1]) || attn__all_finite(v, n, v_dim);
-        }
+        if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
         attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL, NULL,
-                         ATTN_F32, 0, 0, p.used, needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, 1, later, p.mask,
-                         p.mask && !finite };
+                         ATTN_F32, 0, 2 * (int32_t)attn__round_up(n, ATTN__BLOCK), p.used,
+                         needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, 1, later, p.mask,
+                         !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * (p.first - first) };
         if (needs) r->leaves->lane_values(&a);
         ahead = later = NULL;
     }
@@ -3525,6 +3746,7 @@ static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, in
         attn__clip(seen, (int32_t)attn__min64(first, end), (int32_t)attn__min64(first + keys, end), &tile[0], &tile[1]);
         first += keys;
     } while (tile[0] == tile[1] && first < end);
+    if (tile[0] < tile[1]) tile[0] = attn__block_start(r, tile[0]);
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
@@ -3549,7 +3771,7 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     int64_t ld = attn__round_up(r->layer->head_dim, 16);
     float *dst = r->scratch.q;
-    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) attn__copy_q_row(r, s, i, dst, NULL);
+    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) attn__copy_q_row(r, s, i, dst, 1, NULL);
 }
 
 /* Keys begin .. last - 1 of the key tile that starts at `first`. */
@@ -3617,7 +3839,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_
     float *wide = attn__is_direct(r, s, r->layer->head_dim) ? NULL : t->wide_k;
     int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
     attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, NULL, wide ? ATTN_F32 : type, lds, ldq, s->rows, 0,
-                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0 };
+                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0, 1 };
     for (i = 0; i < n; i += block) {
         a.s = scores + i;
         a.n = attn__min(block, n - i);
@@ -3636,7 +3858,8 @@ static void attn__decode_sums(const attn__run *r, const attn__strip *s, const at
     int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
     int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
     attn__sums a = { p->state, p->scores, p->alpha, NULL, NULL, wide ? ATTN_F32 : type, r->state_stride, ldp, s->rows,
-                     0, r->layer->v_dim, r->layer->head_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0 };
+                     0, r->layer->v_dim, r->layer->head_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0,
+                     NULL };
     if (!n) r->leaves->row_values(&a);
     for (; i < n; i += block) {
         a.p = p->scores + skipped + i;
@@ -4022,7 +4245,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
 
 /* Joins one row of two results; returns its lse. */
 static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, const char *b, float b_lse, char *o) {
-    const attn__leaves *f = attn__leaves_of(l->isa);
+    const attn__leaves *f = attn__leaves_of(l);
     const float one = 1.0f;
     int32_t bytes = attn__type_bytes(l->o_type), take_b = attn__bits_of(a_lse) == 0xff800000u, x;
     float top = a_lse > b_lse ? a_lse : b_lse, wa = attn__exp(a_lse - top), wb = attn__exp(b_lse - top);

@@ -327,6 +327,7 @@ static void set_layer(bench_run *r) {
     r->layer.page_size = c->page;
     r->layer.isa = c->isa ? c->isa : (int32_t)attn_isa_detect();
     r->layer.flags = c->flags;
+    if (c->type == ATTN_BF16) r->layer.q_type = r->layer.o_type = ATTN_BF16;
     r->layer.scale_kind = c->type == ATTN_INT8 ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_TENSOR;
 }
 
@@ -399,7 +400,7 @@ static inline bench_run *run_open(const bench_case *c, int32_t requests, const i
     r->copies = r->copies < MAX_COPIES ? r->copies : (int)MAX_COPIES;
     r->q = (float *)need((size_t)requests * (size_t)c->q_len * (size_t)(c->heads * c->dim) * sizeof(float));
     r->o = (float *)need((size_t)requests * (size_t)c->q_len * (size_t)(c->heads * c->dim) * sizeof(float));
-    fill(r->q, ATTN_F32, SEED_Q, (int64_t)requests * c->q_len, c->heads, c->dim, 0);
+    fill(r->q, r->layer.q_type, SEED_Q, (int64_t)requests * c->q_len, c->heads, c->dim, 0);
     for (i = 0; i < r->copies; i++) {
         r->k[i] = need((size_t)r->cache_bytes);
         r->v[i] = need((size_t)r->cache_bytes);

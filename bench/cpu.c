@@ -110,7 +110,7 @@ double bench_read(bench_run *r, int32_t threads, double least) {
 
 double bench_run_error(bench_run *r) {
     run_time(r, r->threads->threads, 0);
-    return bench_error(&r->c, r->o, ATTN_F32, (int64_t)r->c.heads * r->c.dim, r->c.dim);
+    return bench_error(&r->c, r->o, r->layer.o_type, (int64_t)r->c.heads * r->c.dim, r->c.dim);
 }
 
 void bench_close(bench_run *r) {

@@ -199,6 +199,10 @@ static void random_neon(void) {
     random_isa(ATTN_ISA_NEON);
 }
 
+static void random_amx(void) {
+    random_isa(ATTN_ISA_AMX);
+}
+
 /* The generator must reach the paths that can go wrong. */
 static void random_coverage(void) {
     random_all();
@@ -1769,12 +1773,8 @@ static void list_empty(void) {
 
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
-int main(int argc, char **argv) {
-    test.only = argc > 1 ? argv[1] : NULL;
-    if (argc > 2) random_seed = strtoull(argv[2], NULL, 10);
-    if (argc > 3) random_only = atoi(argv[3]);
-    isa_count = case_isas(isas);
-
+/* Of the types and numbers that these name. */
+static void run_types(void) {
     test_run("random cases against the oracle, scalar", random_scalar);
     test_run("random cases against the oracle, avx2", random_avx2);
     test_run("random cases against the oracle, avx512", random_avx512);
@@ -1784,6 +1784,16 @@ int main(int argc, char **argv) {
     test_run("features trap 1: logits of -6e4 and -1e30 are no masks", trap1_low_logits);
     test_run("features trap 1: logits of +-3e38", trap1_huge_logits);
     test_run("features trap 1: some logits are -inf", trap1_minus_infinity);
+    test_run("features trap 11: offsets above 2^31 and 2^32", trap11_far_offsets);
+    test_run("the oracle's own 8-bit types", oracle_codes);
+    test_run("every KV type, scale kind and layout", types_and_scales);
+    test_run("8-bit caches: every code means what it should", every_code);
+    test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
+    test_run("int8 queries: products of integers are exact, zeros and a NaN too", int8_queries);
+    test_run("V in K: 576 and 512 in f32, bf16, e4m3 and int8", latent_types);
+}
+
+static void run_traps(void) {
     test_run("features trap 1: all logits are -inf", trap1_all_minus_infinity);
     test_run("features trap 1: a masked row is 0 with lse -inf", trap1_masked_row);
     test_run("features trap 2: first, middle, last or all tiles blank, with and without sinks", trap2_blank_tiles);
@@ -1795,7 +1805,6 @@ int main(int argc, char **argv) {
     test_run("features trap 9, sglang trap 8: shuffled, shared and repeated pages", trap9_page_order);
     test_run("features trap 9, sglang trap 7: the tail of the page table is never read", trap9_table_tail);
     test_run("features trap 10: partial last pages", trap10_partial_pages);
-    test_run("features trap 11: offsets above 2^31 and 2^32", trap11_far_offsets);
     test_run("features trap 13: plan and scratch memory full of old bytes", trap13_used_memory);
     test_run("features trap 15, sglang trap 10: 1 to 17 rows in the decode family", trap15_decode_rows);
     test_run("features trap 17: lse is the natural logarithm", trap17_lse);
@@ -1809,12 +1818,6 @@ int main(int argc, char **argv) {
     test_run("sglang trap 20: no keys give 0 and lse -inf", sglang20_no_keys);
     test_run("sglang trap 22: the window moves with the row", trap22_window_moves_with_the_row);
     test_run("sglang trap 23: capacities keep the bits", sglang23_capacities);
-    test_run("the oracle's own 8-bit types", oracle_codes);
-    test_run("every KV type, scale kind and layout", types_and_scales);
-    test_run("8-bit caches: every code means what it should", every_code);
-    test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
-    test_run("int8 queries: products of integers are exact, zeros and a NaN too", int8_queries);
-    test_run("V in K: 576 and 512 in f32, bf16, e4m3 and int8", latent_types);
     test_run("features trap 16, trees: every shape at the edges of words, windows, sink keys, ALiBi", tree_shapes);
     test_run("trees: ragged batches in rows of any capacity", tree_capacities);
     test_run("trees: windows compare positions, keys counted", tree_by_hand);
@@ -1822,5 +1825,23 @@ int main(int argc, char **argv) {
     test_run("top-k: with windows, sink keys and pages that nobody lists", list_windows);
     test_run("top-k: V in K", list_latent);
     test_run("top-k: a list without a visible key gives 0", list_empty);
+}
+
+int main(int argc, char **argv) {
+    test.only = argc > 1 ? argv[1] : NULL;
+    if (argc > 2) random_seed = strtoull(argv[2], NULL, 10);
+    if (argc > 3) random_only = atoi(argv[3]);
+    isa_count = case_isas(isas);
+    run_types();
+    run_traps();
+    if (has_isa(ATTN_ISA_AMX)) {
+        case_tiles(1);
+        isas[0] = ATTN_ISA_AMX;
+        isa_count = 1;
+        test.suffix = ", amx";
+        random_done = 0;
+        test_run("random cases against the oracle", random_amx);
+        run_traps();
+    }
     return test_close("attention");
 }

@@ -532,7 +532,8 @@ static void ref_slack(const ref_problem *p, double *o_slack, double *lse_slack) 
     }
 }
 
-static void ref_request(const test_case *c, int request, double *o, double *lse, double *o_slack, double *lse_slack) {
+static void ref_request(const test_case *c, int request) {
+    size_t at = (size_t)c->first_row[request] * (size_t)c->heads;
     const case_spec *s = &c->spec;
     ref_problem p;
     ref_arrays a;
@@ -546,15 +547,14 @@ static void ref_request(const test_case *c, int request, double *o, double *lse,
     p.v_scale = (latent(s) ? s->k_scale : s->v_scale) ? a.v_scale : NULL;
     p.sinks = s->sinks ? a.sinks : NULL;
     p.alibi = s->alibi ? a.alibi : NULL;
-    p.o = o;
-    p.lse = lse;
+    p.o = c->ref_o + at * (size_t)c->v_dim;
+    p.lse = c->ref_lse + at;
     p.reach = doubles((size_t)p.q_len, (size_t)p.heads, 1);
-    p.v_max = doubles((size_t)p.q_len, (size_t)p.heads, 1);
+    p.v_max = c->v_max + at;
     ref_attention(&p);
-    ref_slack(&p, o_slack, lse_slack);
+    ref_slack(&p, c->o_slack + at, c->lse_slack + at);
     close_ref_arrays(&a);
     free(p.reach);
-    free(p.v_max);
 }
 
 static void make_ref(test_case *c) {
@@ -564,10 +564,8 @@ static void make_ref(test_case *c) {
     c->ref_lse = (double *)allocate(rows * sizeof(double));
     c->o_slack = (double *)allocate(rows * sizeof(double));
     c->lse_slack = (double *)allocate(rows * sizeof(double));
-    for (i = 0; i < c->spec.n; i++) {
-        size_t at = (size_t)c->first_row[i] * (size_t)c->heads;
-        ref_request(c, i, c->ref_o + at * (size_t)c->v_dim, c->ref_lse + at, c->o_slack + at, c->lse_slack + at);
-    }
+    c->v_max = (double *)allocate(rows * sizeof(double));
+    for (i = 0; i < c->spec.n; i++) ref_request(c, i);
 }
 
 /* ---- layout ----------------------------------------------------------------------------------------------------- */
@@ -1001,9 +999,25 @@ static void set_exec(test_case *c) {
     }
 }
 
-void case_open(test_case *c, const case_spec *s) {
+static int tiles;
+
+void case_tiles(int on) {
+    tiles = on;
+}
+
+static void make_tiles(attn_layer *l) {
+    l->q_type = l->kv_type = l->o_type = ATTN_BF16;
+    l->head_dim = (l->head_dim + 31) / 32 * 32;
+    l->v_dim = (l->v_dim + 31) / 32 * 32;
+    l->flags &= ~ATTN_FAST_INT8;
+    if (l->scale_kind == ATTN_SCALE_PER_KEY) l->scale_kind = ATTN_SCALE_PER_TENSOR;
+}
+
+void case_open(test_case *c, const case_spec *given) {
+    const case_spec *s = &c->spec;
     memset(c, 0, sizeof *c);
-    c->spec = *s;
+    c->spec = *given;
+    if (tiles) make_tiles(&c->spec.layer);
     c->backend = backend;
     c->layer = s->layer;
     c->heads = s->layer.heads;
@@ -1064,6 +1078,7 @@ void case_close(test_case *c) {
     free(c->ref_lse);
     free(c->o_slack);
     free(c->lse_slack);
+    free(c->v_max);
     memset(c, 0, sizeof *c);
 }
 
@@ -1189,10 +1204,25 @@ static int close_enough(double got, double want, double slack) {
     return fabs(got - want) <= slack;
 }
 
-static const char *differs(test_case *c, size_t at, int dim, double got, double want, double slack) {
+static int request_of(const test_case *c, size_t at) {
     int row = (int)(at / (size_t)c->heads);
     int request = 0;
     while (c->first_row[request + 1] <= row) request++;
+    return request;
+}
+
+/* AMX rounds the weights of prompts to bf16 where q, cache and o are bf16: each by up to 2^-9 of itself. That hides a
+   key too many among 500 and more here, but not in lse. */
+double case_slack(const test_case *c, size_t at) {
+    const attn_layer *l = &c->layer;
+    int bf16 = l->q_type == ATTN_BF16 && l->kv_type == ATTN_BF16 && l->o_type == ATTN_BF16;
+    int amx = bf16 && c->plan.resolved.isa == ATTN_ISA_AMX && c->head_dim % 32 == 0 && c->v_dim % 32 == 0;
+    return c->o_slack[at] + (amx && c->phase[request_of(c, at)] == ATTN_PREFILL ? ldexp(c->v_max[at], -9) : 0);
+}
+
+static const char *differs(test_case *c, size_t at, int dim, double got, double want, double slack) {
+    int row = (int)(at / (size_t)c->heads);
+    int request = request_of(c, at);
     snprintf(c->message, sizeof c->message, "%s request %d row %d head %d dim %d: got %.9g, want %.9g +- %.2g (isa %s)",
              dim < 0 ? "lse" : "o", request, row - c->first_row[request], (int)(at % (size_t)c->heads), dim, got, want,
              slack, case_isa_name((attn_isa)c->layer.isa));
@@ -1206,14 +1236,14 @@ const char *case_compare(test_case *c) {
     int d;
     if (!c->ref_o) make_ref(c);
     for (at = 0; at < rows; at++) {
-        double got = (double)c->out_lse[at];
+        double got = (double)c->out_lse[at], room = case_slack(c, at);
         if (c->lse.base && !close_enough(got, c->ref_lse[at], c->lse_slack[at])) {
             return differs(c, at, -1, got, c->ref_lse[at], c->lse_slack[at]);
         }
         for (d = 0; d < c->v_dim; d++) {
             size_t i = at * (size_t)c->v_dim + (size_t)d;
             double want = c->ref_o[i];
-            double slack = c->o_slack[at] + ref_rounding(type, fabs(want) + c->o_slack[at]);
+            double slack = room + ref_rounding(type, fabs(want) + room);
             got = out_element(c, i);
             if (!close_enough(got, want, slack)) return differs(c, at, d, got, want, slack);
         }

@@ -91,7 +91,7 @@ typedef struct test_case {
     uint64_t input_hash;
     unsigned char *out;             /* after a run: [row][head][v_dim] of o_type without gaps */
     float *out_lse;                 /* [row][head] */
-    double *ref_o, *ref_lse, *o_slack, *lse_slack;
+    double *ref_o, *ref_lse, *o_slack, *lse_slack, *v_max;
     char message[400];
     const struct case_backend *backend;
     void *device;                   /* the backend's */
@@ -107,6 +107,10 @@ typedef struct case_backend {
 
 /* Cases that are opened from now on run on the backend; NULL: on this CPU. */
 void case_use(const case_backend *backend);
+
+/* Cases that are opened from now on have q, cache and o in bf16, head dims that are multiples of 32, and no scale per
+   key: what AMX serves. */
+void case_tiles(int on);
 
 /* Zero but one ready request: heads 2, head_dim 16, f32, causal, packed strides, poison, lse, fill 0xFF. */
 void case_defaults(case_spec *s);
@@ -132,6 +136,9 @@ void case_rehash(test_case *c);
    status; both return -1 and set c->message when bytes outside the given memory changed. */
 int case_plan(test_case *c);
 int case_forward(test_case *c);
+
+/* By how much o may differ from the oracle, its own rounding aside; at: row of the batch * heads + head. */
+double case_slack(const test_case *c, size_t at);
 
 /* NULL if the outputs of the last forward agree with the oracle, else what differs. */
 const char *case_compare(test_case *c);

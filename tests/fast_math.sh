@@ -55,7 +55,7 @@ variant() {
 
 case $(uname -m) in
     aarch64 | arm64) isas='scalar neon' ;;
-    *) isas='scalar avx2 avx512' ;;
+    *) isas='scalar avx2 avx512 amx' ;;
 esac
 compilers='gcc clang'
 if [ $# -eq 0 ] && command -v gcc >/dev/null 2>&1; then

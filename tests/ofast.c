@@ -28,6 +28,8 @@ static const hash_case cases[] = {
     { "f32", 64, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0 },
     { "f16", 33, 0, ATTN_F16, ATTN_F16, ATTN_F16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0 },
     { "bf16", 80, 16, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0, 1, 0, 0 },
+    { "bf16 tiles", 64, 32, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 0, 0, 0, 0, 0, 0x41f00000, 1, 0, 1 },
+    { "bf16 window", 32, 0, ATTN_BF16, ATTN_BF16, ATTN_BF16, ATTN_CAUSAL, 40, 0, 2, 0, 0, 0, 0, 0, 0 },
     { "split", 64, 0, ATTN_F32, ATTN_F16, ATTN_F32, ATTN_CAUSAL, 0, 0, 0, 256, 0, 0, 0, 0, 1 },
     { "window", 40, 0, ATTN_F32, ATTN_BF16, ATTN_F16, ATTN_CAUSAL, 9, 0, 2, 0, 0, 0, 1, 0, 1 },
     { "full", 16, 0, ATTN_F32, ATTN_F32, ATTN_F32, ATTN_FULL, 0, 0, 0, 0, 0x3e800000, 0, 0, 0, 0 },
@@ -228,15 +230,24 @@ static uint64_t run_merge(attn_type type, attn_isa isa) {
     return hash(h, lse, 64 * 4);
 }
 
+/* Cases whose name begins so. */
+static void run_cases(const char *name, int isa) {
+    int i;
+    for (i = 0; i < (int)(sizeof cases / sizeof cases[0]); i++) {
+        uint64_t h;
+        if (strncmp(cases[i].name, name, strlen(name))) continue;
+        h = run_case(&cases[i], (attn_isa)isa);
+        printf("%s %s: %08lx%08lx\n", isa_name(isa), cases[i].name, (unsigned long)(h >> 32),
+               (unsigned long)(h & 0xffffffffu));
+    }
+}
+
 int main(void) {
     static const char *const types[] = { "f32", "f16", "bf16" };
     int isa, i;
+    if (has_isa(ATTN_ISA_AMX)) run_cases("bf16 ", ATTN_ISA_AMX);
     for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
-        for (i = 0; i < (int)(sizeof cases / sizeof cases[0]); i++) {
-            uint64_t h = run_case(&cases[i], (attn_isa)isa);
-            printf("%s %s: %08lx%08lx\n", isa_name(isa), cases[i].name, (unsigned long)(h >> 32),
-                   (unsigned long)(h & 0xffffffffu));
-        }
+        run_cases("", isa);
         for (i = 0; i < 3; i++) {
             uint64_t h = run_append((attn_type)i, (attn_isa)isa), g = run_merge((attn_type)i, (attn_isa)isa);
             printf("%s append %s: %08lx%08lx\n", isa_name(isa), types[i], (unsigned long)(h >> 32),

@@ -762,7 +762,7 @@ static void do_unit(const world *w, oracle *a, int request, int kv_head, int fir
 
 /* A strip is up to row_tile packed rows of a kv head; its rows vote by panels in PREFILL, together in DECODE. */
 static void open_oracle(const world *w, oracle *a) {
-    static const int lanes[] = { 0, 16, 16, 64, 64, 16 };
+    static const int lanes[] = { 0, 16, 16, 64, 64, 64, 16 };
     int strip = w->layer.row_tile ? w->layer.row_tile : 256, i, h, first, row;
     size_t count = (size_t)row_count(w);
     memset(a, 0, sizeof *a);
@@ -2449,6 +2449,109 @@ static void test_how_much(void) {
     }
 }
 
+/* ---- AMX, which needs all types in bf16 ------------------------------------------------------------------------- */
+
+enum { TILES_Q = 70, TILES_KV = 3000, TILES_DIM = 64 };
+
+static float of_bf16(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Numbers of -1 .. 1 with eight bits, which bf16 holds. */
+static void fill_bf16(uint16_t *x, int n, test_rng *r) {
+    int i;
+    for (i = 0; i < n; i++) {
+        float y = (float)test_range(r, -128, 128) / 128;
+        uint32_t bits;
+        memcpy(&bits, &y, sizeof bits);
+        x[i] = (uint16_t)(bits >> 16);
+    }
+}
+
+/* Element 0 of q is 64, so that of a key decides its logit: 0 in every fourth tile, else 16 lower. */
+static void quiet_tiles(uint16_t *q, uint16_t *k) {
+    int i;
+    for (i = 0; i < TILES_Q; i++) q[i * TILES_DIM] = 0x4280;
+    for (i = 0; i < TILES_KV; i++) k[i * TILES_DIM] = i / TILE % 4 ? 0xc000 : 0;
+}
+
+static void dense_bf16(attn_layer *layer, attn_io *io, int mode, float value, float *lambda) {
+    size_t bytes;
+    void *mem;
+    attn_error error;
+    layer->skip.mode = mode;
+    layer->skip.prefill = mode == ATTN_SKIP_LAMBDA ? 0 : value;
+    *lambda = value;
+    io->lambda = mode == ATTN_SKIP_LAMBDA ? lambda : NULL;
+    bytes = attn_dense_bytes(layer, TILES_Q, TILES_KV);
+    mem = need(bytes);
+    CHECK(!attn_dense(layer, TILES_Q, TILES_KV, io, mem, bytes, &error), "%s", error.text);
+    free(mem);
+}
+
+/* Against the dense bits: equal where nothing can fall, else off by no more than the certificate says. */
+static void check_bf16(attn_layer *layer, attn_io *io, int mode, float value) {
+    static uint16_t dense[TILES_Q * TILES_DIM];
+    static float certificate[TILES_Q];
+    attn_counters count[2];
+    uint16_t *o = (uint16_t *)io->o;
+    float lambda, lost = 0;
+    int i;
+    io->counters = NULL;
+    io->certificate = NULL;
+    dense_bf16(layer, io, ATTN_SKIP_OFF, 0, &lambda);
+    memcpy(dense, o, sizeof dense);
+    memset(count, 0, sizeof count);
+    io->counters = count;
+    io->certificate = certificate;
+    dense_bf16(layer, io, mode, value, &lambda);
+    if (value < 1e-20f) CHECK(!memcmp(o, dense, sizeof dense), "mode %d of %g changes bits", mode, (double)value);
+    CHECK((count->v_skipped > 0) == (value > 1e-20f), "mode %d of %g: %ld skipped", mode, (double)value,
+          (long)count->v_skipped);
+    for (i = 0; i < TILES_Q * TILES_DIM; i++) { /* o and the weights are rounded; values are -1 .. 1 */
+        double got = (double)of_bf16(o[i]), want = (double)of_bf16(dense[i]);
+        CHECK(fabs(got - want) <= 2 * (double)certificate[i / TILES_DIM] + 1.0 / 64, "row %d: %g, dense %g", i / TILES_DIM, got, want);
+        lost = certificate[i / TILES_DIM] > lost ? certificate[i / TILES_DIM] : lost;
+    }
+    CHECK((lost > 0 && lost < 0.06f) == (value > 1e-20f), "mode %d of %g: certificate %g", mode, (double)value,
+          (double)lost);
+}
+
+static void test_amx(void) {
+    static uint16_t q[TILES_Q * TILES_DIM], k[TILES_KV * TILES_DIM], v[TILES_KV * TILES_DIM], o[TILES_Q * TILES_DIM];
+    attn_layer layer;
+    attn_io io;
+    test_rng r = { 31 };
+    if (!has_isa(ATTN_ISA_AMX)) {
+        test_skip("this CPU or build has no AMX");
+        return;
+    }
+    memset(&layer, 0, sizeof layer);
+    memset(&io, 0, sizeof io);
+    layer.heads = 1;
+    layer.head_dim = TILES_DIM;
+    layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
+    layer.isa = ATTN_ISA_AMX;
+    layer.key_tile = TILE;
+    fill_bf16(q, TILES_Q * TILES_DIM, &r);
+    fill_bf16(k, TILES_KV * TILES_DIM, &r);
+    fill_bf16(v, TILES_KV * TILES_DIM, &r);
+    quiet_tiles(q, k);
+    io.q = q;
+    io.k = k;
+    io.v = v;
+    io.o = o;
+    for (layer.split_keys = 0; layer.split_keys <= RUN; layer.split_keys += RUN) {
+        check_bf16(&layer, &io, ATTN_SKIP_LAMBDA, 1e-30f);
+        check_bf16(&layer, &io, ATTN_SKIP_LAMBDA, 0.01f);
+        check_bf16(&layer, &io, ATTN_SKIP_FACTOR, 10.0f);
+        check_bf16(&layer, &io, ATTN_SKIP_EPS, 0.05f);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
     test_run("nothing to skip: the bits of the dense kernel", test_dense_bits);
@@ -2475,5 +2578,6 @@ int main(int argc, char **argv) {
     test_run("each request has its own length", test_own_length);
     test_run("counters add up, outputs are optional", test_optional);
     test_run("how much falls at eps .05", test_how_much);
+    test_run("prompts in bf16 on amx: bits, certificates", test_amx);
     return test_close("skip");
 }

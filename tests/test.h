@@ -11,9 +11,10 @@ typedef struct test_state {
     int passed, failed, skipped, bad;
     const char *skip;
     const char *only;               /* first program argument: run the tests whose names contain it */
+    const char *suffix;             /* of the names */
 } test_state;
 
-static test_state test = { 0, 0, 0, 0, NULL, NULL };
+static test_state test = { 0, 0, 0, 0, NULL, NULL, "" };
 
 /* CHECK(cond, format, ...): the message is printed for the first five failures of a test. */
 #define CHECK(cond, ...)                                                                                              \
@@ -37,13 +38,13 @@ static inline void test_run(const char *name, void (*fn)(void)) {
     fn();
     if (test.skip) {
         test.skipped++;
-        printf("skip %s: %s\n", name, test.skip);
+        printf("skip %s%s: %s\n", name, test.suffix, test.skip);
     } else if (test.bad) {
         test.failed++;
-        printf("FAIL %s (%d checks)\n", name, test.bad);
+        printf("FAIL %s%s (%d checks)\n", name, test.suffix, test.bad);
     } else {
         test.passed++;
-        printf("ok   %s\n", name);
+        printf("ok   %s%s\n", name, test.suffix);
     }
     fflush(stdout);
 }
