@@ -2131,12 +2131,10 @@ enum { ATTN__LANES_AVX512 = 64, ATTN__DIRECT_AVX512 = ATTN__DIRECT_VEC | 1 << AT
 ATTN__AVX512 ATTN__INLINE __mmask16 attn__first_avx512(int32_t n) { return (__mmask16)(n > 15 ? ~0u : (1u << n) - 1u); }
 
 ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
-    /* below 2^-150 scalef gives 0; NaN, the second operand, passes */
-    __m512 t = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)));
-    __m512 n = _mm512_cvtepi32_ps(_mm512_cvtps_epi32(t)), f = _mm512_sub_ps(t, n);
+    __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(ATTN__LOG2E)), f = _mm512_reduce_ps(t, 8); /* 8: t - nearest integer */
     __m512 p = _mm512_set1_ps(attn__exp_terms[0]);
     ATTN__UNROLL for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(attn__exp_terms[i]));
-    return _mm512_scalef_ps(p, n);
+    return _mm512_scalef_ps(p, _mm512_sub_ps(t, f));
 }
 
 /* Types of ATTN__DIRECT_AVX512. */
@@ -2460,41 +2458,53 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 #define ATTN__AMX ATTN__TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-/* c[rows][lanes] = or, with add, += a[rows][words] * b[words][lanes], a word being two bf16; rows and words are
-   multiples of 16, lda counts bytes. ahead: n rows to ask for meanwhile, as attn__dots. */
+/* c[rows][lanes] = a[rows][words] * b[words][lanes] * scale or, with alpha, c * alpha[lanes] + a * b; a word is two
+   bf16. rows: a multiple of 32, words: of 16; lda: bytes; halves: of the lanes that are used, 1 or 2. ahead: n rows to
+   ask for meanwhile, as attn__dots. */
 typedef struct attn__product {
     float *c;
     const char *a;
-    const float *b;
-    int32_t lda, rows, words, add, n, ahead_bytes;
+    const float *b, *alpha;
+    float scale;
+    int32_t lda, rows, words, halves, n, ahead_bytes;
     const char *const *ahead;
 } attn__product;
 
-/* 32 rows and columns at a time: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
+ATTN__AMX ATTN__INLINE void attn__scale_block(float *c, __m512 low, __m512 high) {
+    for (int32_t i = 0; i < 32; i++, c += ATTN__LANES_AVX512) {
+        _mm512_storeu_ps(c, _mm512_mul_ps(_mm512_loadu_ps(c), low));
+        _mm512_storeu_ps(c + 16, _mm512_mul_ps(_mm512_loadu_ps(c + 16), high));
+    }
+}
+
+/* 32 rows and columns at a time, while they are near: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
 ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
     static const uint8_t shapes[64] = { /* eight tiles of 16 rows of 64 bytes */
         1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16
     };
     const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
-    int32_t blocks = (p->rows + 31) / 32 * 2, asked = 0;
-    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory"); /* memory: gcc knows stores of tiles, but no loads */
+    const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(p->scale);
+    int32_t halves = p->halves, blocks = p->rows / 32 * halves, asked = 0;
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
     for (int32_t i = 0; i < blocks; i++) {
-        int32_t row = i / 2 * 32, more = row + 16 < p->rows, wanted = p->ahead ? p->n * (i + 1) / blocks : 0;
-        const char *a = p->a + row * lda;
-        const float *b = p->b + i % 2 * 32;
-        float *c = p->c + row * lanes + i % 2 * 32, *d = c + 16 * lanes;
+        int32_t half = i % halves * 32, wanted = p->ahead ? p->n * (i + 1) / blocks : 0;
+        const char *a = p->a + i / halves * 32 * lda;
+        const float *b = p->b + half;
+        float *c = p->c + i / halves * 32 * lanes + half, *d = c + 16 * lanes;
         for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, p->ahead_bytes, 1);
-        if (p->add) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        if (p->alpha) {
+            __m512 low = _mm512_loadu_ps(p->alpha + half), high = _mm512_loadu_ps(p->alpha + half + 16);
+            if (_mm512_cmpneq_ps_mask(low, one) | _mm512_cmpneq_ps_mask(high, one)) attn__scale_block(c, low, high);
+            __asm__ volatile("" : : : "memory"); /* gcc does not know that tiles are loaded from memory */
             _tile_loadd(0, c, ld);
             _tile_loadd(1, c + 16, ld);
-            if (more) _tile_loadd(2, d, ld);
-            if (more) _tile_loadd(3, d + 16, ld);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            _tile_loadd(2, d, ld);
+            _tile_loadd(3, d + 16, ld);
         }
         for (int32_t x = 0; x < p->words; x += 16, a += 64, b += 16 * lanes) {
             _tile_loadd(4, a, lda);
@@ -2502,14 +2512,15 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
             _tile_dpbf16ps(0, 4, 6);
             _tile_loadd(7, b + 16, ld);
             _tile_dpbf16ps(1, 4, 7);
-            if (more) _tile_loadd(5, a + 16 * lda, lda);
-            if (more) _tile_dpbf16ps(2, 5, 6);
-            if (more) _tile_dpbf16ps(3, 5, 7);
+            _tile_loadd(5, a + 16 * lda, lda);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
         _tile_stored(0, c, ld);
         _tile_stored(1, c + 16, ld);
-        if (more) _tile_stored(2, d, ld);
-        if (more) _tile_stored(3, d + 16, ld);
+        _tile_stored(2, d, ld);
+        _tile_stored(3, d + 16, ld);
+        if (!p->alpha) attn__scale_block(c, scale, scale);
     }
     _tile_release();
 }
@@ -2539,20 +2550,15 @@ ATTN__AMX static int attn__pack_amx(float *dst, const char *const *rows, int32_t
 }
 
 ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
-    const attn__product p = { a->s, a->k[0], a->q, 4 * a->d, (int32_t)attn__round_up(a->n, 16), a->d, 0,
-                              a->n, a->ahead_bytes, a->ahead };
+    const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, 4 * a->d, (int32_t)attn__round_up(a->n, ATTN__BLOCK),
+                              a->d, a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
-    for (float *s = a->s; s < a->s + a->n * ATTN__LANES_AVX512; s += 64) {
-        ATTN__UNROLL for (int c = 0; c < 64; c += 16) {
-            _mm512_storeu_ps(s + c, _mm512_mul_ps(_mm512_loadu_ps(s + c), _mm512_set1_ps(a->scale)));
-        }
-    }
 }
 
 /* As AVX-512's, but pairs take the place of the weights, with zeros up to whole blocks. */
 ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
                                              float *alpha, float *sum, int32_t used) {
-    for (int32_t c = 0; c < used; c += 16) {
+    for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
         for (int32_t j = 0; j < attn__round_up(n, ATTN__BLOCK); j += 2) {
@@ -2574,16 +2580,10 @@ ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t
 }
 
 ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
-    int32_t words = (int32_t)attn__round_up(a->n, ATTN__BLOCK) / 2;
-    const attn__product p = { a->o, a->packed, a->p, a->ldp, a->v_dim, words, 1, a->n, a->ahead_bytes, a->ahead };
-    for (int32_t c = 0; c < a->rows; c += 16) {
-        __m512 alpha = _mm512_loadu_ps(a->alpha + c);
-        if (!_mm512_cmpneq_ps_mask(alpha, _mm512_set1_ps(1.0f))) continue;
-        for (float *o = a->o + c; o < a->o + a->v_dim * ATTN__LANES_AVX512; o += ATTN__LANES_AVX512) {
-            _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), alpha));
-        }
-    }
-    if (a->n) attn__multiply_amx(&p);
+    const attn__product p = { a->o, a->packed, a->p, a->alpha, 1, a->ldp, a->v_dim,
+                              (int32_t)attn__round_up(a->n, ATTN__BLOCK) / 2, a->rows > 32 ? 2 : 1, a->n,
+                              a->ahead_bytes, a->ahead };
+    attn__multiply_amx(&p);
     for (int32_t j = 0; a->strict && j < a->n; j++) { /* NaN and infinities, packed as 0, for those who see them */
         for (int32_t x = 0; x < a->v_dim; x++) {
             float value = attn__load(a->v[j], x, ATTN_BF16);
