@@ -1462,9 +1462,9 @@ static float attn__tanh(float x) {
 }
 
 /* ---- >>leaves: what an instruction set must supply ---------------------------------------------------------------
-   lane_*: PREFILL. The rows of a panel stand in the vector lanes, `lanes` floats apart: q[d][lanes], s[key][lanes],
-   o[v_dim][lanes]; K and V are read as scalars from their natural rows. Every operation is vertical, so a row never
-   meets its neighbours; used = rows of the panel that matter.
+   lane_*: PREFILL; with chain_* DECODE of many rows. The rows of a panel stand in the vector lanes, `lanes` floats
+   apart: q[d][lanes], s[key][lanes], o[v_dim][lanes]; K and V are read as scalars from their natural rows. Every
+   operation is vertical, so a row never meets its neighbours; used = rows of the panel that matter.
    row_*: DECODE. d and v_dim stand in the lanes. The sum of a dot product is fixed: lane x adds d = x, x + L, ... in
    order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
@@ -1522,6 +1522,10 @@ typedef struct attn__leaves {
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
+    /* DECODE with many rows, NULL: not in lanes: lane_scores (d is a multiple of 4) and, after lane_weights, its sums,
+       each as row_* add them up */
+    void (*chain_scores)(const attn__dots *a);
+    void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
     /* AMX: n rows of v, zeros up to a multiple of ATTN__BLOCK, as [v_dim][n], in which 0 stands for NaN and infinity;
        returns whether there are none. dst has room for two. */
     int (*pack)(float *dst, const char *const *rows, int32_t n, int32_t v_dim);
@@ -2305,6 +2309,60 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
     }
 }
 
+/* Six keys x 32 rows, each sum as attn__dots_avx512 adds it: chains d = x, x + 16, ..., x and x + 2 at a time, then the
+   tree of attn__sums_avx512, whose nodes wait in `part` for their neighbours. */
+ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int32_t c) {
+    enum { SUMS = 6 * 2, LD = ATTN__LANES_AVX512 };
+    __m512 sum[2][SUMS], part[4][SUMS];
+    const float *row[6];
+    float *s = a->s + j * LD + 16 * c;
+    int32_t pair, i, h;
+    ATTN__UNROLL for (i = 0; i < 6; i++) row[i] = attn__row(a->k, j + i);
+    for (pair = 0; pair < 8; pair++) {
+        int32_t x = pair / 2 * 4 + pair % 2, level = 0;
+        const float *q = a->q + x * LD + 16 * c;
+        for (i = 0; i < 6 && a->ahead && c == 0; i++) ATTN__FETCH_L2(a->ahead[j + i] + pair * a->ahead_bytes / 8);
+        ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
+        for (; x < a->d; x += 16, q += 16 * LD) {
+            ATTN__UNROLL for (h = 0; h < 2; h++) {
+                __m512 low = _mm512_loadu_ps(q + 2 * h * LD), high = _mm512_loadu_ps(q + 2 * h * LD + 16);
+                ATTN__UNROLL for (i = 0; i < SUMS; i += 2) {
+                    __m512 key = _mm512_set1_ps(row[i / 2][x + 2 * h]);
+                    sum[h][i] = _mm512_fmadd_ps(key, low, sum[h][i]);
+                    sum[h][i + 1] = _mm512_fmadd_ps(key, high, sum[h][i + 1]);
+                }
+            }
+        }
+        ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[0][i] = _mm512_add_ps(sum[0][i], sum[1][i]);
+        for (; pair >> level & 1; level++) {
+            ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[0][i] = _mm512_add_ps(part[level][i], sum[0][i]);
+        }
+        ATTN__UNROLL for (i = 0; i < SUMS; i++) part[level][i] = sum[0][i];
+    }
+    ATTN__UNROLL for (i = 0; i < SUMS; i++) _mm512_storeu_ps(s + i / 2 * LD + i % 2 * 16, part[3][i]);
+}
+
+ATTN__AVX512 static void attn__chain_scores_avx512(const attn__dots *a) {
+    for (int32_t c = 0; 16 * c < a->rows; c += 2) {
+        for (int32_t j = 0; j < a->n; j += 6) attn__chains_avx512(a, j, c);
+    }
+}
+
+/* A sum for every sixteenth key, then the tree of row_weights, the same wherever the keys start in their tile. */
+ATTN__AVX512 static void attn__chain_sums_avx512(const float *s, int32_t n, float *sum, int32_t used) {
+    for (int32_t c = 0, i, half; c < used; c += 16, s += 16) {
+        __m512 total[16];
+        for (i = 0; i < 16; i++) total[i] = _mm512_setzero_ps();
+        for (i = 0; i < n; i++) {
+            total[i % 16] = _mm512_add_ps(total[i % 16], _mm512_loadu_ps(s + i * ATTN__LANES_AVX512));
+        }
+        for (half = 8; half > 0; half /= 2) {
+            for (i = 0; i < half; i++) total[i] = _mm512_add_ps(total[i], total[i + half]);
+        }
+        _mm512_storeu_ps(sum + c, total[0]);
+    }
+}
+
 /* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
    step blends instead of shuffling twice: shuffles have one port, blends two. */
 ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
@@ -2605,7 +2663,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, NULL
+    attn__row_values_scalar, NULL, NULL, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2613,7 +2671,7 @@ static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec, NULL
+    attn__row_values_vec, NULL, NULL, NULL
 };
 #endif
 
@@ -2623,7 +2681,7 @@ static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, NULL
+    attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, NULL
 };
 
 #if ATTN__HAS_AMX
@@ -2631,7 +2689,7 @@ static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, attn__pack_amx
+    attn__row_values_avx512, NULL, NULL, attn__pack_amx
 };
 #endif
 
@@ -2971,6 +3029,13 @@ ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)a
 /* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns. */
 enum { ATTN__WIDE = 64, ATTN__TURN = 16 };
 
+/* Do `rows` rows of a kv head stand in the vector lanes? In DECODE, with the same bits, where that is faster: from 57
+   rows on, unless many lanes stay empty. Votes of skipping count a head's rows, so they have row_* only. */
+static int attn__in_panels(const attn_layer *l, int phase, int64_t rows) {
+    int able = attn__leaves_of(l)->chain_scores && l->head_dim % 4 == 0 && !l->skip.mode && !attn__by_bytes(l);
+    return phase == ATTN_PREFILL || (able && rows > 56 && 8 * attn__round_up(rows, 32) <= 9 * rows);
+}
+
 /* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
 typedef struct attn__account {
     float m, kept, skipped;
@@ -3008,8 +3073,10 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     const attn_layer *l = &p->resolved;
     int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l)->lanes, used = 0;
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
-    int64_t panel_rows = p->families & 1 << ATTN_PREFILL ? attn__min64(l->row_tile, p->max_q_len * group) : 0;
-    int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0;
+    int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0, rows, panel_rows, packed;
+    rows = attn__min64(l->row_tile, p->max_q_len * group);
+    packed = decode_rows * (attn__in_panels(l, ATTN_DECODE, attn__min64(rows, 64)) ? 2 : 1); /* with empty lanes */
+    panel_rows = p->families & 1 << ATTN_PREFILL || packed > decode_rows ? rows : 0;
     int64_t keys = panel_rows ? attn__key_tile(l, ATTN_PREFILL) : 0, depth = decode_rows ? c->depth : 1;
     int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), attn__key_tile(l, ATTN_PREFILL));
@@ -3023,7 +3090,7 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = (float *)attn__take(base, &used, 4 * attn__max64(keys * (d + 16), wide * (attn__max64(d, v_dim) + 16)));
     s->wide_v = (float *)attn__take(base, &used, 4 * keys * (v_dim + 16));
-    s->q = (float *)attn__take(base, &used, 4 * attn__max64(panel_rows, decode_rows) * d);
+    s->q = (float *)attn__take(base, &used, 4 * attn__max64(panel_rows, packed) * d);
     s->o = (float *)attn__take(base, &used, 4 * panel_rows * l->v_dim);
     s->m = (float *)attn__take(base, &used, 4 * panel_rows);
     s->l = (float *)attn__take(base, &used, 4 * panel_rows);
@@ -3083,7 +3150,7 @@ typedef struct attn__run {
     const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
     float *slots;
-    int32_t group, state_stride;
+    int32_t group, state_stride, phase; /* phase: of the strip at hand */
     int64_t slot_floats;            /* floats of one slot or state */
     attn_counters *counters;        /* this lane's, or NULL */
     int dense;                      /* skipping: lambda is 1 or more */
@@ -3607,7 +3674,7 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     if (p->mask) attn__mask_panel(r, s, p);
     attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes, 1,
                      ahead, p->mask, by == 4, attn__logit_scale(r, s, 0) };
-    f->lane_scores(&a);
+    (r->phase == ATTN_DECODE ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
     f->lane_max(t->scores, n, p->mask, t->top, p->used);
@@ -3616,7 +3683,7 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
 /* EPS: can every row afford to lose the tile? Its weights are known. */
 static int attn__panel_affordable(const attn__run *r, const attn__panel *p) {
     const attn__scratch *t = &r->scratch;
-    int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL), start = p->first / unit_keys * unit_keys;
+    int64_t unit_keys = attn__unit_keys(r->layer, r->phase), start = p->first / unit_keys * unit_keys;
     int32_t i, row = p->row;
     for (i = 0; i < p->used; i++, row++) {
         attn__account own = { t->m[row], t->l[row] * t->alpha[i], t->sigma[row] * t->alpha[i] + t->sum[i] };
@@ -3643,6 +3710,7 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
         }
     } else {
         r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used);
+        if (r->phase == ATTN_DECODE) r->leaves->chain_sums(t->scores, n, t->sum, p->used);
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
         if (skip && r->counters) r->counters->v_skipped++;
     }
@@ -3660,7 +3728,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, row, i, first, last;
     const char *const *k = NULL;
-    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_PREFILL), &first, &last);
+    attn__clip(seen, 0, attn__key_tile(r->layer, r->phase), &first, &last);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
         for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
@@ -3739,7 +3807,7 @@ static int64_t attn__next_tile(attn__span seen, int64_t tile, int32_t keys) {
 
 /* The seen keys of the next key tile at or after tile[1] that holds any; none: an empty range. */
 static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, int32_t *tile) {
-    int32_t keys = attn__key_tile(r->layer, ATTN_PREFILL);
+    int32_t keys = attn__key_tile(r->layer, r->phase);
     int64_t first = attn__round_up(tile[1], keys);
     do {
         first = attn__next_tile(seen, first, keys);
@@ -3751,7 +3819,7 @@ static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, in
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
     attn__span seen = attn__seen(r, s, 0, s->rows);
-    int64_t unit_keys = attn__unit_keys(r->layer, ATTN_PREFILL);
+    int64_t unit_keys = attn__unit_keys(r->layer, r->phase);
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi));
     int32_t tile[2], next[2];
     attn__clear_panels(r, s);
@@ -3885,7 +3953,9 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, const attn_
 static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p,
                                  const char *const *ahead, float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
+    const uint64_t one = 1;
     int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = p->tile.begin - p->tile.first, i;
+    float past[16] = { 0 }; /* alpha comes from the leaf's exp, as in lanes */
     attn__decode_scores(r, s, p->h, p->k_rows, p->n, p->scores + skipped, lds, ahead);
     for (i = 0; i < s->rows; i++, m += apart) {
         float *x = p->scores + (int64_t)i * lds, old = *m;
@@ -3894,7 +3964,8 @@ static void attn__decode_weights(const attn__run *r, const attn__strip *s, const
         if (r->io->alibi) attn__bias_row(r, s, p, i, x + skipped);
         t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
         if (t->top[i] > old) *m = t->top[i];
-        p->alpha[i] = *m > old ? attn__exp(old - *m) : 1.0f;
+        past[0] = old;
+        p->alpha[i] = *m == old ? 1.0f : old == ATTN__LOWEST ? 0.0f : r->leaves->row_weights(past, 1, &one, *m);
         t->sum[i] = r->leaves->row_weights(x, skipped + p->n, mask, *m);
     }
 }
@@ -3966,7 +4037,7 @@ static attn__step attn__step_at(const attn__run *r, const attn__strip *s, attn__
 /* Keys outside, heads inside: token-major K and V are read as one stream. A step's values follow the next step's
    weights, so that V, where it is needed at all, is fetched during these, and a later K during the values: the next
    one, or, where K is narrow and goes to the second-level cache, the one after it. */
-static void attn__decode_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, float *state) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
@@ -4026,15 +4097,28 @@ static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
 
+/* A unit of a strip in panels, one kv head after the other; state NULL: q becomes panels. */
+static void attn__panel_heads(attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    int64_t floats = attn__round_up(s->rows, r->leaves->lanes) * r->layer->head_dim;
+    attn__strip one = *s;
+    for (one.heads = 1; one.head < s->head + s->heads; one.head++, r->scratch.q += floats) {
+        if (!state) attn__pack_panels(r, &one);
+        if (state) attn__prefill_unit(r, &one, unit, state + (one.head - s->head) * s->rows * (int64_t)r->state_stride);
+    }
+    r->scratch.q -= s->heads * floats;
+}
+
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = r->view.tasks[index];
     attn__strip s = r->view.strips[t.strip];
-    int prefill = r->view.phase[s.request] == ATTN_PREFILL, groups = !prefill && r->layer->skip.mode;
+    r->phase = r->view.phase[s.request];
+    int panels = attn__in_panels(r->layer, r->phase, s.rows), groups = r->phase == ATTN_DECODE && r->layer->skip.mode;
     attn__fold f = { attn__unit_at(&s, t.begin - 1), 0, { 0 } };
     float *stack[72] = { r->scratch.states };
     if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
-    if (s.units) (prefill ? attn__pack_panels : attn__pack_rows)(r, &s);
+    if (s.units && panels) attn__panel_heads(r, &s, 0, NULL);
+    if (s.units && !panels) attn__pack_rows(r, &s);
     if (!s.units) attn__clear_state(r, &s, stack[0]);
     attn__open_skip(r, s.request);
     if (r->eps > 0) attn__open_budgets(r, &s);
@@ -4043,7 +4127,7 @@ static void attn__compute(attn__run *r, int32_t index) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
         if (groups && (i == t.begin || attn__new_group(&s, i))) attn__decode_group(r, &s, unit);
         stack[f.depth] = r->scratch.states + f.depth * r->slot_floats;
-        (prefill ? attn__prefill_unit : attn__decode_unit)(r, &s, unit, stack[f.depth]);
+        (panels ? attn__panel_heads : attn__decode_unit)(r, &s, unit, stack[f.depth]);
         f.unit[f.depth++] = unit;
         while (attn__fold_step(&f, next)) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
     }
