@@ -588,7 +588,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #endif
 
 #define ATTN__UNIT 256               /* keys of a decode unit */
-#define ATTN__BLOCK 32               /* AMX: keys of a product of tiles, at absolute multiples */
 #define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
 #define ATTN__LOWEST (-340282346638528859811704183484516925440.0f) /* all digits: x87 and s390x keep more */
 
@@ -612,6 +611,7 @@ ATTN__INLINE int64_t attn__max64(int64_t a, int64_t b) { return a > b ? a : b; }
 ATTN__INLINE int32_t attn__ceil(int32_t a, int32_t b) { return a / b + (a % b > 0); }
 ATTN__INLINE int64_t attn__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) { return attn__ceil_div(a, b) * b; }
+ATTN__INLINE int32_t attn__whole(int32_t keys) { return (keys + 31) & -32; } /* AMX: blocks, at absolute multiples */
 
 /* ---- >>text ----------------------------------------------------------------------------------------------------- */
 
@@ -1526,8 +1526,8 @@ typedef struct attn__leaves {
        each as row_* add them up */
     void (*chain_scores)(const attn__dots *a);
     void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
-    /* AMX: n rows of v, zeros up to a multiple of ATTN__BLOCK, as [v_dim][n], in which 0 stands for NaN and infinity;
-       returns whether there are none. dst has room for two. */
+    /* AMX: n rows of v, zeros up to whole blocks, as [v_dim][n], where 0 stands for NaN and infinity; are there none?
+       dst has room for two */
     int (*pack)(float *dst, const char *const *rows, int32_t n, int32_t v_dim);
 } attn__leaves;
 
@@ -2587,7 +2587,7 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
 ATTN__AMX static int attn__pack_amx(float *dst, const char *const *rows, int32_t n, int32_t v_dim) {
     const __m512i most = _mm512_set1_epi16(0x7f80);
     const __mmask32 even = 0x55555555u;
-    int32_t pairs = (int32_t)attn__round_up(n, ATTN__BLOCK) / 2, half = v_dim / 2, finite = 1;
+    int32_t pairs = attn__whole(n) / 2, half = v_dim / 2, finite = 1;
     float *room = dst + (ptrdiff_t)pairs * v_dim, *to = room;
     for (int32_t j = 0; j < 2 * pairs; j += 2, to += v_dim) {
         for (int32_t x = 0; x < v_dim; x += 32) {
@@ -2608,8 +2608,8 @@ ATTN__AMX static int attn__pack_amx(float *dst, const char *const *rows, int32_t
 }
 
 ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
-    const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, 4 * a->d, (int32_t)attn__round_up(a->n, ATTN__BLOCK),
-                              a->d, a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
+    const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, 4 * a->d, attn__whole(a->n), a->d,
+                              a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
 }
 
@@ -2619,7 +2619,7 @@ ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
-        for (int32_t j = 0; j < attn__round_up(n, ATTN__BLOCK); j += 2) {
+        for (int32_t j = 0; j < attn__whole(n); j += 2) {
             __m512i two[2];
             ATTN__UNROLL for (int32_t i = 0; i < 2; i++) {
                 __mmask16 seen = (__mmask16)(j + i >= n ? 0 : mask ? mask[j + i] >> c : 0xffff);
@@ -2638,9 +2638,8 @@ ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t
 }
 
 ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
-    const attn__product p = { a->o, a->packed, a->p, a->alpha, 1, a->ldp, a->v_dim,
-                              (int32_t)attn__round_up(a->n, ATTN__BLOCK) / 2, a->rows > 32 ? 2 : 1, a->n,
-                              a->ahead_bytes, a->ahead };
+    const attn__product p = { a->o, a->packed, a->p, a->alpha, 1, a->ldp, a->v_dim, attn__whole(a->n) / 2,
+                              a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
     for (int32_t j = 0; a->strict && j < a->n; j++) { /* NaN and infinities, packed as 0, for those who see them */
         for (int32_t x = 0; x < a->v_dim; x++) {
@@ -3762,9 +3761,7 @@ static const char *const *attn__panel_values(const attn__run *r, const attn__str
 }
 
 /* AMX: keys come in whole blocks; the first may begin with keys that nobody sees. */
-ATTN__INLINE int32_t attn__block_start(const attn__run *r, int32_t key) {
-    return attn__in_bf16(r->layer) ? key / ATTN__BLOCK * ATTN__BLOCK : key;
-}
+ATTN__INLINE int32_t attn__block_start(const attn_layer *l, int32_t key) { return attn__in_bf16(l) ? key & -32 : key; }
 
 /* Keys tile[0] .. tile[1] - 1; the first panel asks for their values and for the keys of the next tile, which the
    other panels then leave time to arrive: 2 to 5 % of the time of a prompt of 2,048. */
@@ -3787,12 +3784,12 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
-        p.first = attn__block_start(r, p.first);
+        p.first = attn__block_start(r->layer, p.first);
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
         int needs = attn__panel_weights(r, &p);
         if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
         attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL, NULL,
-                         ATTN_F32, 0, 2 * (int32_t)attn__round_up(n, ATTN__BLOCK), p.used,
+                         ATTN_F32, 0, 2 * attn__whole(n), p.used,
                          needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, 1, later, p.mask,
                          !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * (p.first - first) };
         if (needs) r->leaves->lane_values(&a);
@@ -3814,7 +3811,7 @@ static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, in
         attn__clip(seen, (int32_t)attn__min64(first, end), (int32_t)attn__min64(first + keys, end), &tile[0], &tile[1]);
         first += keys;
     } while (tile[0] == tile[1] && first < end);
-    if (tile[0] < tile[1]) tile[0] = attn__block_start(r, tile[0]);
+    if (tile[0] < tile[1]) tile[0] = attn__block_start(r->layer, tile[0]);
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
