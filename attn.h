@@ -163,18 +163,19 @@
       int8 0. PER_KEY (int8): attn_append finds the scales; beside a padded or ring cache of C slots a request (C =
       k_page / k_row or, head-major, k_head / k_row; v as k) request i's start at key i * C. With ATTN_V_IN_K k_scale
       serves both. f16, bf16 and f32 caches take scales, too. ATTN_FAST_INT8 rounds each head's row of q to int8: s *
-      round(q / s), s = largest |q| / 127. PREFILL gains a third with AVX-512 VNNI, nothing else does.
+      round(q / s), s = largest |q| / 127. PREFILL gains a third with AVX-512 VNNI; elsewhere it only costs exactness.
 
-      Skip-softmax, layer.skip. Where all logits of a key tile lie far below what the rows have seen, its softmax and V
-      (not K) are left out; DECODE does not read that V. EPS needs no calibration: a row loses at most eps / (1 + eps)
-      of its softmax; start with .01. FACTOR takes an engine's calibrated factors (lambda = factor / kv_len), LAMBDA a
-      threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors are calibrated for a tile
-      geometry: ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL, 16 or
-      64). lambda >= 1 would drop nearly all: the request runs dense. io.certificate bounds each row's loss, relative to
-      the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0 among them if
-      it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda = 1e-30,
-      tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets bits depend
-      on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for TOPK.
+      Skip-softmax, layer.skip. Where all logits of a key tile lie far below what rows have seen, its softmax and V (not
+      K) are left out; DECODE does not read that V. EPS needs no calibration: a row loses at most eps / (1 + eps) of its
+      softmax; start with .01. FACTOR takes an engine's calibrated factors (lambda = factor / kv_len), LAMBDA a
+      threshold per request: exp(tile's largest logit - reference) < lambda goes. Factors belong to a tile geometry:
+      ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL, 16 or 64).
+      lambda >= 1 would drop nearly all, so requests run dense (dense_tiles). io.certificate bounds each row's loss,
+      relative to the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0
+      among them if it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda
+      = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets
+      bits depend on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for
+      TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
@@ -212,6 +213,7 @@ typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
     ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
 } attn_type;
+
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
@@ -2805,10 +2807,11 @@ static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
     attn__text t = { text, text ? bytes : 0, 0 };
     if (t.capacity) text[0] = 0;
-    int device = plan && !plan->words && plan->device;
-    if (!plan || !plan->words) attn__put(&t, device ? "on a device\n" : "no plan\n");
-    if (device) attn__explain_layer(&t, &plan->resolved);
-    if (!plan || !plan->words) return t.length;
+    if (!plan || !plan->words) {
+        attn__put(&t, plan && plan->device ? "on a device\n" : "no plan\n");
+        if (plan && plan->device) attn__explain_layer(&t, &plan->resolved);
+        return t.length;
+    }
     attn__put(&t, "isa: ");
     attn__put(&t, attn__leaves_of(&plan->resolved)->name);
     if (attn__by_bytes(&plan->resolved)) attn__put(&t, " with vnni");

@@ -2513,7 +2513,8 @@ static void check_bf16(attn_layer *layer, attn_io *io, int mode, float value) {
           (long)count->v_skipped);
     for (i = 0; i < TILES_Q * TILES_DIM; i++) { /* o and the weights are rounded; values are -1 .. 1 */
         double got = (double)of_bf16(o[i]), want = (double)of_bf16(dense[i]);
-        CHECK(fabs(got - want) <= 2 * (double)certificate[i / TILES_DIM] + 1.0 / 64, "row %d: %g, dense %g", i / TILES_DIM, got, want);
+        CHECK(fabs(got - want) <= 2 * (double)certificate[i / TILES_DIM] + 1.0 / 64, "row %d: %g, dense %g",
+              i / TILES_DIM, got, want);
         lost = certificate[i / TILES_DIM] > lost ? certificate[i / TILES_DIM] : lost;
     }
     CHECK((lost > 0 && lost < 0.06f) == (value > 1e-20f), "mode %d of %g: certificate %g", mode, (double)value,
