@@ -330,7 +330,8 @@ typedef struct attn_plan {
 /* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
 
 /* The fastest instruction set of this CPU that was compiled in. Slow in virtual machines: keep it in attn_layer.isa.
-   Where there is AMX it asks Linux for the tile registers, for this process: without that AMX faults. */
+   Where there is AMX it asks Linux for the tile registers (without, AMX faults); alternate signal stacks of the process
+   must then have room for them: AT_MINSIGSTKSZ bytes, about 12 KB. */
 ATTN_API attn_isa attn_isa_detect(void);
 
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
@@ -2519,8 +2520,7 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 #define ATTN__AMX ATTN__TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 /* c[rows][lanes] = a[rows][words] * b[words][lanes] * scale or, with alpha, c * alpha[lanes] + a * b; a word is two
-   bf16. rows: a multiple of 32, words: of 16; lda: bytes; halves: of the lanes that are used, 1 or 2. ahead: n rows to
-   ask for meanwhile, as attn__dots. */
+   bf16. rows: a multiple of 32, words: of 16; lda: bytes; halves: of the lanes; ahead: n rows to ask for meanwhile. */
 typedef struct attn__product {
     float *c;
     const char *a;
