@@ -213,7 +213,6 @@ typedef enum attn_type {
     ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
     ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
 } attn_type;
-
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
@@ -330,8 +329,7 @@ typedef struct attn_plan {
 /* Thread safety, unless a comment says more: any thread, with exec memory and outputs of its own. */
 
 /* The fastest instruction set of this CPU that was compiled in. Slow in virtual machines: keep it in attn_layer.isa.
-   Where there is AMX it asks Linux for the tile registers (without, AMX faults); alternate signal stacks of the process
-   must then have room for them: AT_MINSIGSTKSZ bytes, about 12 KB. */
+   With AMX it asks Linux for the tile registers: alternate signal stacks then need AT_MINSIGSTKSZ (12 KB). */
 ATTN_API attn_isa attn_isa_detect(void);
 
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
@@ -953,8 +951,7 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
      q_start[n + 1], kv_start[n + 1]   rows, keys of the requests before;  phase[n];  prefix[n], 0 without mask PREFIX
      strips[][8]   request, kv head, kv heads, first packed row, rows, lead, unit, units: 0 .. lead - 1, unit, ...
      tasks[][5]    strip, first unit (index in the strip's list), end unit, first slot or -1, slots
-     merges[][2]   strip, first task
-*/
+     merges[][2]   strip, first task */
 enum { ATTN__HEADER = 32, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
 
 typedef struct attn__strip {
@@ -1465,9 +1462,9 @@ static float attn__tanh(float x) {
 }
 
 /* ---- >>leaves: what an instruction set must supply ---------------------------------------------------------------
-   lane_*: PREFILL; with chain_* DECODE of many rows. The rows of a panel stand in the vector lanes, `lanes` floats
-   apart: q[d][lanes], s[key][lanes], o[v_dim][lanes]; K and V are read as scalars from their natural rows. Every
-   operation is vertical, so a row never meets its neighbours; used = rows of the panel that matter.
+   lane_*: PREFILL; with chain_* DECODE of many rows. A panel's rows stand in the lanes of vectors: q[d][lanes],
+   s[key][lanes], o[v_dim][lanes]; K and V are read as scalars from their natural rows. All operations are vertical: a
+   row never meets its neighbours. used: rows of the panel that matter.
    row_*: DECODE. d and v_dim stand in the lanes. The sum of a dot product is fixed: lane x adds d = x, x + L, ... in
    order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
@@ -1525,12 +1522,10 @@ typedef struct attn__leaves {
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
-    /* DECODE with many rows, NULL: not in lanes: lane_scores (d is a multiple of 4) and, after lane_weights, its sums,
-       each as row_* add them up */
+    /* NULL: not in lanes. lane_scores (d a multiple of 4) and, after lane_weights, its sums, each as row_* add it up */
     void (*chain_scores)(const attn__dots *a);
     void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
-    /* AMX: n rows of v, zeros up to whole blocks, as [v_dim][n], where 0 stands for NaN and infinity; are there none?
-       dst has room for two */
+    /* AMX: n rows of v as [v_dim][whole blocks], dst has room for two; NaN and infinity become 0: are there none? */
     int (*pack)(float *dst, const char *const *rows, int32_t n, int32_t v_dim);
 } attn__leaves;
 
@@ -3753,13 +3748,12 @@ static const char *const *attn__panel_values(const attn__run *r, const attn__str
                                              int32_t *finite) {
     const attn__scratch *t = &r->scratch;
     const char *const *v = t->v_rows[0];
-    int32_t v_dim = r->layer->v_dim;
     if (attn__in_bf16(r->layer)) {
-        *finite = r->leaves->pack(t->wide_v, v, n, v_dim);
-    } else {
-        v = attn__wide_rows(r, &r->v, v, n, t->wide_v, t->wide_v_rows);
-        *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, v_dim);
+        *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
+        return v;
     }
+    v = attn__wide_rows(r, &r->v, v, n, t->wide_v, t->wide_v_rows);
+    *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, r->v.dim);
     return v;
 }
 
