@@ -1771,6 +1771,63 @@ static void list_empty(void) {
     }
 }
 
+static void no_amx(void) {
+    test_skip("this CPU or build has no AMX");
+}
+
+/* ---- AMX: what the oracle's room for weights in bf16 would hide ------------------------------------------------- */
+
+enum { AMX_ROWS = 500, AMX_HEADS = 4, AMX_DIM = 128, AMX_SIZE = AMX_ROWS * AMX_HEADS * AMX_DIM };
+
+/* One prompt under a window, so that panels of rows start at keys of all kinds; v: NULL for ones. */
+static void amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile, uint16_t *o) {
+    attn_layer layer;
+    attn_io io;
+    attn_error error;
+    memset(&layer, 0, sizeof layer);
+    memset(&io, 0, sizeof io);
+    layer.heads = AMX_HEADS;
+    layer.head_dim = AMX_DIM;
+    layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
+    layer.window_left = 77;
+    layer.row_tile = row_tile;
+    layer.isa = ATTN_ISA_AMX;
+    io.q = x;
+    io.k = (void *)(uintptr_t)x;
+    io.v = (void *)(uintptr_t)v;
+    io.o = o;
+    size_t bytes = attn_dense_bytes(&layer, AMX_ROWS, AMX_ROWS);
+    void *mem = malloc(bytes);
+    CHECK(!attn_dense(&layer, AMX_ROWS, AMX_ROWS, &io, mem, bytes, &error), "%s", error.text);
+    free(mem);
+}
+
+static void amx_details(void) {
+    static uint16_t x[AMX_SIZE], v[AMX_SIZE], o[AMX_SIZE], other[AMX_SIZE];
+    const int per_row = AMX_HEADS * AMX_DIM;
+    test_rng r = { 5 };
+    int i, row;
+    for (i = 0; i < AMX_SIZE; i++) {
+        float y = test_uniform(&r);
+        uint32_t bits;
+        memcpy(&bits, &y, sizeof bits);
+        x[i] = (uint16_t)(bits >> 16);
+        v[i] = 0x3f80;
+    }
+    amx_prompt(x, v, 0, o);
+    for (i = 0; i < AMX_SIZE; i++) CHECK(o[i] == 0x3f80, "row %d: the mean of ones is %04x", i / per_row, o[i]);
+    v[100 * per_row] = 0x7fc0;
+    amx_prompt(x, v, 0, o);
+    for (row = 0; row < AMX_ROWS; row++) {
+        int sees = row >= 100 && row < 177, spoilt = (o[row * per_row] & 0x7f80) == 0x7f80;
+        CHECK(sees == spoilt && o[row * per_row + 1] == 0x3f80, "row %d: %04x of a NaN in key 100", row,
+              o[row * per_row]);
+    }
+    amx_prompt(x, x, 0, o);
+    amx_prompt(x, x, 16, other);
+    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile");
+}
+
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
 /* Of the types and numbers that these name. */
@@ -1842,6 +1899,9 @@ int main(int argc, char **argv) {
         random_done = 0;
         test_run("random cases against the oracle", random_amx);
         run_traps();
+        test_run("ones, a NaN in V, the row tile under a window", amx_details);
+    } else {
+        test_run("all of this in bf16, amx", no_amx);
     }
     return test_close("attention");
 }

@@ -1479,6 +1479,10 @@ static void nan_in_last_key(void) {
     }
 }
 
+static void no_amx(void) {
+    test_skip("this CPU or build has no AMX");
+}
+
 static void run_all(void) {
     test_run("paged, padded, head-major and strided caches keep the bits", paged_equals_contiguous);
     test_run("features trap 24: chunks of any size equal the whole, in both phases", chunks_equal_whole);
@@ -1525,6 +1529,8 @@ int main(int argc, char **argv) {
         isa_count = 1;
         test.suffix = ", amx";
         run_all();
+    } else {
+        test_run("all of this in bf16, amx", no_amx);
     }
     return test_close("properties");
 }
