@@ -102,7 +102,8 @@
       make them smaller. Calls share nothing: any number of threads may use one plan, each with its own exec.
 
    >>errors  Functions return 0 or an attn_status; an optional attn_error names argument, request and slot in words
-      ("page_table[3][12] = 4096, but there are 2048 pages"). Checks precede stores. n = 0 and zero lengths are valid.
+      ("page_table[3][12] = 4096, but there are 2048 pages"). All checks come before the first store: on an error
+      nothing is written but that sentence. n = 0 and zero lengths are no errors.
 
    >>engines  Chapter 2, for inference engines. Prototypes need none of it.
       Forward modes. An engine's seq_lens counts something else in each mode; attn_batch_from_mode takes the number as
@@ -172,10 +173,9 @@
       ours is key_tile (64) keys by a kv head's rows (DECODE) or the rows in the vector lanes (PREFILL, 16 or 64).
       lambda >= 1 would drop nearly all, so requests run dense (dense_tiles). io.certificate bounds each row's loss,
       relative to the logits of this call: |o - dense o| <= certificate * (largest - smallest v of the row's keys, 0
-      among them if it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram, taken at lambda
-      = 1e-30, tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping lets
-      bits depend on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for
-      TOPK.
+      among them if it has a sink); the dense lse is at most -ln(1 - certificate) larger. The histogram (lambda = 1e-30)
+      tells what lambda = e^(-i / 2), i > 0, would skip: its entries from i on, but for ties. Skipping makes bits depend
+      on E, chunks and row_tile (rows decide together), not on lanes, neighbours, pages or workers. Not for TOPK.
 
    >>options  #define before the implementation:
       ATTN_API        how functions are declared, e.g. __declspec(dllexport);  ATTN_STATIC: all static
