@@ -4906,25 +4906,6 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
 }
 
-/* All arrays but the tables; sums up m->rows and m->keys. */
-static void attn__meta_fill(attn_meta *m, const attn_batch *batch, int32_t topk) {
-    if (m->cu_seqlens_q) m->cu_seqlens_q[0] = m->cu_seqlens_k[0] = 0;
-    if (m->cu_sparse) m->cu_sparse[0] = 0;
-    for (int32_t i = 0; i < batch->n; i++) {
-        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
-        int32_t *padded = m->pad_row ? m->pad_row + i * m->max_q_len : NULL;
-        if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
-        for (int32_t j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
-        for (int32_t j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
-        for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, topk);
-        m->rows += e;
-        m->keys += kv;
-        if (m->cu_seqlens_q) m->cu_seqlens_q[i + 1] = m->rows;
-        if (m->cu_seqlens_k) m->cu_seqlens_k[i + 1] = m->keys;
-    }
-    for (int32_t i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
-}
-
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
 static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input *in, int32_t row, int32_t kv_len) {
     int64_t pages = attn__ceil_div(kv_len, in->page_size);
@@ -4934,17 +4915,29 @@ static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input
     }
 }
 
-static void attn__meta_tables(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
-    int64_t row = 0, width = m->table_row;
+/* Writes all arrays; sums up m->rows and m->keys. */
+static void attn__meta_fill(attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
+    int64_t width = m->table_row;
+    if (m->cu_seqlens_q) m->cu_seqlens_q[0] = m->cu_seqlens_k[0] = 0;
+    if (m->cu_sparse) m->cu_sparse[0] = 0;
     for (int32_t i = 0; i < batch->n; i++) {
-        int32_t from = in->req_index ? in->req_index[i] : i, q_len = attn__q_len(batch, i);
-        if (m->page_table) attn__meta_pages(m->page_table + i * width, width, in, from, batch->kv_len[i]);
-        for (int32_t j = 0; m->row_table && j < q_len; j++, row++) {
-            int32_t *to = m->row_table + row * width;
-            if (j == 0) attn__meta_pages(to, width, in, from, batch->kv_len[i]);
-            if (j > 0) memcpy(to, to - width, (size_t)width * sizeof *to);
-        }
+        int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i];
+        int32_t *padded = m->pad_row ? m->pad_row + i * m->max_q_len : NULL;
+        if (m->pad_len) m->pad_len[i] = (int32_t)((int64_t)kv - e + m->max_q_len);
+        for (int32_t j = 0; padded && j < m->max_q_len; j++) padded[j] = j < e ? m->rows + j : -1;
+        for (int32_t j = 0; padded && j < e; j++) m->unpad_row[m->rows + j] = i * m->max_q_len + j;
+        for (int32_t j = 0; j < e; j++) attn__meta_row(m, m->rows + j, i, kv - e + j, m->sparse_len ? in->topk : 0);
+        int32_t from = width && in->req_index ? in->req_index[i] : i;
+        int32_t *to = m->row_table ? m->row_table + m->rows * width : NULL;
+        if (m->page_table) attn__meta_pages(m->page_table + i * width, width, in, from, kv);
+        if (to && e > 0) attn__meta_pages(to, width, in, from, kv);
+        for (int32_t j = 1; to && j < e; j++) memcpy(to + j * width, to, (size_t)width * sizeof *to);
+        m->rows += e;
+        m->keys += kv;
+        if (m->cu_seqlens_q) m->cu_seqlens_q[i + 1] = m->rows;
+        if (m->cu_seqlens_k) m->cu_seqlens_k[i + 1] = m->keys;
     }
+    for (int32_t i = m->rows; m->row_q_len && i < m->max_rows; i++) m->row_q_len[i] = m->row_kv_len[i] = 0;
 }
 
 ATTN_API size_t attn_meta_bytes(const attn_batch *batch, const attn_meta_input *input, int32_t want) {
@@ -4962,8 +4955,7 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
     if (!status) status = attn__check_memory("mem", mem, bytes, m.bytes, 4, error);
     if (status) return status;
     attn__meta_place(&m, want, (int32_t *)mem);
-    attn__meta_fill(&m, batch, m.sparse_len ? input->topk : 0);
-    if (m.page_table || m.row_table) attn__meta_tables(&m, batch, input);
+    attn__meta_fill(&m, batch, input);
     *meta = m;
     return attn__succeed(error);
 }
