@@ -910,11 +910,6 @@ static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
     return depth;
 }
 
-/* TREE: the windows for a distance of position - key. */
-ATTN__INLINE int attn__in_window(const attn_layer *l, int64_t distance) {
-    return (!l->window_left || distance < l->window_left) && (!l->window_right || -distance < l->window_right);
-}
-
 /* Keys that any of the rows first .. last sees. */
 static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
     attn__span s = attn__row_span(layer, n, last);
@@ -3417,12 +3412,14 @@ ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int
 }
 
 /* Does a row of a TREE, so deep in it, see a key? tree: the bits of the request's first row, `words` a row. */
-ATTN__INLINE int attn__tree_sees(const attn_layer *layer, const attn__lengths *n, const uint32_t *tree, int64_t words,
+ATTN__INLINE int attn__tree_sees(const attn_layer *l, const attn__lengths *n, const uint32_t *tree, int64_t words,
                                  int32_t row, int32_t depth, int32_t key) {
     int32_t draft = key - (n->kv_len - n->q_len), at = draft;
     if (draft >= 0 && !attn__tree_bit(tree + row * words, draft)) return 0;
     if (draft >= 0) at = attn__tree_depth(tree + draft * words, n->q_len);
-    return key < layer->sink_keys || attn__in_window(layer, depth - at);
+    int64_t past = (int64_t)depth - at; /* in the windows? */
+    if (key < l->sink_keys) return 1;
+    return (!l->window_left || past < l->window_left) && (!l->window_right || -past < l->window_right);
 }
 
 /* Which of the keys first .. first + 63 a packed row of a TREE sees. */
