@@ -4368,23 +4368,6 @@ ATTN_API int attn_merge(const attn_layer *layer, int64_t rows, const void *a_o, 
     return attn__succeed(error);
 }
 
-/* Rows before `request`, and the words that a row of a tree has: where the arrays per row are indexed. */
-static int64_t attn__rows_before(const attn_batch *batch, int32_t request, int64_t *words) {
-    int64_t rows = 0;
-    int32_t max_q_len = batch->max_q_len;
-    for (int32_t i = 0; i < batch->n; i++) {
-        if (i < request) rows += attn__q_len(batch, i);
-        if (!batch->max_q_len) max_q_len = attn__max(max_q_len, attn__q_len(batch, i));
-    }
-    *words = attn__ceil_div(max_q_len, 32);
-    return rows;
-}
-
-static int attn__lists(const int32_t *list, int32_t n, int32_t key) {
-    while (n > 0 && list[n - 1] != key) n--;
-    return n > 0;
-}
-
 ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
                           int32_t row, int32_t key) {
     if (!batch || !layer || !batch->kv_len || request < 0 || request >= batch->n || row < 0 || key < 0) return 0;
@@ -4393,12 +4376,18 @@ ATTN_API int attn_visible(const attn_batch *batch, const attn_layer *layer, cons
     if (layer->mask >= ATTN_TREE && !(io && (layer->mask == ATTN_TREE ? (const void *)io->tree : io->topk))) return 0;
     const attn__lengths n = { attn__q_len(batch, request), batch->kv_len[request],
                               layer->mask == ATTN_PREFIX ? batch->prefix[request] : 0 };
-    attn__span s = attn__key_span(layer, &n, row);
-    int64_t words = 0, before = layer->mask >= ATTN_TREE ? attn__rows_before(batch, request, &words) : 0;
+    int32_t longest = batch->max_q_len, listed = layer->topk;
+    int64_t before = 0; /* rows of the requests before, by which the arrays per row are indexed */
+    for (int32_t i = 0; i < batch->n && layer->mask >= ATTN_TREE; i++) {
+        if (i < request) before += attn__q_len(batch, i);
+        if (!batch->max_q_len) longest = attn__max(longest, attn__q_len(batch, i));
+    }
+    int64_t words = attn__ceil_div(longest, 32);
     const uint32_t *tree = layer->mask == ATTN_TREE ? io->tree + before * words : NULL;
     if (tree) return attn__tree_sees(layer, &n, tree, words, row, attn__tree_depth(tree + row * words, n.q_len), key);
-    if (layer->mask == ATTN_TOPK && !attn__lists(io->topk + (before + row) * layer->topk, layer->topk, key)) return 0;
-    return key < s.lead || (key >= s.lo && key < s.hi);
+    while (listed > 0 && io->topk[(before + row) * layer->topk + listed - 1] != key) listed--;
+    attn__span s = attn__key_span(layer, &n, row);
+    return (!layer->topk || listed) && (key < s.lead || (key >= s.lo && key < s.hi));
 }
 
 ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, const attn_io *io, int32_t request,
