@@ -10,7 +10,7 @@
       >>example  >>concepts  >>layouts  >>masks  >>score  >>numerics  >>memory  >>threads  >>errors  >>options
       >>engines  >>does_not  >>types  >>api; implementation: >>platform  >>text  >>defaults  >>spans  >>plan  >>convert
       >>maths  >>leaves  >>leaves_scalar  >>leaves_vec  >>leaves_avx512  >>leaves_amx  >>dispatch  >>explain
-      >>check  >>state  >>tiles  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
+      >>state  >>tiles  >>check  >>skip  >>prefill  >>decode  >>run  >>tools  >>sparse  >>rope  >>modes  >>meta
 
    >>example  Three new query rows over five keys, causal, two heads. A complete program:
 
@@ -2816,7 +2816,9 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
     return t.length;
 }
 
-/* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
+/* ---- >>state: partial results and memory ------------------------------------------------------------------------
+   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
+   of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
 /* Where a key lives in its request's cache. */
@@ -2852,169 +2854,6 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (plan->words && !memcmp(plan->words, header, sizeof header)) return ATTN_OK;
     return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
 }
-
-/* The layer of a call must be the plan's, field by field. */
-static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
-    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
-        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
-        int real = i >= ATTN__LAYER_INTEGERS;
-        if (value == planned) continue;
-        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
-        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
-                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
-    }
-    return ATTN_OK;
-}
-
-/* needed: -1: it must be NULL, V being a part of K. */
-ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
-    const char *rule = p ? " is not aligned to its elements" : " is NULL";
-    if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
-    if (p ? needed >= 0 && (uintptr_t)p % (uintptr_t)alignment == 0 : needed <= 0) return ATTN_OK;
-    return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
-}
-
-static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
-    static const char *const names[] = { "io.q_row",  "io.q_head", "io.o_row",  "io.o_head", "io.k_page", "io.k_row",
-                                         "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
-    const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
-                                io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
-    for (int i = 0; i < ATTN__COUNT(strides); i++) {
-        const char *text = " = %a, but it must be 0 .. 2^40 - 1"; /* times page size or heads it must fit */
-        if (strides[i] >> 40) return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], text, strides[i], 0, 0, 0);
-    }
-    return ATTN_OK;
-}
-
-/* Do no two rows or heads share memory? There may be gaps; the longer stride spans all of the shorter. */
-static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, int64_t dim) {
-    int64_t inner = attn__min64(row, head), inners = row < head ? rows : heads;
-    int64_t outer = attn__max64(row, head), outers = row < head ? heads : rows;
-    if (inners > 1 && inner < dim) return 0;
-    return outers < 2 || (outer >= dim && (inners < 2 || (outer - dim) / (inners - 1) >= inner));
-}
-
-/* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
-enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
-
-/* Page ids of the keys first .. last - 1 of a request. */
-static int attn__check_pages(const attn_plan *plan, const attn_io *io, int64_t table_row, int32_t request,
-                             int32_t first, int32_t last, attn_error *error) {
-    int32_t size = plan->resolved.page_size;
-    for (int64_t key = first; key < last; key += size - key % size) {
-        int32_t p = attn__slot_of(&plan->resolved, (int32_t)key) / size, page = io->page_table[request * table_row + p];
-        if (page >= 0 && page < io->pages) continue;
-        return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages", page,
-                             io->pages, p);
-    }
-    return ATTN_OK;
-}
-
-static int attn__check_table(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
-    attn__view v = attn__view_of_plan(plan);
-    int64_t table_row = attn__strides_of(plan, io).page_table_row;
-    int listed = plan->resolved.mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
-    int skipped = listed || (plan->resolved.flags & ATTN_TRUSTED), status = ATTN_OK;
-    for (int32_t i = 0; i < plan->n; i++) {
-        attn__lengths n = attn__lengths_of(&v, i);
-        int64_t pages = attn__table_columns(&plan->resolved, n.kv_len);
-        const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
-        if (!n.q_len || pages <= table_row) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, table_row, pages, n.kv_len);
-    }
-    for (int32_t i = 0; i < plan->n && !skipped && !status; i++) {
-        attn__lengths n = attn__lengths_of(&v, i);
-        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
-        if (!n.q_len || !n.kv_len) continue;
-        if (use != ATTN__WRITE) u = attn__union_span(&plan->resolved, &n, 0, n.q_len - 1);
-        status = attn__check_pages(plan, io, table_row, i, 0, u.lead, error);
-        if (!status) status = attn__check_pages(plan, io, table_row, i, u.lo, u.hi, error);
-    }
-    return status;
-}
-
-static int attn__check_cache(const attn_plan *plan, const attn_io *io, int use, attn_error *error) {
-    const attn_layer *l = &plan->resolved;
-    int32_t align = attn__type_bytes(l->kv_type);
-    int needed = plan->rows > 0 && plan->words[ATTN__HEADER + plan->n + 1 + plan->n] > 0; /* any keys */
-    int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
-    int values = latent || use != ATTN__SCORE, paged = needed && l->page_size;
-    int status = attn__check_pointer("io.k", io->k, needed, align, error);
-    if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
-    if (!status && values) status = attn__check_pointer("io.v", io->v, latent ? -1 : needed, align, error);
-    if (!status && values) status = attn__check_pointer("io.v_scale", io->v_scale, latent ? -1 : scaled, 4, error);
-    if (!status && paged) status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
-    if (status || !paged) return status;
-    if (io->pages < 0) return attn__fail(error, ATTN_E_ARGUMENT, "io.pages = %a is negative", io->pages, 0);
-    return attn__check_table(plan, io, use, error);
-}
-
-/* Every row of a tree must see itself: its position is counted from its bits. */
-static int attn__check_trees(const attn_plan *plan, const attn_io *io, attn_error *error) {
-    const int32_t *q_start = plan->words + ATTN__HEADER;
-    int64_t words = attn__ceil_div(plan->max_q_len, 32), row;
-    for (int32_t i = 0; i < plan->n; i++) {
-        for (row = q_start[i]; row < q_start[i + 1]; row++) {
-            int32_t own = (int32_t)row - q_start[i];
-            if (attn__tree_bit(io->tree + row * words, own)) continue;
-            return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
-        }
-    }
-    return ATTN_OK;
-}
-
-ATTN__COLD int attn__check_call(const attn_plan *plan, const attn_layer *layer, const attn_io *io, attn_error *error) {
-    int status = attn__check_plan(plan, error);
-    if (!status) status = attn__check_layer(plan, layer, error);
-    if (status) return status;
-    if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
-    return attn__check_stride_signs(io, error);
-}
-
-static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
-    int32_t mode = plan->resolved.skip.mode, by_request = mode == ATTN_SKIP_LAMBDA;
-    int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
-    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
-    const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
-    if (!status && !by_request && io->lambda) return attn__fail(error, ATTN_E_ARGUMENT, text, mode, 0);
-    for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
-        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
-                             attn__bits_of(io->lambda[i]), 0, 0);
-    }
-    return status;
-}
-
-static int attn__check_rows(const attn_plan *plan, const attn_io *io, attn_error *error) {
-    const attn_layer *l = &plan->resolved;
-    attn_io s = attn__strides_of(plan, io);
-    int needed = plan->rows > 0;
-    int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
-    if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
-    if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
-    if (!status) status = attn__check_pointer("io.sinks", io->sinks, 0, 4, error);
-    if (!status) status = attn__check_pointer("io.alibi", io->alibi, 0, 4, error);
-    if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
-    if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
-    if (!status && l->mask == ATTN_TREE) status = attn__check_trees(plan, io, error);
-    if (!status) status = attn__check_skip(plan, io, error);
-    if (status || !needed || attn__apart(plan->rows, l->heads, s.o_row, s.o_head, l->v_dim)) return status;
-    return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s.o_row,
-                      s.o_head);
-}
-
-static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
-    if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
-    const char *text = "exec.lanes = %a, but it must be 0 .. 65536";
-    if (exec->lanes < 0 || exec->lanes > 65536) return attn__fail(error, ATTN_E_ARGUMENT, text, exec->lanes, 0);
-    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8, error);
-}
-
-/* ---- >>state: partial results and memory ------------------------------------------------------------------------
-   A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
-   of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
@@ -3444,27 +3283,6 @@ static int32_t attn__bit_number(uint64_t bits) {
     return (int32_t)(attn__bits_of((float)(int64_t)(bits & (0 - bits))) >> 23 & 255u) - 127;
 }
 
-/* TOPK: the list of one row, and the pages of the keys that the row sees. */
-static int attn__check_list(const attn__run *r, int32_t request, int32_t row, attn_error *error) {
-    int64_t at = r->view.q_start[request] + (int64_t)row;
-    const int32_t *list = r->io->topk + at * r->layer->topk;
-    attn__lengths n = attn__lengths_of(&r->view, request);
-    attn__span seen = attn__key_span(r->layer, &n, row);
-    int32_t slot, status = ATTN_OK;
-    memset(r->scratch.bits, 0, (size_t)(n.kv_len / 64 + 1) * sizeof(uint64_t));
-    for (slot = 0; slot < r->layer->topk && !status; slot++) {
-        int32_t key = list[slot], exists = key >= 0 && key < n.kv_len;
-        uint64_t *word = &r->scratch.bits[exists ? key / 64 : 0], bit = (uint64_t)exists << (key & 63);
-        const char *text = key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
-                                   : "topk[%a][%b] = %c stands in the list twice";
-        if (key < -1 || *word & bit) return attn__fail_at(error, ATTN_E_ARGUMENT, request, slot, text, at, slot, key);
-        *word |= bit;
-        if (!exists || !r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
-        status = attn__check_pages(r->plan, r->io, r->strides.page_table_row, request, key, key + 1, error);
-    }
-    return status;
-}
-
 /* TOPK: the listed keys that a row sees, in ascending order, whatever the order of the list. */
 static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
     const attn__scratch *t = &r->scratch;
@@ -3482,6 +3300,189 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
         for (uint64_t left = t->bits[i]; left; left &= left - 1) t->picked[++count] = 64 * i + attn__bit_number(left);
     }
     t->picked[0] = count;
+}
+
+/* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
+
+/* The layer of a call must be the plan's, field by field. */
+static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
+    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
+    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
+        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
+        int real = i >= ATTN__LAYER_INTEGERS;
+        if (value == planned) continue;
+        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
+        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
+                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
+    }
+    return ATTN_OK;
+}
+
+/* needed: -1: it must be NULL, V being a part of K. */
+ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
+    const char *rule = p ? " is not aligned to its elements" : " is NULL";
+    if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
+    if (p ? needed >= 0 && (uintptr_t)p % (uintptr_t)alignment == 0 : needed <= 0) return ATTN_OK;
+    return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
+}
+
+static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
+    static const char *const names[] = { "io.q_row",  "io.q_head", "io.o_row",  "io.o_head", "io.k_page", "io.k_row",
+                                         "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
+    const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
+                                io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
+    for (int i = 0; i < ATTN__COUNT(strides); i++) {
+        const char *text = " = %a, but it must be 0 .. 2^40 - 1"; /* times page size or heads it must fit */
+        if (strides[i] >> 40) return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], text, strides[i], 0, 0, 0);
+    }
+    return ATTN_OK;
+}
+
+/* Do no two rows or heads share memory? There may be gaps; the longer stride spans all of the shorter. */
+static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, int64_t dim) {
+    int64_t inner = attn__min64(row, head), inners = row < head ? rows : heads;
+    int64_t outer = attn__max64(row, head), outers = row < head ? heads : rows;
+    if (inners > 1 && inner < dim) return 0;
+    return outers < 2 || (outer >= dim && (inners < 2 || (outer - dim) / (inners - 1) >= inner));
+}
+
+/* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
+enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
+
+/* Page ids of the keys first .. last - 1 of a request. */
+static int attn__check_pages(const attn__run *r, int32_t request, int32_t first, int32_t last, attn_error *error) {
+    const int32_t size = r->layer->page_size, *table = r->io->page_table + request * r->strides.page_table_row;
+    for (int64_t key = first; key < last; key += size - key % size) {
+        int32_t p = attn__slot_of(r->layer, (int32_t)key) / size;
+        if (table[p] >= 0 && table[p] < r->io->pages) continue;
+        return attn__fail_at(error, ATTN_E_PAGE, request, p, "page_table[%d][%c] = %a, but there are %b pages",
+                             table[p], r->io->pages, p);
+    }
+    return ATTN_OK;
+}
+
+/* TOPK: the list of one row, and the pages of the keys that the row sees. */
+static int attn__check_list(const attn__run *r, int32_t request, int32_t row, attn_error *error) {
+    int64_t at = r->view.q_start[request] + (int64_t)row;
+    const int32_t *list = r->io->topk + at * r->layer->topk;
+    attn__lengths n = attn__lengths_of(&r->view, request);
+    attn__span seen = attn__key_span(r->layer, &n, row);
+    int32_t slot, status = ATTN_OK;
+    memset(r->scratch.bits, 0, (size_t)(n.kv_len / 64 + 1) * sizeof(uint64_t));
+    for (slot = 0; slot < r->layer->topk && !status; slot++) {
+        int32_t key = list[slot], exists = key >= 0 && key < n.kv_len;
+        uint64_t *word = &r->scratch.bits[exists ? key / 64 : 0], bit = (uint64_t)exists << (key & 63);
+        const char *text = key < 0 ? "topk[%a][%b] = %c is negative, but not -1"
+                                   : "topk[%a][%b] = %c stands in the list twice";
+        if (key < -1 || *word & bit) return attn__fail_at(error, ATTN_E_ARGUMENT, request, slot, text, at, slot, key);
+        *word |= bit;
+        if (!exists || !r->layer->page_size || key >= seen.hi || (key < seen.lo && key >= seen.lead)) continue;
+        status = attn__check_pages(r, request, key, key + 1, error);
+    }
+    return status;
+}
+
+static int attn__check_table(const attn__run *r, int use, attn_error *error) {
+    int listed = r->layer->mask == ATTN_TOPK && use == ATTN__READ; /* attn__check_list looks after those */
+    int skipped = listed || (r->layer->flags & ATTN_TRUSTED), status = ATTN_OK;
+    for (int32_t i = 0; i < r->plan->n; i++) {
+        attn__lengths n = attn__lengths_of(&r->view, i);
+        int64_t pages = attn__table_columns(r->layer, n.kv_len), columns = r->strides.page_table_row;
+        const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
+        if (!n.q_len || pages <= columns) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, columns, pages, n.kv_len);
+    }
+    for (int32_t i = 0; i < r->plan->n && !skipped && !status; i++) {
+        attn__lengths n = attn__lengths_of(&r->view, i);
+        attn__span u = { 0, n.kv_len - n.q_len, n.kv_len }; /* append touches the new keys, forward the seen ones */
+        if (!n.q_len || !n.kv_len) continue;
+        if (use != ATTN__WRITE) u = attn__union_span(r->layer, &n, 0, n.q_len - 1);
+        status = attn__check_pages(r, i, 0, u.lead, error);
+        if (!status) status = attn__check_pages(r, i, u.lo, u.hi, error);
+    }
+    return status;
+}
+
+static int attn__check_cache(const attn__run *r, int use, attn_error *error) {
+    const attn_layer *l = r->layer;
+    const attn_io *io = r->io;
+    int32_t align = attn__type_bytes(l->kv_type);
+    int needed = r->plan->rows > 0 && r->view.kv_start[r->plan->n] > 0; /* any keys */
+    int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
+    int values = latent || use != ATTN__SCORE, paged = needed && l->page_size;
+    int status = attn__check_pointer("io.k", io->k, needed, align, error);
+    if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
+    if (!status && values) status = attn__check_pointer("io.v", io->v, latent ? -1 : needed, align, error);
+    if (!status && values) status = attn__check_pointer("io.v_scale", io->v_scale, latent ? -1 : scaled, 4, error);
+    if (!status && paged) status = attn__check_pointer("io.page_table", io->page_table, 1, 4, error);
+    if (status || !paged) return status;
+    if (io->pages < 0) return attn__fail(error, ATTN_E_ARGUMENT, "io.pages = %a is negative", io->pages, 0);
+    return attn__check_table(r, use, error);
+}
+
+/* Every row of a tree must see itself: its position is counted from its bits. */
+static int attn__check_trees(const attn__run *r, attn_error *error) {
+    const int32_t *q_start = r->view.q_start;
+    for (int32_t i = 0; i < r->plan->n; i++) {
+        for (int32_t row = q_start[i], own = 0; row < q_start[i + 1]; row++, own++) {
+            if (attn__tree_bit(attn__tree_row(r, i, own), own)) continue;
+            return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
+        }
+    }
+    return ATTN_OK;
+}
+
+/* What every call looks at first; opens *r but for exec. */
+ATTN__COLD int attn__check_call(attn__run *r, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
+                                attn_error *error) {
+    int status = attn__check_plan(plan, error);
+    if (!status) status = attn__check_layer(plan, layer, error);
+    if (!status && !io) status = attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
+    if (!status) status = attn__check_stride_signs(io, error);
+    if (status) return status;
+    attn__open_caches(r, plan, io);
+    r->view = attn__view_of_plan(plan);
+    return ATTN_OK;
+}
+
+static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
+    int32_t mode = plan->resolved.skip.mode, by_request = mode == ATTN_SKIP_LAMBDA;
+    int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
+    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
+    const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
+    if (!status && !by_request && io->lambda) return attn__fail(error, ATTN_E_ARGUMENT, text, mode, 0);
+    for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
+        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
+                             attn__bits_of(io->lambda[i]), 0, 0);
+    }
+    return status;
+}
+
+static int attn__check_rows(const attn__run *r, attn_error *error) {
+    const attn_layer *l = r->layer;
+    const attn_io *io = r->io, *s = &r->strides;
+    int needed = r->plan->rows > 0;
+    int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
+    if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
+    if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.sinks", io->sinks, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.alibi", io->alibi, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
+    if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
+    if (!status && l->mask == ATTN_TREE) status = attn__check_trees(r, error);
+    if (!status) status = attn__check_skip(r->plan, io, error);
+    if (status || !needed || attn__apart(r->plan->rows, l->heads, s->o_row, s->o_head, l->v_dim)) return status;
+    return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s->o_row,
+                      s->o_head);
+}
+
+static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_error *error) {
+    if (!exec) return attn__fail(error, ATTN_E_ARGUMENT, "exec is NULL", 0, 0);
+    const char *text = "exec.lanes = %a, but it must be 0 .. 65536";
+    if (exec->lanes < 0 || exec->lanes > 65536) return attn__fail(error, ATTN_E_ARGUMENT, text, exec->lanes, 0);
+    return attn__check_memory("exec.mem", exec->mem, exec->bytes, attn_exec_bytes(plan, exec->lanes), 8, error);
 }
 
 /* ---- >>skip: which tiles weigh too little -------------------------------------------------------------------------
@@ -4158,23 +4159,19 @@ ATTN_API void attn_task(const attn_plan *plan, const attn_io *io, const attn_exe
     (stage == ATTN_COMPUTE ? attn__compute : attn__merge)(&r, index);
 }
 
-static int attn__check_lists(const attn_plan *plan, const attn_io *io, const attn_exec *exec, attn_error *error) {
-    int32_t i, j, status = ATTN_OK;
-    attn__run r;
-    attn__open(&r, plan, io, exec, 0);
-    for (i = 0; i < plan->n && !(plan->resolved.flags & ATTN_TRUSTED); i++) {
-        for (j = 0; j < attn__lengths_of(&r.view, i).q_len && !status; j++) status = attn__check_list(&r, i, j, error);
-    }
-    return status;
-}
-
 ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const attn_exec *exec,
                         attn_error *error) {
-    int status = attn__check_call(plan, layer, io, error);
-    if (!status) status = attn__check_rows(plan, io, error);
-    if (!status) status = attn__check_cache(plan, io, ATTN__READ, error);
+    attn__run r;
+    int32_t status = attn__check_call(&r, plan, layer, io, error), i, j;
+    if (!status) status = attn__check_rows(&r, error);
+    if (!status) status = attn__check_cache(&r, ATTN__READ, error);
     if (!status) status = attn__check_exec(plan, exec, error);
-    if (!status && plan->resolved.mask == ATTN_TOPK) status = attn__check_lists(plan, io, exec, error);
+    if (status) return status;
+    int listed = layer->mask == ATTN_TOPK && !(layer->flags & ATTN_TRUSTED);
+    if (listed) attn__open(&r, plan, io, exec, 0);
+    for (i = 0; i < plan->n && listed; i++) {
+        for (j = 0; j < attn__lengths_of(&r.view, i).q_len && !status; j++) status = attn__check_list(&r, i, j, error);
+    }
     if (status) return status;
     memset(attn__exec_start(exec), 0, sizeof(int32_t));
     return attn__succeed(error);
@@ -4276,12 +4273,10 @@ static int attn__check_append(const attn_plan *plan, const void *new_k, const vo
 ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const attn_io *io, const void *new_k,
                          const void *new_v, attn_error *error) {
     attn__run r;
-    int status = attn__check_call(plan, layer, io, error);
+    int status = attn__check_call(&r, plan, layer, io, error);
     if (!status) status = attn__check_append(plan, new_k, new_v, error);
-    if (!status) status = attn__check_cache(plan, io, ATTN__WRITE, error);
+    if (!status) status = attn__check_cache(&r, ATTN__WRITE, error);
     if (status) return status;
-    attn__open_caches(&r, plan, io);
-    r.view = attn__view_of_plan(plan);
     for (int32_t i = 0; i < plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r.view, i);
         for (int32_t j = 0; j < n.q_len; j++) {
@@ -4498,13 +4493,14 @@ ATTN_API int attn_index_score(const attn_plan *plan, const attn_layer *layer, co
                               const int32_t *ks, float *scores, int64_t score_row, const attn_exec *exec,
                               attn_error *error) {
     attn__job job = { plan, io, exec, ATTN_COMPUTE, weights, ks, scores, score_row };
-    int status = attn__check_call(plan, layer, io, error);
+    attn__run r;
+    int status = attn__check_call(&r, plan, layer, io, error);
     if (!status) status = attn__check_pointer("io.q", io->q, plan->rows > 0, attn__type_bytes(layer->q_type), error);
     if (!status) status = attn__check_pointer("weights", weights, plan->rows > 0, 4, error);
     if (!status) status = attn__check_pointer("ks", ks, 0, 4, error);
     if (!status) status = attn__check_pointer("scores", scores, plan->rows > 0, 4, error);
     if (!status) status = attn__index_check(&job, error);
-    if (!status) status = attn__check_cache(plan, io, ATTN__SCORE, error);
+    if (!status) status = attn__check_cache(&r, ATTN__SCORE, error);
     if (!status) status = attn__check_exec(plan, exec, error);
     if (status) return status;
     attn__run_lanes(&job, attn__index_lane);

@@ -1669,10 +1669,13 @@ typedef struct attn__cuda_shadow {
 
 static const attn_plan *attn__cuda_shadow_of(attn__cuda_shadow *s, const attn_plan *plan) {
     int some = plan->n > 0 && plan->max_rows > 0;
+    const int32_t rows = some ? (int32_t)plan->max_rows : 0;
+    const int32_t header[] = { ATTN_VERSION, 0, rows, plan->strips, plan->tasks };
     memset(s->words, 0, sizeof s->words);
+    memcpy(s->words, header, sizeof header);
     s->plan = *plan;
     s->plan.words = s->words;
-    s->plan.rows = some ? (int32_t)plan->max_rows : 0;
+    s->plan.rows = rows;
     s->plan.n = 0;
     s->plan.max_rows = 0;
     s->plan.resolved.workers = 1;
@@ -1693,18 +1696,14 @@ static int attn__cuda_check_exec(const attn_cuda *cuda, const attn_plan *plan, c
 static int attn__cuda_check_call(const attn_cuda *cuda, const attn_plan *plan, const attn_layer *layer,
                                  const attn_io *io, const attn_exec *exec, int use, attn_error *error) {
     attn__cuda_shadow shadow;
-    const attn_plan *p;
+    attn__run r;
     int status = cuda ? attn__cuda_check_plan(plan, error) : attn__fail(error, ATTN_E_ARGUMENT, "cuda is NULL", 0, 0);
-    if (!status) status = attn__check_layer(plan, layer, error);
-    if (status) return status;
-    if (!io) return attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
-    p = attn__cuda_shadow_of(&shadow, plan);
-    status = attn__check_stride_signs(io, error);
-    if (!status && use == ATTN__READ) status = attn__check_rows(p, io, error);
+    if (!status) status = attn__check_call(&r, attn__cuda_shadow_of(&shadow, plan), layer, io, error);
+    if (!status && use == ATTN__READ) status = attn__check_rows(&r, error);
     if (!status && use == ATTN__SCORE) {
-        status = attn__check_pointer("io.q", io->q, p->rows > 0, attn__type_bytes(layer->q_type), error);
+        status = attn__check_pointer("io.q", io->q, r.plan->rows > 0, attn__type_bytes(layer->q_type), error);
     }
-    if (!status) status = attn__check_cache(p, io, use, error);
+    if (!status) status = attn__check_cache(&r, use, error);
     if (!status) status = attn__cuda_check_exec(cuda, plan, exec, error);
     if (status || use == ATTN__WRITE) return status;
     if (plan->resolved.row_tile == ATTN__CUDA_ROW_TILE && plan->resolved.key_tile == ATTN__CUDA_KEY_TILE) return status;
