@@ -761,17 +761,6 @@ static float attn__rsqrt(int32_t x) {
 
 static int attn__is_share(float x, int mode) { return x >= 0 && (mode == ATTN_SKIP_EPS ? x < 1 : attn__is_finite(x)); }
 
-ATTN__COLD int attn__check_ranges(const attn_layer *layer, attn_error *error) {
-    for (int i = 0; i < ATTN__LAYER_INTEGERS; i++) {
-        const attn__field *f = &attn__layer_fields[i];
-        int32_t value = attn__field_value(layer, i);
-        const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
-        if (value >= f->low && value <= f->high) continue;
-        return attn__fail_name(error, ATTN_E_LAYER, f->name, text, value, f->low, f->high, 0);
-    }
-    return ATTN_OK;
-}
-
 static int attn__check_mask(const attn_layer *l, attn_error *error) {
     const attn__rule rules[] = {
         { l->topk > 0 && l->mask != ATTN_TOPK, "layer.topk = %a needs mask TOPK", l->topk, 0 },
@@ -826,7 +815,14 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
 /* Checks a layer and fills in every default but isa. */
 static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *error) {
     if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    if (attn__check_ranges(layer, error) || attn__check_mask(layer, error)) return ATTN_E_LAYER;
+    for (int i = 0; i < ATTN__LAYER_INTEGERS; i++) {
+        const attn__field *f = &attn__layer_fields[i];
+        int32_t value = attn__field_value(layer, i);
+        const char *text = f->high < INT32_MAX ? " = %a, but it must be %b .. %c" : " = %a, but it must be %b or more";
+        if (value >= f->low && value <= f->high) continue;
+        return attn__fail_name(error, ATTN_E_LAYER, f->name, text, value, f->low, f->high, 0);
+    }
+    if (attn__check_mask(layer, error)) return ATTN_E_LAYER;
     *out = *layer;
     if (!out->kv_heads) out->kv_heads = out->heads;
     if (!out->v_dim) out->v_dim = out->head_dim;
@@ -3445,25 +3441,10 @@ ATTN__COLD int attn__check_call(attn__run *r, const attn_plan *plan, const attn_
     return ATTN_OK;
 }
 
-static int attn__check_skip(const attn_plan *plan, const attn_io *io, attn_error *error) {
-    int32_t mode = plan->resolved.skip.mode, by_request = mode == ATTN_SKIP_LAMBDA;
-    int status = attn__check_pointer("io.lambda", io->lambda, by_request && plan->rows > 0, 4, error);
-    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
-    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
-    const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
-    if (!status && !by_request && io->lambda) return attn__fail(error, ATTN_E_ARGUMENT, text, mode, 0);
-    for (int32_t i = 0; !status && by_request && plan->rows > 0 && i < plan->n; i++) {
-        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
-                             attn__bits_of(io->lambda[i]), 0, 0);
-    }
-    return status;
-}
-
 static int attn__check_rows(const attn__run *r, attn_error *error) {
     const attn_layer *l = r->layer;
     const attn_io *io = r->io, *s = &r->strides;
-    int needed = r->plan->rows > 0;
+    int needed = r->plan->rows > 0, by_request = needed && l->skip.mode == ATTN_SKIP_LAMBDA;
     int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
     if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
     if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
@@ -3472,7 +3453,18 @@ static int attn__check_rows(const attn__run *r, attn_error *error) {
     if (!status) status = attn__check_pointer("io.tree", io->tree, needed && l->mask == ATTN_TREE, 4, error);
     if (!status) status = attn__check_pointer("io.topk", io->topk, needed && l->mask == ATTN_TOPK, 4, error);
     if (!status && l->mask == ATTN_TREE) status = attn__check_trees(r, error);
-    if (!status) status = attn__check_skip(r->plan, io, error);
+    if (!status) status = attn__check_pointer("io.lambda", io->lambda, by_request, 4, error);
+    if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
+    if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
+    if (!status && l->skip.mode != ATTN_SKIP_LAMBDA && io->lambda) {
+        const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
+        return attn__fail(error, ATTN_E_ARGUMENT, text, l->skip.mode, 0);
+    }
+    for (int32_t i = 0; !status && by_request && i < r->plan->n; i++) {
+        if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
+        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
+                             attn__bits_of(io->lambda[i]), 0, 0);
+    }
     if (status || !needed || attn__apart(r->plan->rows, l->heads, s->o_row, s->o_head, l->v_dim)) return status;
     return attn__fail(error, ATTN_E_ARGUMENT, "io.o_row = %a makes rows of o overlap with io.o_head = %b", s->o_row,
                       s->o_head);
