@@ -2825,25 +2825,6 @@ static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
     return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
 }
 
-/* io with the strides that are 0 filled in. */
-ATTN__COLD attn_io attn__strides_of(const attn_plan *plan, const attn_io *io) {
-    const attn_layer *l = &plan->resolved;
-    int32_t slots = l->page_size ? l->page_size : l->ring;
-    attn_io s = *io;
-    s.q_head = attn__or(io->q_head, l->head_dim);
-    s.q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
-    s.o_head = attn__or(io->o_head, l->v_dim);
-    s.o_row = attn__or(io->o_row, (int64_t)l->heads * l->v_dim);
-    s.k_head = attn__or(io->k_head, l->head_dim);
-    s.k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
-    s.v_head = attn__or(io->v_head, l->v_dim);
-    s.v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
-    if (slots) s.k_page = attn__or(io->k_page, attn__max64(slots * s.k_row, l->kv_heads * s.k_head));
-    if (slots) s.v_page = attn__or(io->v_page, attn__max64(slots * s.v_row, l->kv_heads * s.v_head));
-    if (l->page_size) s.page_table_row = attn__or(io->page_table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
-    return s;
-}
-
 ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     const int32_t header[] = { ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks };
@@ -2997,19 +2978,30 @@ static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_lay
 
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
-    attn_io s = attn__strides_of(plan, io);
-    int latent = (l->flags & ATTN_V_IN_K) != 0;
+    attn_io *s = &r->strides;
+    int32_t slots = l->page_size ? l->page_size : l->ring, latent = (l->flags & ATTN_V_IN_K) != 0;
     r->plan = plan;
     r->layer = l;
     r->io = io;
     r->leaves = attn__leaves_of(l);
-    r->strides = s;
     r->v_scale = latent ? io->k_scale : io->v_scale;
-    attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s.k_page, s.k_row, s.k_head, io->k_scale);
+    *s = *io;
+    s->q_head = attn__or(io->q_head, l->head_dim);
+    s->q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
+    s->o_head = attn__or(io->o_head, l->v_dim);
+    s->o_row = attn__or(io->o_row, (int64_t)l->heads * l->v_dim);
+    s->k_head = attn__or(io->k_head, l->head_dim);
+    s->k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
+    s->v_head = attn__or(io->v_head, l->v_dim);
+    s->v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
+    if (slots) s->k_page = attn__or(io->k_page, attn__max64(slots * s->k_row, l->kv_heads * s->k_head));
+    if (slots) s->v_page = attn__or(io->v_page, attn__max64(slots * s->v_row, l->kv_heads * s->v_head));
+    if (l->page_size) s->page_table_row = attn__or(io->page_table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
+    attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s->k_page, s->k_row, s->k_head, io->k_scale);
     r->v = r->k;
     r->v.dim = l->v_dim;
     if (latent) return;
-    attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s.v_page, s.v_row, s.v_head, io->v_scale);
+    attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s->v_page, s->v_row, s->v_head, io->v_scale);
 }
 
 /* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
