@@ -3292,38 +3292,12 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
 
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
 
-/* The layer of a call must be the plan's, field by field. */
-static int attn__check_layer(const attn_plan *plan, const attn_layer *layer, attn_error *error) {
-    if (!layer) return attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
-    for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) {
-        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
-        int real = i >= ATTN__LAYER_INTEGERS;
-        if (value == planned) continue;
-        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
-        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
-                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
-    }
-    return ATTN_OK;
-}
-
 /* needed: -1: it must be NULL, V being a part of K. */
 ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
     if (p ? needed >= 0 && (uintptr_t)p % (uintptr_t)alignment == 0 : needed <= 0) return ATTN_OK;
     return attn__fail_name(error, ATTN_E_ARGUMENT, name, rule, 0, 0, 0, 0);
-}
-
-static int attn__check_stride_signs(const attn_io *io, attn_error *error) {
-    static const char *const names[] = { "io.q_row",  "io.q_head", "io.o_row",  "io.o_head", "io.k_page", "io.k_row",
-                                         "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
-    const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
-                                io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
-    for (int i = 0; i < ATTN__COUNT(strides); i++) {
-        const char *text = " = %a, but it must be 0 .. 2^40 - 1"; /* times page size or heads it must fit */
-        if (strides[i] >> 40) return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], text, strides[i], 0, 0, 0);
-    }
-    return ATTN_OK;
 }
 
 /* Do no two rows or heads share memory? There may be gaps; the longer stride spans all of the shorter. */
@@ -3420,14 +3394,29 @@ static int attn__check_trees(const attn__run *r, attn_error *error) {
     return ATTN_OK;
 }
 
-/* What every call looks at first; opens *r but for exec. */
+/* What every call looks at first: the layer must be the plan's, field by field. Opens *r but for exec. */
 ATTN__COLD int attn__check_call(attn__run *r, const attn_plan *plan, const attn_layer *layer, const attn_io *io,
                                 attn_error *error) {
+    static const char *const names[] = { "io.q_row",  "io.q_head", "io.o_row",  "io.o_head", "io.k_page", "io.k_row",
+                                         "io.k_head", "io.v_page", "io.v_row",  "io.v_head", "io.page_table_row" };
     int status = attn__check_plan(plan, error);
-    if (!status) status = attn__check_layer(plan, layer, error);
+    if (!status && !layer) status = attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
+    for (int i = 0; i < ATTN__COUNT(attn__layer_fields) && !status; i++) {
+        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
+        int real = i >= ATTN__LAYER_INTEGERS;
+        if (value == planned) continue;
+        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
+        return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
+                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
+    }
     if (!status && !io) status = attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
-    if (!status) status = attn__check_stride_signs(io, error);
     if (status) return status;
+    const int64_t strides[] = { io->q_row,  io->q_head, io->o_row, io->o_head, io->k_page, io->k_row,
+                                io->k_head, io->v_page, io->v_row, io->v_head, io->page_table_row };
+    for (int i = 0; i < ATTN__COUNT(strides); i++) {
+        const char *text = " = %a, but it must be 0 .. 2^40 - 1"; /* times page size or heads it must fit */
+        if (strides[i] >> 40) return attn__fail_name(error, ATTN_E_ARGUMENT, names[i], text, strides[i], 0, 0, 0);
+    }
     attn__open_caches(r, plan, io);
     r->view = attn__view_of_plan(plan);
     return ATTN_OK;
