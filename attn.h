@@ -1235,10 +1235,10 @@ static void attn__add_strips(attn__planner *p) {
 /* Bytes as size_t; what a 32-bit machine cannot address becomes a size that no buffer has. */
 static size_t attn__to_size(int64_t bytes) { return (uint64_t)bytes > (uint64_t)SIZE_MAX ? SIZE_MAX : (size_t)bytes; }
 
-/* Checks all that the sizes depend on; fills in the layer, the capacities and bytes of *p, and their bounds. */
-static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *batch, const attn_layer *layer,
-                            attn_error *error) {
+/* Checks all that the sizes depend on; fills in the layer, the capacities and bytes of *p. */
+static int attn__plan_check(attn_plan *p, const attn_batch *batch, const attn_layer *layer, attn_error *error) {
     attn_layer *l = &p->resolved;
+    attn__capacity c;
     int status = attn__check_capacity(batch, error);
     memset(p, 0, sizeof *p);
     if (!status) status = attn__resolve(layer, l, error);
@@ -1247,14 +1247,14 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
     p->n = batch->n;
     p->families = batch->phase ? 3 : 1 << (batch->q_len ? ATTN_PREFILL : ATTN_DECODE); /* 3: both */
     p->layer = *layer;
-    attn__capacity_of_plan(c, p);
-    p->bytes = attn__to_size(c->words * 4);
+    attn__capacity_of_plan(&c, p);
+    p->bytes = attn__to_size(c.words * 4);
     int64_t ring = l->ring ? (int64_t)l->window_left - 1 + p->max_q_len : 0;
     const attn__rule rules[] = {
         { l->ring < ring, "layer.ring = %a is less than window_left - 1 + max_q_len = %b", l->ring, ring },
         { p->max_q_len * (int64_t)l->heads > INT32_MAX,
           "batch.max_q_len = %a gives more than 2^31-1 rows with layer.heads = %b", p->max_q_len, l->heads },
-        { c->words > INT32_MAX || c->slots > INT32_MAX,
+        { c.words > INT32_MAX || c.slots > INT32_MAX,
           "batch.max_rows = %a: the plan would have more than 2^31-1 words", p->max_rows, 0 }
     };
     return attn__check_rules(error, l->ring < ring ? ATTN_E_LAYER : ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
@@ -1262,8 +1262,7 @@ static int attn__plan_check(attn_plan *p, attn__capacity *c, const attn_batch *b
 
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer) {
     attn_plan plan;
-    attn__capacity c;
-    return attn__plan_check(&plan, &c, batch, layer, NULL) ? 0 : plan.bytes;
+    return attn__plan_check(&plan, batch, layer, NULL) ? 0 : plan.bytes;
 }
 
 ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t bytes, size_t needed, size_t alignment,
@@ -1289,12 +1288,13 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     attn__planner p;
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
     memset(&p, 0, sizeof p);
-    int status = attn__plan_check(&p.plan, &c, batch, layer, error);
+    int status = attn__plan_check(&p.plan, batch, layer, error);
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, p.plan.bytes, 4, error);
     if (status) return status;
     if (!p.plan.resolved.isa) p.plan.resolved.isa = (int32_t)attn_isa_detect();
     p.plan.words = (int32_t *)mem;
+    attn__capacity_of_plan(&c, &p.plan);
     p.view = attn__view_of(p.plan.words, p.plan.n, &c);
     attn__copy_lengths(&p, batch);
     p.plan.rows = p.view.q_start[p.plan.n];
@@ -4264,10 +4264,9 @@ ATTN_API int attn_append(const attn_plan *plan, const attn_layer *layer, const a
 ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t kv_len) {
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     attn_plan plan;
-    attn__capacity c;
-    if (attn__plan_check(&plan, &c, &batch, layer, NULL) || layer->page_size) return 0;
+    if (attn__plan_check(&plan, &batch, layer, NULL) || layer->page_size) return 0;
     if (!plan.resolved.isa) plan.resolved.isa = (int32_t)attn_isa_detect();
-    return attn__to_size(attn__round_up(c.words * 4, 64) + attn__exec_size(&plan, 1));
+    return attn__to_size(attn__round_up((int64_t)plan.bytes, 64) + attn__exec_size(&plan, 1));
 }
 
 ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, const attn_io *io, void *mem,
@@ -4275,8 +4274,7 @@ ATTN_API int attn_dense(const attn_layer *layer, int32_t q_len, int32_t kv_len, 
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     size_t plan_bytes = (attn_plan_bytes(&batch, layer) + 63) / 64 * 64;
     attn_plan plan;
-    attn__capacity c;
-    int status = attn__plan_check(&plan, &c, &batch, layer, error);
+    int status = attn__plan_check(&plan, &batch, layer, error);
     const char *text = "layer.page_size = %a: attn_dense takes no pages";
     if (!status && layer->page_size) return attn__fail(error, ATTN_E_LAYER, text, layer->page_size, 0);
     if (!status) status = attn__check_memory("mem", mem, bytes, attn_dense_bytes(layer, q_len, kv_len), 8, error);

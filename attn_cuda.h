@@ -1808,7 +1808,7 @@ ATTN_API int attn_cuda_geometry(const attn_cuda *cuda, attn_layer *layer, attn_e
     return attn__succeed(error);
 }
 
-static int attn__cuda_check_batch(attn_plan *made, attn__capacity *c, const attn_batch *batch, const attn_layer *layer,
+static int attn__cuda_check_batch(attn_plan *made, const attn_batch *batch, const attn_layer *layer,
                                   attn_error *error) {
     int status = attn__cuda_check_capacities(batch, error);
     if (status) return status;
@@ -1817,7 +1817,7 @@ static int attn__cuda_check_batch(attn_plan *made, attn__capacity *c, const attn
         return attn__fail(error, ATTN_E_LAYER, "layer.row_tile, key_tile and workers must be set: attn_cuda_geometry",
                           0, 0);
     }
-    status = attn__plan_check(made, c, batch, layer, error);
+    status = attn__plan_check(made, batch, layer, error);
     if (!status && batch->n > 0 && !batch->kv_len) {
         status = attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
     }
@@ -1838,10 +1838,11 @@ ATTN_API int attn_cuda_plan_make(attn_cuda *cuda, attn_plan *plan, const attn_ba
     attn_cu_batch p;
     attn_plan made;
     int status = plan ? ATTN_OK : attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
-    if (!status) status = attn__cuda_check_batch(&made, &c, batch, layer, error);
+    if (!status) status = attn__cuda_check_batch(&made, batch, layer, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, made.bytes, 16, error);
     if (!status) status = attn__cuda_enter(cuda, error);
     if (status) return status;
+    attn__capacity_of_plan(&c, &made);
     made.rows = (int32_t)made.max_rows;
     made.strips = (int32_t)c.strips;
     made.tasks = (int32_t)c.tasks;
