@@ -1129,30 +1129,23 @@ typedef struct attn__planner {
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
 ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) { return (int64_t)s->heads * (4 + s->rows); }
 
-/* Appends a strip, with the units that any of its rows sees. */
-static void attn__add_strip(attn__planner *p, attn__strip s) {
-    const attn_layer *l = &p->plan.resolved;
-    int32_t unit_keys = attn__unit_keys(l, p->view.phase[s.request]);
-    attn__span u = attn__strip_span(l, &p->view, &s, 0, s.rows);
-    int32_t end = u.hi > u.lo ? attn__ceil(u.hi, unit_keys) : 0;
-    s.lead = attn__ceil(u.lead, unit_keys);
-    s.unit = attn__max(s.lead, u.lo / unit_keys);
-    s.units = s.lead + attn__max(0, end - s.unit);
-    if (p->view.phase[s.request] == ATTN_DECODE) p->decode_total += attn__unit_cost(&s) * s.units;
-    p->view.strips[p->plan.strips++] = s;
-}
-
-/* Packed rows first .. first + rows - 1 of a request. PREFILL: the last tile first, the longest one of causal rows. */
+/* Packed rows first .. first + rows - 1 of a request, in strips with the units that any row of a strip sees. PREFILL:
+   the last tile first, the longest one of causal rows. */
 static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
-    int32_t kv_heads = p->plan.resolved.kv_heads, tile = p->plan.resolved.row_tile, head, i;
-    int prefill = p->view.phase[request] == ATTN_PREFILL;
-    int32_t tiles = attn__ceil(rows, tile), heads = prefill ? 1 : attn__max(1, tile / rows);
-    heads = attn__ceil(kv_heads, attn__ceil(kv_heads, heads));
-    for (head = 0; head < kv_heads; head += heads) {
+    const attn_layer *l = &p->plan.resolved;
+    int32_t tile = l->row_tile, phase = p->view.phase[request], unit_keys = attn__unit_keys(l, phase), head, i;
+    int32_t tiles = attn__ceil(rows, tile), heads = phase == ATTN_PREFILL ? 1 : attn__max(1, tile / rows);
+    heads = attn__ceil(l->kv_heads, attn__ceil(l->kv_heads, heads));
+    for (head = 0; head < l->kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
-            int32_t row = (prefill ? tiles - 1 - i : i) * tile, n = attn__min(tile, rows - row);
-            attn__strip s = { request, head, attn__min(heads, kv_heads - head), first + row, n, 0, 0, 0 };
-            attn__add_strip(p, s);
+            int32_t row = (phase == ATTN_PREFILL ? tiles - 1 - i : i) * tile, n = attn__min(tile, rows - row);
+            attn__strip s = { request, head, attn__min(heads, l->kv_heads - head), first + row, n, 0, 0, 0 };
+            attn__span u = attn__strip_span(l, &p->view, &s, 0, n);
+            s.lead = attn__ceil(u.lead, unit_keys);
+            s.unit = attn__max(s.lead, u.lo / unit_keys);
+            s.units = s.lead + attn__max(0, (u.hi > u.lo ? attn__ceil(u.hi, unit_keys) : 0) - s.unit);
+            if (phase == ATTN_DECODE) p->decode_total += attn__unit_cost(&s) * s.units;
+            p->view.strips[p->plan.strips++] = s;
         }
     }
 }
