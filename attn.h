@@ -2770,19 +2770,6 @@ ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     attn__put(t, l->flags & ATTN_V_IN_K ? "; V in K\n" : "\n");
 }
 
-static void attn__explain_tasks(attn__text *t, const attn_plan *plan) {
-    attn__view v = attn__view_of_plan(plan);
-    int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 };
-    for (int32_t i = 0; i < plan->strips; i++) strips[v.phase[v.strips[i].request]]++;
-    for (int32_t i = 0; i < plan->tasks; i++) tasks[v.phase[v.strips[v.tasks[i].strip].request]]++;
-    attn__put_format(t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
-                     plan->resolved.row_tile, attn__key_tile(&plan->resolved, ATTN_PREFILL), tasks[ATTN_PREFILL]);
-    if (plan->resolved.split_keys) attn__put_format(t, " of %a keys", plan->resolved.split_keys, 0, 0, 0);
-    attn__put_format(t, "\ndecode: %a strips, key tile %b, units of 256 keys, %c tasks in %d equal runs\n",
-                     strips[ATTN_DECODE], attn__key_tile(&plan->resolved, ATTN_DECODE), tasks[ATTN_DECODE],
-                     plan->resolved.workers);
-}
-
 ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t bytes) {
     attn__text t = { text, text ? bytes : 0, 0 };
     if (t.capacity) text[0] = 0;
@@ -2791,13 +2778,21 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
         if (plan && plan->device) attn__explain_layer(&t, &plan->resolved);
         return t.length;
     }
+    const attn_layer *l = &plan->resolved;
+    attn__view v = attn__view_of_plan(plan);
+    int64_t strips[2] = { 0, 0 }, tasks[2] = { 0, 0 }, one_lane = (int64_t)attn_exec_bytes(plan, 1);
+    for (int32_t i = 0; i < plan->strips; i++) strips[v.phase[v.strips[i].request]]++;
+    for (int32_t i = 0; i < plan->tasks; i++) tasks[v.phase[v.strips[v.tasks[i].strip].request]]++;
     attn__put(&t, "isa: ");
-    attn__put(&t, attn__leaves_of(&plan->resolved)->name);
-    if (attn__by_bytes(&plan->resolved)) attn__put(&t, " with vnni");
+    attn__put(&t, attn__leaves_of(l)->name);
+    if (attn__by_bytes(l)) attn__put(&t, " with vnni");
     attn__put_format(&t, ", %a requests, %b rows\n", plan->n, plan->rows, 0, 0);
-    attn__explain_layer(&t, &plan->resolved);
-    attn__explain_tasks(&t, plan);
-    int64_t one_lane = (int64_t)attn_exec_bytes(plan, 1);
+    attn__explain_layer(&t, l);
+    attn__put_format(&t, "prefill: %a strips of up to %b rows, key tile %c, %d tasks", strips[ATTN_PREFILL],
+                     l->row_tile, attn__key_tile(l, ATTN_PREFILL), tasks[ATTN_PREFILL]);
+    if (l->split_keys) attn__put_format(&t, " of %a keys", l->split_keys, 0, 0, 0);
+    attn__put_format(&t, "\ndecode: %a strips, key tile %b, units of 256 keys, %c tasks in %d equal runs\n",
+                     strips[ATTN_DECODE], attn__key_tile(l, ATTN_DECODE), tasks[ATTN_DECODE], l->workers);
     attn__put_format(&t, "merge: %a tasks over %b partial results\nwork: ", plan->merges, plan->slots, 0, 0);
     attn__put_format(&t, "%a row-key-head triples, the largest task has %b\n", plan->work, plan->largest_task, 0, 0);
     attn__put_format(&t, "memory: plan %a bytes, exec %b bytes for one lane and %c for each further one\n",
