@@ -3413,7 +3413,7 @@ ATTN__COLD int attn__check_call(attn__run *r, const attn_plan *plan, const attn_
 static int attn__check_rows(const attn__run *r, attn_error *error) {
     const attn_layer *l = r->layer;
     const attn_io *io = r->io, *s = &r->strides;
-    int needed = r->plan->rows > 0, by_request = needed && l->skip.mode == ATTN_SKIP_LAMBDA;
+    int32_t needed = r->plan->rows > 0, mode = l->skip.mode, by_request = needed && mode == ATTN_SKIP_LAMBDA;
     int status = attn__check_pointer("io.q", io->q, needed, attn__type_bytes(l->q_type), error);
     if (!status) status = attn__check_pointer("io.o", io->o, needed, attn__type_bytes(l->o_type), error);
     if (!status) status = attn__check_pointer("io.lse", io->lse, 0, 4, error);
@@ -3425,10 +3425,8 @@ static int attn__check_rows(const attn__run *r, attn_error *error) {
     if (!status) status = attn__check_pointer("io.lambda", io->lambda, by_request, 4, error);
     if (!status) status = attn__check_pointer("io.certificate", io->certificate, 0, 4, error);
     if (!status) status = attn__check_pointer("io.counters", io->counters, 0, 8, error);
-    if (!status && l->skip.mode != ATTN_SKIP_LAMBDA && io->lambda) {
-        const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
-        return attn__fail(error, ATTN_E_ARGUMENT, text, l->skip.mode, 0);
-    }
+    const char *text = "io.lambda is not NULL, but layer.skip.mode = %a";
+    if (!status && mode != ATTN_SKIP_LAMBDA && io->lambda) return attn__fail(error, ATTN_E_ARGUMENT, text, mode, 0);
     for (int32_t i = 0; !status && by_request && i < r->plan->n; i++) {
         if (attn__is_share(io->lambda[i], ATTN_SKIP_LAMBDA)) continue;
         return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, "lambda[%d] = %A, but it must be 0 or more, and finite",
