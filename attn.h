@@ -4492,16 +4492,6 @@ static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_
     return bound;
 }
 
-static void attn__topk_row(const float *x, int32_t n, int32_t topk, int32_t *indices) {
-    int32_t count = 0, ties, i;
-    uint32_t bound = attn__topk_bound(x, n, topk, &ties);
-    for (i = 0; i < n; i++) {
-        uint32_t rank = attn__rank_of(x[i]);
-        if (rank > bound || (rank == bound && ties-- > 0)) indices[count++] = i;
-    }
-    while (count < topk) indices[count++] = -1;
-}
-
 ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, const int32_t *ks, const int32_t *ke,
                        int32_t topk, int32_t *indices, attn_error *error) {
     if (rows < 0) return attn__fail(error, ATTN_E_ARGUMENT, "rows = %a is negative", rows, 0);
@@ -4517,9 +4507,15 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
                                  ke[r], first, score_row);
     }
     if (status) return status;
-    for (int64_t r = 0; r < rows; r++) {
-        int32_t first = ks ? ks[r] : 0;
-        attn__topk_row(scores + r * score_row + first, ke[r] - first, topk, indices + r * topk);
+    for (int64_t r = 0; r < rows; r++, indices += topk) {
+        int32_t first = ks ? ks[r] : 0, n = ke[r] - first, count = 0, ties;
+        const float *x = scores + r * score_row + first;
+        uint32_t bound = attn__topk_bound(x, n, topk, &ties);
+        for (int32_t i = 0; i < n; i++) {
+            uint32_t rank = attn__rank_of(x[i]);
+            if (rank > bound || (rank == bound && ties-- > 0)) indices[count++] = i;
+        }
+        while (count < topk) indices[count++] = -1;
     }
     return attn__succeed(error);
 }
