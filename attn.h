@@ -3254,11 +3254,6 @@ static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_
     return bits;
 }
 
-/* Number of the lowest bit set: alone it is a power of two, and exact as a float. */
-static int32_t attn__bit_number(uint64_t bits) {
-    return (int32_t)(attn__bits_of((float)(int64_t)(bits & (0 - bits))) >> 23 & 255u) - 127;
-}
-
 /* TOPK: the listed keys that a row sees, in ascending order, whatever the order of the list. */
 static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
     const attn__scratch *t = &r->scratch;
@@ -3273,7 +3268,10 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
         t->bits[key / 64] |= (uint64_t)1 << key % 64;
     }
     for (i = 0; i < words; i++) {
-        for (uint64_t left = t->bits[i]; left; left &= left - 1) t->picked[++count] = 64 * i + attn__bit_number(left);
+        for (uint64_t left = t->bits[i]; left; left &= left - 1) {
+            float lowest = (float)(int64_t)(left & (0 - left)); /* the lowest bit set: as a float a power of two */
+            t->picked[++count] = 64 * i + (int32_t)(attn__bits_of(lowest) >> 23 & 255u) - 127;
+        }
     }
     t->picked[0] = count;
 }
