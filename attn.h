@@ -1201,17 +1201,6 @@ static void attn__add_tasks(attn__planner *p) {
     }
 }
 
-static void attn__copy_lengths(attn__planner *p, const attn_batch *batch) {
-    attn__view *v = &p->view;
-    v->q_start[0] = v->kv_start[0] = 0;
-    for (int32_t i = 0; i < batch->n; i++) {
-        v->q_start[i + 1] = v->q_start[i] + attn__q_len(batch, i);
-        v->kv_start[i + 1] = v->kv_start[i] + batch->kv_len[i];
-        v->phase[i] = attn__phase_of(batch, i);
-        v->prefix[i] = p->plan.resolved.mask == ATTN_PREFIX ? batch->prefix[i] : 0;
-    }
-}
-
 /* TOPK: every token has keys of its own, so its rows have strips of their own. */
 static void attn__add_strips(attn__planner *p) {
     const attn_layer *l = &p->plan.resolved;
@@ -1288,9 +1277,16 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     if (!p.plan.resolved.isa) p.plan.resolved.isa = (int32_t)attn_isa_detect();
     p.plan.words = (int32_t *)mem;
     attn__capacity_of_plan(&c, &p.plan);
-    p.view = attn__view_of(p.plan.words, p.plan.n, &c);
-    attn__copy_lengths(&p, batch);
-    p.plan.rows = p.view.q_start[p.plan.n];
+    attn__view v = attn__view_of(p.plan.words, p.plan.n, &c);
+    v.q_start[0] = v.kv_start[0] = 0;
+    for (int32_t i = 0; i < batch->n; i++) {
+        v.q_start[i + 1] = v.q_start[i] + attn__q_len(batch, i);
+        v.kv_start[i + 1] = v.kv_start[i] + batch->kv_len[i];
+        v.phase[i] = attn__phase_of(batch, i);
+        v.prefix[i] = layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0;
+    }
+    p.view = v;
+    p.plan.rows = v.q_start[p.plan.n];
     attn__add_strips(&p);
     attn__add_tasks(&p);
     ATTN_ASSERT(p.plan.strips <= c.strips && p.plan.tasks <= c.tasks);
@@ -1299,9 +1295,8 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     const int32_t header[ATTN__HEADER] = {
         ATTN_VERSION, plan->n, plan->rows, plan->strips, plan->tasks, plan->merges, plan->slots,
         plan->resolved.row_tile, plan->resolved.key_tile, plan->resolved.workers, plan->max_q_len, plan->max_kv_len,
-        plan->families, (int32_t)((int32_t *)p.view.strips - plan->words),
-        (int32_t)((int32_t *)p.view.tasks - plan->words), (int32_t)(p.view.merges - plan->words),
-        attn__class_of(&plan->resolved)
+        plan->families, (int32_t)((int32_t *)v.strips - plan->words), (int32_t)((int32_t *)v.tasks - plan->words),
+        (int32_t)(v.merges - plan->words), attn__class_of(&plan->resolved)
     };
     memcpy(plan->words, header, sizeof header);
     return attn__succeed(error);
