@@ -1129,8 +1129,7 @@ typedef struct attn__planner {
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
 ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) { return (int64_t)s->heads * (4 + s->rows); }
 
-/* Packed rows first .. first + rows - 1 of a request, in strips with the units that any row of a strip sees. PREFILL:
-   the last tile first, the longest one of causal rows. */
+/* Strips of a request's packed rows from `first` on, with the units they see. PREFILL: the last, longest tile first. */
 static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     const attn_layer *l = &p->plan.resolved;
     int32_t tile = l->row_tile, phase = p->view.phase[request], unit_keys = attn__unit_keys(l, phase), head, i;
@@ -4118,10 +4117,9 @@ ATTN_API int attn_check(const attn_plan *plan, const attn_layer *layer, const at
     if (!status) status = attn__check_rows(&r, error);
     if (!status) status = attn__check_cache(&r, ATTN__READ, error);
     if (!status) status = attn__check_exec(plan, exec, error);
-    if (status) return status;
-    int listed = layer->mask == ATTN_TOPK && !(layer->flags & ATTN_TRUSTED);
+    int listed = !status && layer->mask == ATTN_TOPK && !(layer->flags & ATTN_TRUSTED);
     if (listed) attn__open(&r, plan, io, exec, 0);
-    for (i = 0; i < plan->n && listed; i++) {
+    for (i = 0; listed && i < plan->n; i++) {
         for (j = 0; j < attn__lengths_of(&r.view, i).q_len && !status; j++) status = attn__check_list(&r, i, j, error);
     }
     if (status) return status;
