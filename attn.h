@@ -3223,10 +3223,9 @@ ATTN__INLINE int32_t attn__key_position(const attn__run *r, int32_t request, int
 /* Does a row of a TREE, so deep in it, see a key? tree: the bits of the request's first row, `words` a row. */
 ATTN__INLINE int attn__tree_sees(const attn_layer *l, const attn__lengths *n, const uint32_t *tree, int64_t words,
                                  int32_t row, int32_t depth, int32_t key) {
-    int32_t draft = key - (n->kv_len - n->q_len), at = draft;
+    int32_t draft = key - (n->kv_len - n->q_len);
     if (draft >= 0 && !attn__tree_bit(tree + row * words, draft)) return 0;
-    if (draft >= 0) at = attn__tree_depth(tree + draft * words, n->q_len);
-    int64_t past = (int64_t)depth - at; /* in the windows? */
+    int64_t past = (int64_t)depth - (draft < 0 ? draft : attn__tree_depth(tree + draft * words, n->q_len));
     if (key < l->sink_keys) return 1;
     return (!l->window_left || past < l->window_left) && (!l->window_right || -past < l->window_right);
 }
