@@ -2816,8 +2816,9 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
-/* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns. */
-enum { ATTN__WIDE = 64, ATTN__TURN = 16 };
+/* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns; rows by
+   which q and o are asked for ahead. */
+enum { ATTN__WIDE = 64, ATTN__TURN = 16, ATTN__ROWS_AHEAD = 8 };
 
 /* Do `rows` rows of a kv head stand in the vector lanes? In DECODE, with the same bits, where that is faster: from 57
    rows on, unless many lanes stay empty. Votes of skipping count a head's rows, so they have row_* only. */
@@ -3065,8 +3066,6 @@ static int64_t attn__row_offset(const attn__run *r, const attn__strip *s, int32_
 static void attn__fetch_row(const char *row, int32_t bytes) {
     for (int32_t x = 0; x < bytes; x += 64) ATTN__FETCH_L1(row + x);
 }
-
-enum { ATTN__ROWS_AHEAD = 8 };
 
 /* Writes the finished rows of a strip to o and lse. */
 static void attn__emit(const attn__run *r, const attn__strip *s, const float *state) {
