@@ -1456,7 +1456,7 @@ typedef struct attn__dots {
     const float *q;                 /* [row][d]; lane_*: [d][lanes] */
     const char *const *k, *const *scales;
     attn_type type;                 /* of k: f32, or another where attn__is_direct */
-    int32_t lds, ldq, rows, n, d, ahead_bytes, narrow;
+    int32_t lds, ldq, rows, n, d, ahead_bytes;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
@@ -1469,7 +1469,7 @@ typedef struct attn__sums {
     const float *p, *alpha;         /* p: [row][key], lane_*: [key][lanes] */
     const char *const *v, *const *scales;
     attn_type type;
-    int32_t ldo, ldp, rows, n, v_dim, ahead_bytes, narrow;
+    int32_t ldo, ldp, rows, n, v_dim, ahead_bytes;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: weights are 0 where it says so */
     int strict;                     /* lane_*: masked lanes do not even see 0 * v, for V with NaN or inf */
@@ -1804,12 +1804,10 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 }
 #endif
 
-/* Asks for n rows of `bytes` bytes. f32 is computed with where it lies, so it goes to the first-level cache; the second
-   is as good for what is narrow and will be widened, and leaves room: f16 gains 4 %, f32 would lose 15 %. */
-ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes, int narrow) {
+/* Asks for n rows of `bytes` bytes. */
+ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes) {
     for (int32_t i = 0; i < n; i++) {
-        for (int32_t x = narrow ? 0 : bytes; x < bytes; x += 64) ATTN__FETCH_L2(rows[i] + x);
-        for (int32_t x = narrow ? bytes : 0; x < bytes; x += 64) ATTN__FETCH_L1(rows[i] + x);
+        for (int32_t x = 0; x < bytes; x += 64) ATTN__FETCH_L2(rows[i] + x);
     }
 }
 
@@ -1919,7 +1917,7 @@ ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
     for (int32_t j = 0, x, i; j < a->n; j += ATTN__KEYS) {
         attn__vec sum[ATTN__SUMS], query[ATTN__N];
         const float *row[ATTN__KEYS], *q = a->q;
-        if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, a->ahead_bytes, 1);
+        if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, a->ahead_bytes);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
         for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
@@ -1980,7 +1978,7 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     for (j = 0; j < a->n; j++, p += lane ? ATTN__LANES_VEC : 1) {
         const float *v = attn__row(a->v, j) + x;
         if (lane) ATTN__FETCH_L2(ahead[j] + at);
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
             part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
@@ -2025,7 +2023,7 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         const float *q = a->q + r * ldq;
         const char *row[8];
         float *s = a->s + r * a->lds + j, out[16];
-        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
+        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
         ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
@@ -2383,7 +2381,7 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
     const char *row[16];
     float *s = a->s + r * a->lds + j, out[16], scale[16];
     int32_t x, i;
-    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes, a->narrow);
+    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
@@ -2452,7 +2450,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     }
     for (int32_t j = 0; j < a->n; j++, p++) {
         __m512 value[8];
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes, a->narrow);
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             value[c] = attn__load_avx512(a->v[j], x + 16 * c, used, type);
             if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
@@ -2525,7 +2523,7 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
         const char *a = p->a + i / halves * 32 * lda;
         const float *b = p->b + half;
         float *c = p->c + i / halves * 32 * lanes + half, *d = c + 16 * lanes;
-        for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, p->ahead_bytes, 1);
+        for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, p->ahead_bytes);
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
@@ -2840,7 +2838,7 @@ typedef struct attn__budget {
 
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
-    const char **k_rows[3], **v_rows[2]; /* a pointer per key of a tile, padded by 16; decode: of the steps at hand */
+    const char **k_rows[2], **v_rows; /* a pointer per key of a tile, padded by 16; decode: of this step and the next */
     int64_t list;                   /* entries from there on: the addresses of the keys' scales */
     const char **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
@@ -2850,6 +2848,7 @@ typedef struct attn__scratch {
     attn__budget *budget;
     float *scores, *row, *states;
     uint64_t *mask, *bits;          /* bits: TOPK: one per key */
+    int32_t *needs;                 /* decode: does the head need the tile's V? */
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
@@ -2875,8 +2874,8 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     int64_t skip_rows = l->skip.mode ? attn__max64(panel_rows, decode_rows) : 0;
     panel_rows = attn__round_up(panel_rows, lanes);
     s->list = tile + 16;
-    for (int i = 0; i < 3; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
-    for (int i = 0; i < 2; i++) s->v_rows[i] = (const char **)attn__take(base, &used, addresses);
+    for (int i = 0; i < 2; i++) s->k_rows[i] = (const char **)attn__take(base, &used, addresses);
+    s->v_rows = (const char **)attn__take(base, &used, addresses);
     s->wide_k_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_v_rows = (const char **)attn__take(base, &used, (tile + 16) * (int64_t)sizeof(char *));
     s->wide_k = (float *)attn__take(base, &used, 4 * attn__max64(keys * (d + 16), wide * (attn__max64(d, v_dim) + 16)));
@@ -2887,14 +2886,15 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     s->l = (float *)attn__take(base, &used, 4 * panel_rows);
     s->sigma = (float *)attn__take(base, &used, 4 * panel_rows);
     s->top = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
-    s->alpha = (float *)attn__take(base, &used, 4 * attn__max64(lanes, 2 * decode_rows));
+    s->alpha = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
     s->sum = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
     s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
-    s->scores = (float *)attn__take(base, &used, 4 * attn__max64((tile + 8) * lanes, 2 * decode_rows * (tile + 16)));
+    s->scores = (float *)attn__take(base, &used, 4 * attn__max64((tile + 8) * lanes, decode_rows * (tile + 16)));
     s->row = (float *)attn__take(base, &used, 4 * ATTN__TURN * d);
-    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
+    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
+    s->needs = (int32_t *)attn__take(base, &used, 4 * decode_rows);
     s->states = (float *)attn__take(base, &used, 4 * depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? p->max_kv_len / 8 + 8 : 0);
     s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, p->max_kv_len) + 1));
@@ -3616,7 +3616,7 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
-    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes, 1,
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes,
                      ahead, p->mask, by == 4, attn__logit_scale(r, s, 0) };
     (r->phase == ATTN_DECODE ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
@@ -3694,7 +3694,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
 static const char *const *attn__panel_values(const attn__run *r, const attn__strip *s, int32_t first, int32_t n,
                                              int32_t *finite) {
     const attn__scratch *t = &r->scratch;
-    const char *const *v = t->v_rows[0];
+    const char *const *v = t->v_rows;
     if (attn__in_bf16(r->layer)) {
         *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
         return v;
@@ -3712,11 +3712,11 @@ ATTN__INLINE int32_t attn__block_start(const attn_layer *l, int32_t key) { retur
 static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__span seen, const int32_t *tile,
                                const int32_t *next) {
     const attn__scratch *t = &r->scratch;
-    const char *const *k, *const *v = NULL, *const *ahead = t->v_rows[0], *const *later = NULL;
+    const char *const *k, *const *v = NULL, *const *ahead = t->v_rows, *const *later = NULL;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
     int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
-    attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows[0]);
+    attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows);
     if (next[0] < next[1]) {
         later = t->k_rows[1];
         attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
@@ -3734,7 +3734,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
         attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL, NULL,
                          ATTN_F32, 0, 2 * attn__whole(n), p.used,
-                         needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, 1, later, p.mask,
+                         needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, later, p.mask,
                          !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * (p.first - first) };
         if (needs) r->leaves->lane_values(&a);
         ahead = later = NULL;
@@ -3788,18 +3788,18 @@ typedef struct attn__tile {
     int32_t first, begin, last;
 } attn__tile;
 
-/* One kv head over one tile. */
+/* Some keys of a tile and one kv head: their scores or, later, the sums of their values. */
 typedef struct attn__step {
-    attn__tile tile;
-    int32_t h, n;                   /* kv head of the strip, keys */
-    const char **k_rows, **v_rows;
-    float *scores, *alpha, *state;
-    uint64_t *mask;
-    int all, needs;                 /* every row sees every key; what attn__panel_weights returns */
+    int32_t tile, h, key, n;        /* of the unit's tiles; head of the strip; keys from `key` of the tile on */
+    int values, all;                /* V, not K? does every row see every key of the tile? */
+    const char **rows;
+    int32_t bytes, ahead_bytes;     /* of a row */
+    const char *const *ahead;       /* rows of the next step, NULL: none; as attn__dots */
 } attn__step;
 
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
+    uint64_t *masks = r->scratch.mask;
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
     attn__span p = { 0, 0, INT32_MAX };
     for (int32_t i = 0; i < s->rows; i++) {
@@ -3840,88 +3840,81 @@ static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim
     return r->layer->kv_type == ATTN_F32 || pays;
 }
 
-/* ahead: what is read next, NULL: nothing. */
-static void attn__decode_scores(const attn__run *r, const attn__strip *s, int32_t h, const char *const *k, int32_t n,
-                                float *scores, int32_t lds, const char *const *ahead) {
-    const attn__scratch *t = &r->scratch;
-    attn_type type = r->layer->kv_type;
-    float *wide = attn__is_direct(r, s, r->layer->head_dim) ? NULL : t->wide_k;
-    int32_t block = wide ? ATTN__WIDE : n, d = r->layer->head_dim, ldq = (int32_t)attn__round_up(d, 16), i;
-    attn__dots a = { NULL, t->q + (int64_t)h * s->rows * ldq, NULL, NULL, wide ? ATTN_F32 : type, lds, ldq, s->rows, 0,
-                     d, r->layer->v_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0, 1 };
-    for (i = 0; i < n; i += block) {
-        a.s = scores + i;
-        a.n = attn__min(block, n - i);
-        a.k = attn__wide_rows(r, &r->k, k + i, a.n, wide, t->wide_k_rows);
-        a.scales = r->k.scale ? k + i + t->list : NULL;
-        a.ahead = ahead ? ahead + i : NULL;
-        r->leaves->row_scores(&a);
-    }
+/* Scores of a kv head: its rows, and floats from row to row. */
+ATTN__INLINE int32_t attn__scores_row(const attn_layer *l) { return attn__key_tile(l, ATTN_DECODE) + 16; }
+
+static float *attn__scores_of(const attn__run *r, const attn__strip *s, int32_t h) {
+    return r->scratch.scores + (int64_t)h * s->rows * attn__scores_row(r->layer);
 }
 
-/* The step's keys (none if o only follows a larger m). V may hold a NaN that only some rows see. */
-static void attn__decode_sums(const attn__run *r, const attn__strip *s, const attn__step *p, const char *const *ahead) {
+static void attn__decode_scores(const attn__run *r, const attn__strip *s, const attn__step *p) {
     const attn__scratch *t = &r->scratch;
-    attn_type type = r->layer->kv_type;
-    float *wide = type == ATTN_F32 || (p->all && attn__is_direct(r, s, r->layer->v_dim)) ? NULL : t->wide_k;
-    int32_t skipped = p->tile.begin - p->tile.first, n = p->needs == 2 ? p->n : 0, i = 0, row;
-    int32_t block = wide ? ATTN__WIDE : n, ldp = attn__key_tile(r->layer, ATTN_DECODE) + 16, clean;
-    attn__sums a = { p->state, p->scores, p->alpha, NULL, NULL, wide ? ATTN_F32 : type, r->state_stride, ldp, s->rows,
-                     0, r->layer->v_dim, r->layer->head_dim * attn__type_bytes(type), type != ATTN_F32, NULL, NULL, 0,
-                     NULL };
-    if (!n) r->leaves->row_values(&a);
-    for (; i < n; i += block) {
-        a.p = p->scores + skipped + i;
-        a.n = attn__min(block, n - i);
-        a.v = attn__wide_rows(r, &r->v, p->v_rows + i, a.n, wide, t->wide_k_rows);
-        a.scales = r->v.scale ? p->v_rows + i + t->list : NULL;
-        a.ahead = ahead ? ahead + i : NULL;
-        clean = p->all || attn__all_finite(a.v, a.n, a.v_dim);
-        if (clean) r->leaves->row_values(&a);
-        for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, p->mask + 2 * row, skipped + i);
-        for (row = 0; row < s->rows; row++) p->alpha[row] = 1.0f;
-    }
+    const attn_layer *l = r->layer;
+    float *wide = attn__is_direct(r, s, l->head_dim) ? NULL : t->wide_k, *scores = attn__scores_of(r, s, p->h) + p->key;
+    int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16);
+    const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, wide, t->wide_k_rows);
+    attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
+                     wide ? ATTN_F32 : l->kv_type, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
+                     p->ahead_bytes, p->ahead, NULL, 0, 1 };
+    r->leaves->row_scores(&a);
+}
+
+/* n 0: o only follows a larger m. V may hold a NaN that only some rows see. */
+static void attn__decode_sums(const attn__run *r, const attn__strip *s, const attn__step *p, float *state) {
+    const attn__scratch *t = &r->scratch;
+    const attn_layer *l = r->layer;
+    int direct = l->kv_type == ATTN_F32 || (p->all && attn__is_direct(r, s, l->v_dim));
+    float *o = state + (int64_t)p->h * s->rows * r->state_stride, *alpha = t->alpha + p->h * s->rows;
+    float *wide = direct || !p->n ? NULL : t->wide_k;
+    const char *const *v = attn__wide_rows(r, &r->v, p->rows, p->n, wide, t->wide_k_rows);
+    attn__sums a = { o, attn__scores_of(r, s, p->h) + p->key, alpha, v, r->v.scale ? p->rows + t->list : NULL,
+                     direct ? l->kv_type : ATTN_F32, r->state_stride, attn__scores_row(l), s->rows, p->n, l->v_dim,
+                     p->ahead_bytes, p->ahead, NULL, 0, NULL };
+    int clean = p->all || attn__all_finite(v, p->n, l->v_dim), row;
+    if (clean) r->leaves->row_values(&a);
+    for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, t->mask + 2 * row, p->key);
+    for (row = 0; row < s->rows; row++) alpha[row] = 1.0f;
 }
 
 /* ALiBi for one row's scores. */
-static void attn__bias_row(const attn__run *r, const attn__strip *s, const attn__step *p, int32_t row, float *x) {
-    float slope = r->io->alibi[(int64_t)(s->head + p->h) * r->group + (s->row + row) % r->group];
-    int32_t position = attn__row_position(r, s->request, (s->row + row) / r->group), key = p->tile.begin;
-    for (; key < p->tile.last; key++) *x++ += slope * (float)(attn__key_position(r, s->request, key) - position);
+static void attn__bias_row(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h, int32_t row,
+                           float *x) {
+    float slope = r->io->alibi[(int64_t)(s->head + h) * r->group + (s->row + row) % r->group];
+    int32_t position = attn__row_position(r, s->request, (s->row + row) / r->group), key = tile->begin;
+    for (; key < tile->last; key++) *x++ += slope * (float)(attn__key_position(r, s->request, key) - position);
 }
 
 /* Logits to weights: each row's m, one every `apart` floats, rises to its largest; top, alpha, sum: attn__leaves. */
-static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__step *p,
-                                 const char *const *ahead, float *m, int64_t apart) {
+static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h, float *m,
+                                 int64_t apart) {
     const attn__scratch *t = &r->scratch;
     const uint64_t one = 1;
-    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, skipped = p->tile.begin - p->tile.first, i;
-    float past[16] = { 0 }; /* alpha comes from the leaf's exp, as in lanes */
-    attn__decode_scores(r, s, p->h, p->k_rows, p->n, p->scores + skipped, lds, ahead);
+    int32_t lds = attn__scores_row(r->layer), skipped = tile->begin - tile->first, n = tile->last - tile->first, i;
+    float past[16] = { 0 }, *alpha = t->alpha + h * s->rows; /* alpha comes from the leaf's exp, as in lanes */
     for (i = 0; i < s->rows; i++, m += apart) {
-        float *x = p->scores + (int64_t)i * lds, old = *m;
-        const uint64_t *mask = p->mask + 2 * i;
-        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, p->n, r->layer->softcap);
-        if (r->io->alibi) attn__bias_row(r, s, p, i, x + skipped);
-        t->top[i] = r->leaves->row_max(x, skipped + p->n, mask);
+        float *x = attn__scores_of(r, s, h) + (int64_t)i * lds, old = *m;
+        const uint64_t *mask = t->mask + 2 * i;
+        if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n - skipped, r->layer->softcap);
+        if (r->io->alibi) attn__bias_row(r, s, tile, h, i, x + skipped);
+        t->top[i] = r->leaves->row_max(x, n, mask);
         if (t->top[i] > old) *m = t->top[i];
         past[0] = old;
-        p->alpha[i] = *m == old ? 1.0f : old == ATTN__LOWEST ? 0.0f : r->leaves->row_weights(past, 1, &one, *m);
-        t->sum[i] = r->leaves->row_weights(x, skipped + p->n, mask, *m);
+        alpha[i] = *m == old ? 1.0f : old == ATTN__LOWEST ? 0.0f : r->leaves->row_weights(past, 1, &one, *m);
+        t->sum[i] = r->leaves->row_weights(x, n, mask, *m);
     }
 }
 
 /* Shall the tile be skipped? The weights are known in any case: only V and its sums are saved. */
-static int attn__decode_skips(const attn__run *r, const attn__strip *s, const attn__step *p) {
+static int attn__decode_skips(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
+                              const float *m) {
     const attn__scratch *t = &r->scratch;
-    const float *m = p->state + r->layer->v_dim + 2;
-    attn__account *ref = t->ref + p->h * s->rows;
+    attn__account *ref = t->ref + h * s->rows;
     float gap = attn__vote(r, NULL, ref, s->rows);
-    int64_t start = p->tile.first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
+    int64_t start = tile->first / ATTN__GROUP_KEYS * (int64_t)ATTN__GROUP_KEYS;
     int skip = r->gap > 0 ? gap > r->gap : r->eps > 0 && gap >= 0;
     for (int32_t i = 0; i < s->rows && r->eps > 0 && skip; i++) {
         const attn__account own = { m[(int64_t)i * r->state_stride], 0, t->sum[i] };
-        skip = t->top[i] == ATTN__LOWEST || attn__affordable(&own, &ref[i], attn__allowance(r, i, start, p->tile.last));
+        skip = t->top[i] == ATTN__LOWEST || attn__affordable(&own, &ref[i], attn__allowance(r, i, start, tile->last));
     }
     attn__count(r, gap, skip, 0);
     for (int32_t i = 0; i < s->rows; i++) {
@@ -3937,21 +3930,24 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
     return skip;
 }
 
-/* Weights of a step, and what they leave to do. */
-static void attn__decode_begin(const attn__run *r, const attn__strip *s, attn__step *p, const char *const *ahead) {
-    const attn__scratch *t = &r->scratch;
-    float *l = p->state + r->layer->v_dim;
-    attn__decode_weights(r, s, p, ahead, l + 2, r->state_stride);
-    int skip = r->layer->skip.mode && attn__decode_skips(r, s, p), moved = 0;
+/* Weights of a kv head over a tile. Returns 0 if V is not needed: then o only follows a larger m. */
+static int attn__decode_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
+                             float *state) {
+    const attn__step none = { 0, h, 0, 0, 1, 1, r->scratch.k_rows[0], 0, 0, NULL };
+    const float *sum = r->scratch.sum, *alpha = r->scratch.alpha + h * s->rows;
+    float *l = state + (int64_t)h * s->rows * r->state_stride + r->layer->v_dim;
+    attn__decode_weights(r, s, tile, h, l + 2, r->state_stride);
+    int skip = r->layer->skip.mode && attn__decode_skips(r, s, tile, h, l + 2), moved = 0;
     for (int32_t i = 0; i < s->rows; i++, l += r->state_stride) {
-        moved |= l[0] != 0 && p->alpha[i] != 1.0f;
-        l[0] = l[0] * p->alpha[i] + (skip ? 0.0f : t->sum[i]);
-        l[1] = l[1] * p->alpha[i] + (skip ? t->sum[i] : 0.0f);
+        moved |= l[0] != 0 && alpha[i] != 1.0f;
+        l[0] = l[0] * alpha[i] + (skip ? 0.0f : sum[i]);
+        l[1] = l[1] * alpha[i] + (skip ? sum[i] : 0.0f);
     }
-    p->needs = skip ? moved : 2;
+    if (skip && moved) attn__decode_sums(r, s, &none, state);
+    return !skip;
 }
 
-/* The tiles of a unit that hold seen keys. */
+/* The tiles of a unit that hold seen keys, and an empty one behind them. */
 static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t unit, attn__tile *tiles) {
     int32_t keys = attn__key_tile(r->layer, ATTN_DECODE), count = 0;
     int64_t end = attn__min64((int64_t)(unit + 1) * ATTN__UNIT, attn__max(seen.lead, seen.hi)), first;
@@ -3961,52 +3957,61 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
         attn__clip(seen, t->first, (int32_t)attn__min64(first + keys, end), &t->begin, &t->last);
         if (t->begin < t->last) count++;
     }
+    memset(&tiles[count], 0, sizeof *tiles);
     return count;
 }
 
-/* Prepares step i of a unit; two are at hand at a time. */
-static attn__step attn__step_at(const attn__run *r, const attn__strip *s, attn__tile tile, int32_t i, float *state) {
-    const attn__scratch *t = &r->scratch;
-    int64_t row = i % 2 * (int64_t)s->rows, lds = attn__key_tile(r->layer, ATTN_DECODE) + 16;
-    float *rows = state + (int64_t)(i % s->heads) * s->rows * r->state_stride;
-    uint64_t *mask = t->mask + i / s->heads % 2 * 2 * (int64_t)s->rows;
-    attn__step p = { tile, i % s->heads, tile.last - tile.begin, t->k_rows[i % 3], t->v_rows[i % 2],
-                     t->scores + row * lds, t->alpha + row, rows, mask, 0, 0 };
+/* Keys of a head that are read in one go: 16 KB. */
+static int32_t attn__step_keys(const attn_layer *l) {
+    int32_t keys = 16384 / (attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type)) & -16;
+    return attn__max(16, attn__min(keys, ATTN__WIDE));
+}
+
+/* Step i of a unit: of each tile some keys of every head, the next ones, and so on, then V, as far as the weights need
+   it, in the same way. A token-major cache is so read in the order of memory, in which the processor itself fetches
+   ahead: where K and V of a head followed each other, f16 took a third longer, f32 half as long again. */
+static attn__step attn__step_at(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t i) {
+    const attn_layer *l = r->layer;
+    int32_t keys = attn__step_keys(l), half = attn__ceil(attn__key_tile(l, ATTN_DECODE), keys) * s->heads, n;
+    const attn__tile *tile = &tiles[i / half / 2];
+    attn__step p = { i / half / 2, i % s->heads, tile->begin - tile->first + i % half / s->heads * keys, 0,
+                     i / half % 2, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    n = tile->last - tile->first - p.key;
+    p.n = attn__max(0, attn__min(keys, n));
+    p.bytes = (p.values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
     return p;
 }
 
-/* Keys outside, heads inside: token-major K and V are read as one stream. A step's values follow the next step's
-   weights, so that V, where it is needed at all, is fetched during these, and a later K during the values: the next
-   one, or, where K is narrow and goes to the second-level cache, the one after it. */
+static void attn__step_rows(const attn__run *r, const attn__strip *s, attn__span seen, const attn__tile *tile,
+                            const attn__step *p) {
+    attn__key_rows(r, p->values ? &r->v : &r->k, s, s->head + p->h, seen, tile->first + p->key, p->n, p->rows);
+}
+
 static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, float *state) {
-    const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
-    attn__tile tiles[ATTN__UNIT / 32];
-    int32_t count = attn__unit_tiles(r, seen, unit, tiles), steps = count * s->heads, i, all = 0;
-    int32_t distance = r->layer->kv_type == ATTN_F32 ? 1 : 2;
-    attn__step now, before;
+    attn__tile tiles[ATTN__UNIT / 32 + 1];
+    int32_t count = attn__unit_tiles(r, seen, unit, tiles), *needs = r->scratch.needs, i = 0, h, all = 0;
+    attn__step now, next = attn__step_at(r, s, tiles, 0);
     attn__clear_state(r, s, state);
-    memset(&before, 0, sizeof before);
-    for (i = -distance; i < steps; i++) {
-        int32_t later = i + distance, n = 0;
-        const char *const *ahead = NULL, *const *soon; /* what is read after the values, and before them */
-        if (later < steps) {
-            const attn__tile *tile = &tiles[later / s->heads];
-            n = tile->last - tile->begin;
-            ahead = t->k_rows[later % 3];
-            attn__key_rows(r, &r->k, s, s->head + later % s->heads, seen, tile->begin, n, t->k_rows[later % 3]);
+    if (count) attn__step_rows(r, s, seen, tiles, &next);
+    while (next.tile < count) {
+        const attn__tile *tile = &tiles[next.tile];
+        now = next;
+        if (now.h == 0 && now.key == tile->begin - tile->first) { /* the first step with the tile's K, or its V */
+            if (!now.values) all = attn__mask_rows(r, s, tile);
+            for (h = 0; h < s->heads; h++) needs[h] = !now.values || attn__decode_tile(r, s, tile, h, state);
         }
-        if (i < 0) continue;
-        now = attn__step_at(r, s, tiles[i / s->heads], i, state);
-        if (i % s->heads == 0) all = attn__mask_rows(r, s, &now.tile, now.mask);
         now.all = all;
-        soon = before.needs == 2 ? before.v_rows : ahead;
-        attn__decode_begin(r, s, &now, (before.needs == 2 ? before.n : n) >= now.n ? soon : NULL);
-        if (now.needs == 2) attn__key_rows(r, &r->v, s, s->head + now.h, seen, now.tile.begin, now.n, now.v_rows);
-        if (before.needs) attn__decode_sums(r, s, &before, n >= before.n ? ahead : NULL);
-        before = now;
+        do next = attn__step_at(r, s, tiles, ++i);
+        while (next.tile < count && (next.n == 0 || (next.values && !needs[next.h])));
+        next.rows = r->scratch.k_rows[now.rows == r->scratch.k_rows[0]];
+        if (next.tile < count) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
+        /* what skips does not know yet which V it needs */
+        if (next.n >= now.n && !(r->layer->skip.mode && next.values > now.values)) now.ahead = next.rows;
+        now.ahead_bytes = next.bytes;
+        if (!now.values) attn__decode_scores(r, s, &now);
+        else if (needs[now.h]) attn__decode_sums(r, s, &now, state);
     }
-    if (before.needs) attn__decode_sums(r, s, &before, NULL);
 }
 
 /* What key tile 0 gives to the runs that start behind it: for every row its largest logit there and its mass. */
@@ -4014,16 +4019,19 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     const attn__account none = { ATTN__LOWEST, 0, 0 };
-    attn__tile tile = { 0, 0, 0 };
-    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
-    if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
+    attn__tile tile[2] = { { 0, 0, 0 }, { 0, 0, 0 } };
+    attn__step p;
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile->begin, &tile->last);
+    if (tile->begin < tile->last) attn__mask_rows(r, s, tile);
+    for (int32_t i = 0; p = attn__step_at(r, s, tile, i), !p.values; i++) {
+        if (p.n) attn__step_rows(r, s, seen, tile, &p);
+        if (p.n) attn__decode_scores(r, s, &p);
+    }
     for (int32_t h = 0; h < s->heads; h++) {
         attn__account *seed = t->seed + h * s->rows;
-        attn__step p = attn__step_at(r, s, tile, h, t->states);
         for (int32_t i = 0; i < s->rows; i++) seed[i] = none;
-        if (p.n == 0) continue;
-        attn__key_rows(r, &r->k, s, s->head + h, seen, tile.begin, p.n, p.k_rows);
-        attn__decode_weights(r, s, &p, NULL, &seed->m, sizeof *seed / sizeof(float));
+        if (tile->begin == tile->last) continue;
+        attn__decode_weights(r, s, tile, h, &seed->m, sizeof *seed / sizeof(float));
         for (int32_t i = 0; i < s->rows; i++) seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
     }
 }
@@ -4368,12 +4376,12 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const char **rows = r->scratch.k_rows[0];
-    const float *score = r->scratch.scores;
-    int32_t lds = attn__key_tile(r->layer, ATTN_DECODE) + 16, i, j;
-    attn__key_rows(r, &r->k, s, 0, seen, first, n, rows);
-    attn__decode_scores(r, s, 0, rows, n, r->scratch.scores, lds, NULL);
-    for (i = 0; i < s->rows; i++, score += lds) { /* a NaN stays one */
+    const attn__step p = { 0, 0, 0, n, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    const float *score = attn__scores_of(r, s, 0);
+    int32_t i, j;
+    attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
+    attn__decode_scores(r, s, &p);
+    for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
         for (j = 0; j < n; j++) out[first + j] += weights[i] * (score[j] < 0 ? 0.0f : score[j]);
     }
 }
@@ -4381,7 +4389,7 @@ static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__spa
 static void attn__index_row(const attn__run *r, int32_t request, int32_t row, const float *weights, float *out) {
     attn__lengths n = attn__lengths_of(&r->view, request);
     attn__span seen = attn__union_span(r->layer, &n, row, row);
-    int32_t heads = r->layer->heads, keys = attn__key_tile(r->layer, ATTN_DECODE), head, key, first, last;
+    int32_t heads = r->layer->heads, keys = ATTN__WIDE, head, key, first, last;
     int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
