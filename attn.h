@@ -2848,7 +2848,7 @@ typedef struct attn__scratch {
     attn__budget *budget;
     float *scores, *row, *states;
     uint64_t *mask, *bits;          /* bits: TOPK: one per key */
-    int32_t *needs;                 /* decode: does the head need the tile's V? */
+    int32_t *needs;                 /* decode, per slot: what attn__panel_weights returns */
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
@@ -2886,15 +2886,15 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     s->l = (float *)attn__take(base, &used, 4 * panel_rows);
     s->sigma = (float *)attn__take(base, &used, 4 * panel_rows);
     s->top = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
-    s->alpha = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
+    s->alpha = (float *)attn__take(base, &used, 4 * attn__max64(lanes, 2 * decode_rows));
     s->sum = (float *)attn__take(base, &used, 4 * attn__max64(lanes, decode_rows));
     s->seed = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->ref = (attn__account *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__account));
     s->budget = (attn__budget *)attn__take(base, &used, skip_rows * (int64_t)sizeof(attn__budget));
-    s->scores = (float *)attn__take(base, &used, 4 * attn__max64((tile + 8) * lanes, decode_rows * (tile + 16)));
+    s->scores = (float *)attn__take(base, &used, 4 * attn__max64((tile + 8) * lanes, 2 * decode_rows * (tile + 16)));
     s->row = (float *)attn__take(base, &used, 4 * ATTN__TURN * d);
-    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 2 * decode_rows) * 8);
-    s->needs = (int32_t *)attn__take(base, &used, 4 * decode_rows);
+    s->mask = (uint64_t *)attn__take(base, &used, attn__max64(tile, 4 * decode_rows) * 8);
+    s->needs = (int32_t *)attn__take(base, &used, 8 * decode_rows);
     s->states = (float *)attn__take(base, &used, 4 * depth * c->rows * attn__state_stride(l));
     s->bits = (uint64_t *)attn__take(base, &used, l->mask == ATTN_TOPK ? p->max_kv_len / 8 + 8 : 0);
     s->picked = (int32_t *)attn__take(base, &used, 4 * (attn__min64(l->topk, p->max_kv_len) + 1));
@@ -3791,6 +3791,7 @@ typedef struct attn__tile {
 /* Some keys of a tile and one kv head: their scores or, later, the sums of their values. */
 typedef struct attn__step {
     int32_t tile, h, key, n;        /* of the unit's tiles; head of the strip; keys from `key` of the tile on */
+    int32_t slot, needs;            /* of two tiles at a time, per head: where scores, alpha and needs are */
     int values, all;                /* V, not K? does every row see every key of the tile? */
     const char **rows;
     int32_t bytes, ahead_bytes;     /* of a row */
@@ -3798,8 +3799,7 @@ typedef struct attn__step {
 } attn__step;
 
 /* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile) {
-    uint64_t *masks = r->scratch.mask;
+static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
     attn__span p = { 0, 0, INT32_MAX };
     for (int32_t i = 0; i < s->rows; i++) {
@@ -3840,18 +3840,23 @@ static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim
     return r->layer->kv_type == ATTN_F32 || pays;
 }
 
-/* Scores of a kv head: its rows, and floats from row to row. */
+/* The scores of a slot, and floats from row to row. */
 ATTN__INLINE int32_t attn__scores_row(const attn_layer *l) { return attn__key_tile(l, ATTN_DECODE) + 16; }
 
-static float *attn__scores_of(const attn__run *r, const attn__strip *s, int32_t h) {
-    return r->scratch.scores + (int64_t)h * s->rows * attn__scores_row(r->layer);
+static float *attn__scores_of(const attn__run *r, const attn__strip *s, int32_t slot) {
+    return r->scratch.scores + (int64_t)slot * s->rows * attn__scores_row(r->layer);
+}
+
+static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_t slot) {
+    return r->scratch.mask + slot / s->heads * 2 * (int64_t)s->rows;
 }
 
 static void attn__decode_scores(const attn__run *r, const attn__strip *s, const attn__step *p) {
     const attn__scratch *t = &r->scratch;
     const attn_layer *l = r->layer;
-    float *wide = attn__is_direct(r, s, l->head_dim) ? NULL : t->wide_k, *scores = attn__scores_of(r, s, p->h) + p->key;
+    float *scores = attn__scores_of(r, s, p->slot) + p->key, *wide = t->wide_k;
     int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16);
+    if (attn__is_direct(r, s, l->head_dim)) wide = NULL;
     const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, wide, t->wide_k_rows);
     attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
                      wide ? ATTN_F32 : l->kv_type, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
@@ -3864,15 +3869,16 @@ static void attn__decode_sums(const attn__run *r, const attn__strip *s, const at
     const attn__scratch *t = &r->scratch;
     const attn_layer *l = r->layer;
     int direct = l->kv_type == ATTN_F32 || (p->all && attn__is_direct(r, s, l->v_dim));
-    float *o = state + (int64_t)p->h * s->rows * r->state_stride, *alpha = t->alpha + p->h * s->rows;
+    float *o = state + (int64_t)p->h * s->rows * r->state_stride, *alpha = t->alpha + p->slot * s->rows;
     float *wide = direct || !p->n ? NULL : t->wide_k;
     const char *const *v = attn__wide_rows(r, &r->v, p->rows, p->n, wide, t->wide_k_rows);
-    attn__sums a = { o, attn__scores_of(r, s, p->h) + p->key, alpha, v, r->v.scale ? p->rows + t->list : NULL,
+    attn__sums a = { o, attn__scores_of(r, s, p->slot) + p->key, alpha, v, r->v.scale ? p->rows + t->list : NULL,
                      direct ? l->kv_type : ATTN_F32, r->state_stride, attn__scores_row(l), s->rows, p->n, l->v_dim,
                      p->ahead_bytes, p->ahead, NULL, 0, NULL };
+    const uint64_t *masks = attn__masks_of(r, s, p->slot);
     int clean = p->all || attn__all_finite(v, p->n, l->v_dim), row;
     if (clean) r->leaves->row_values(&a);
-    for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, t->mask + 2 * row, p->key);
+    for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, masks + 2 * row, p->key);
     for (row = 0; row < s->rows; row++) alpha[row] = 1.0f;
 }
 
@@ -3885,17 +3891,16 @@ static void attn__bias_row(const attn__run *r, const attn__strip *s, const attn_
 }
 
 /* Logits to weights: each row's m, one every `apart` floats, rises to its largest; top, alpha, sum: attn__leaves. */
-static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h, float *m,
-                                 int64_t apart) {
+static void attn__decode_weights(const attn__run *r, const attn__strip *s, const attn__tile *tile, const attn__step *p,
+                                 float *m, int64_t apart) {
     const attn__scratch *t = &r->scratch;
-    const uint64_t one = 1;
-    int32_t lds = attn__scores_row(r->layer), skipped = tile->begin - tile->first, n = tile->last - tile->first, i;
-    float past[16] = { 0 }, *alpha = t->alpha + h * s->rows; /* alpha comes from the leaf's exp, as in lanes */
-    for (i = 0; i < s->rows; i++, m += apart) {
-        float *x = attn__scores_of(r, s, h) + (int64_t)i * lds, old = *m;
-        const uint64_t *mask = t->mask + 2 * i;
+    const uint64_t one = 1, *mask = attn__masks_of(r, s, p->slot);
+    int32_t skipped = tile->begin - tile->first, n = tile->last - tile->first, i;
+    float past[16] = { 0 }, *alpha = t->alpha + p->slot * s->rows; /* alpha comes from the leaf's exp, as in lanes */
+    for (i = 0; i < s->rows; i++, m += apart, mask += 2) {
+        float *x = attn__scores_of(r, s, p->slot) + (int64_t)i * attn__scores_row(r->layer), old = *m;
         if (r->layer->softcap > 0) r->leaves->softcap(x + skipped, n - skipped, r->layer->softcap);
-        if (r->io->alibi) attn__bias_row(r, s, tile, h, i, x + skipped);
+        if (r->io->alibi) attn__bias_row(r, s, tile, p->h, i, x + skipped);
         t->top[i] = r->leaves->row_max(x, n, mask);
         if (t->top[i] > old) *m = t->top[i];
         past[0] = old;
@@ -3930,24 +3935,22 @@ static int attn__decode_skips(const attn__run *r, const attn__strip *s, const at
     return skip;
 }
 
-/* Weights of a kv head over a tile. Returns 0 if V is not needed: then o only follows a larger m. */
-static int attn__decode_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t h,
+/* Weights of a kv head over a tile, whose last scores the step brought; returns what attn__panel_weights does. */
+static int attn__decode_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, const attn__step *p,
                              float *state) {
-    const attn__step none = { 0, h, 0, 0, 1, 1, r->scratch.k_rows[0], 0, 0, NULL };
-    const float *sum = r->scratch.sum, *alpha = r->scratch.alpha + h * s->rows;
-    float *l = state + (int64_t)h * s->rows * r->state_stride + r->layer->v_dim;
-    attn__decode_weights(r, s, tile, h, l + 2, r->state_stride);
-    int skip = r->layer->skip.mode && attn__decode_skips(r, s, tile, h, l + 2), moved = 0;
+    const float *sum = r->scratch.sum, *alpha = r->scratch.alpha + p->slot * s->rows;
+    float *l = state + (int64_t)p->h * s->rows * r->state_stride + r->layer->v_dim;
+    attn__decode_weights(r, s, tile, p, l + 2, r->state_stride);
+    int skip = r->layer->skip.mode && attn__decode_skips(r, s, tile, p->h, l + 2), moved = 0;
     for (int32_t i = 0; i < s->rows; i++, l += r->state_stride) {
         moved |= l[0] != 0 && alpha[i] != 1.0f;
         l[0] = l[0] * alpha[i] + (skip ? 0.0f : sum[i]);
         l[1] = l[1] * alpha[i] + (skip ? sum[i] : 0.0f);
     }
-    if (skip && moved) attn__decode_sums(r, s, &none, state);
-    return !skip;
+    return skip ? moved : 2;
 }
 
-/* The tiles of a unit that hold seen keys, and an empty one behind them. */
+/* The tiles of a unit that hold seen keys. */
 static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t unit, attn__tile *tiles) {
     int32_t keys = attn__key_tile(r->layer, ATTN_DECODE), count = 0;
     int64_t end = attn__min64((int64_t)(unit + 1) * ATTN__UNIT, attn__max(seen.lead, seen.hi)), first;
@@ -3957,7 +3960,6 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
         attn__clip(seen, t->first, (int32_t)attn__min64(first + keys, end), &t->begin, &t->last);
         if (t->begin < t->last) count++;
     }
-    memset(&tiles[count], 0, sizeof *tiles);
     return count;
 }
 
@@ -3967,18 +3969,26 @@ static int32_t attn__step_keys(const attn_layer *l) {
     return attn__max(16, attn__min(keys, ATTN__WIDE));
 }
 
-/* Step i of a unit: of each tile some keys of every head, the next ones, and so on, then V, as far as the weights need
-   it, in the same way. A token-major cache is so read in the order of memory, in which the processor itself fetches
+/* Steps of K, or of V, for each tile */
+static int32_t attn__tile_steps(const attn__run *r, const attn__strip *s) {
+    return attn__ceil(attn__key_tile(r->layer, ATTN_DECODE), attn__step_keys(r->layer)) * s->heads;
+}
+
+/* Step i of a unit: some keys of every head, the next ones, and so on: K of a tile, then V of the tile before, as far
+   as its weights need it. So a token-major cache is read in the order of memory, in which the processor itself fetches
    ahead: where K and V of a head followed each other, f16 took a third longer, f32 half as long again. */
-static attn__step attn__step_at(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t i) {
+static attn__step attn__step_at(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
+                                int32_t i) {
     const attn_layer *l = r->layer;
-    int32_t keys = attn__step_keys(l), half = attn__ceil(attn__key_tile(l, ATTN_DECODE), keys) * s->heads, n;
-    const attn__tile *tile = &tiles[i / half / 2];
-    attn__step p = { i / half / 2, i % s->heads, tile->begin - tile->first + i % half / s->heads * keys, 0,
-                     i / half % 2, 0, r->scratch.k_rows[0], 0, 0, NULL };
-    n = tile->last - tile->first - p.key;
-    p.n = attn__max(0, attn__min(keys, n));
-    p.bytes = (p.values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
+    int32_t steps = attn__tile_steps(r, s), keys = attn__step_keys(l), values = i / steps % 2, h = i % s->heads;
+    int32_t tile = i / steps / 2 - values, slot = (tile & 1) * s->heads + h, n;
+    attn__step p = { tile, h, i % steps / s->heads * keys, 0, slot, 0, values, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    if (tile < 0 || tile >= count) return p;
+    p.key += tiles[tile].begin - tiles[tile].first;
+    n = attn__min(keys, tiles[tile].last - tiles[tile].first - p.key);
+    if (n > 0) p.needs = values ? r->scratch.needs[slot] : 2;
+    if (p.needs == 2) p.n = n;
+    p.bytes = (values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
     return p;
 }
 
@@ -3988,29 +3998,36 @@ static void attn__step_rows(const attn__run *r, const attn__strip *s, attn__span
 }
 
 static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
-    attn__tile tiles[ATTN__UNIT / 32 + 1];
-    int32_t count = attn__unit_tiles(r, seen, unit, tiles), *needs = r->scratch.needs, i = 0, h, all = 0;
-    attn__step now, next = attn__step_at(r, s, tiles, 0);
+    attn__tile tiles[ATTN__UNIT / 32];
+    int32_t count = attn__unit_tiles(r, seen, unit, tiles), last = 2 * attn__tile_steps(r, s) * (count + 1), i = 0, h;
+    int all[2] = { 0, 0 };
+    attn__step now, next = attn__step_at(r, s, tiles, count, 0);
     attn__clear_state(r, s, state);
-    if (count) attn__step_rows(r, s, seen, tiles, &next);
-    while (next.tile < count) {
+    if (next.n) attn__step_rows(r, s, seen, tiles, &next);
+    while (next.needs) {
         const attn__tile *tile = &tiles[next.tile];
         now = next;
-        if (now.h == 0 && now.key == tile->begin - tile->first) { /* the first step with the tile's K, or its V */
-            if (!now.values) all = attn__mask_rows(r, s, tile);
-            for (h = 0; h < s->heads; h++) needs[h] = !now.values || attn__decode_tile(r, s, tile, h, state);
+        if (!now.values && now.h == 0 && now.key == tile->begin - tile->first) {
+            all[now.tile % 2] = attn__mask_rows(r, s, tile, attn__masks_of(r, s, now.slot));
+            for (h = 0; h < s->heads; h++) t->needs[now.slot + h] = 2; /* for all that is known */
         }
-        now.all = all;
-        do next = attn__step_at(r, s, tiles, ++i);
-        while (next.tile < count && (next.n == 0 || (next.values && !needs[next.h])));
-        next.rows = r->scratch.k_rows[now.rows == r->scratch.k_rows[0]];
-        if (next.tile < count) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
-        /* what skips does not know yet which V it needs */
-        if (next.n >= now.n && !(r->layer->skip.mode && next.values > now.values)) now.ahead = next.rows;
+        now.all = all[now.tile % 2];
+        do next = attn__step_at(r, s, tiles, count, ++i);
+        while (!next.needs && i < last);
+        next.rows = t->k_rows[now.rows == t->k_rows[0]];
+        if (next.n) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
+        if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
-        if (!now.values) attn__decode_scores(r, s, &now);
-        else if (needs[now.h]) attn__decode_sums(r, s, &now, state);
+        if (now.values) {
+            if (t->needs[now.slot] < 2) now.n = 0; /* known only now */
+            if (t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
+            continue;
+        }
+        attn__decode_scores(r, s, &now);
+        if (now.key + now.n < tile->last - tile->first) continue;
+        t->needs[now.slot] = attn__decode_tile(r, s, tile, &now, state);
     }
 }
 
@@ -4019,20 +4036,18 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     const attn__account none = { ATTN__LOWEST, 0, 0 };
-    attn__tile tile[2] = { { 0, 0, 0 }, { 0, 0, 0 } };
-    attn__step p;
-    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile->begin, &tile->last);
-    if (tile->begin < tile->last) attn__mask_rows(r, s, tile);
-    for (int32_t i = 0; p = attn__step_at(r, s, tile, i), !p.values; i++) {
-        if (p.n) attn__step_rows(r, s, seen, tile, &p);
+    attn__tile tile = { 0, 0, 0 };
+    attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
+    if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
+    for (int32_t i = 0; i < s->heads * s->rows; i++) t->seed[i] = none;
+    for (int32_t i = 0; i < attn__tile_steps(r, s); i++) {
+        attn__step p = attn__step_at(r, s, &tile, 1, i);
+        attn__account *seed = t->seed + p.h * s->rows;
+        if (p.n) attn__step_rows(r, s, seen, &tile, &p);
         if (p.n) attn__decode_scores(r, s, &p);
-    }
-    for (int32_t h = 0; h < s->heads; h++) {
-        attn__account *seed = t->seed + h * s->rows;
-        for (int32_t i = 0; i < s->rows; i++) seed[i] = none;
-        if (tile->begin == tile->last) continue;
-        attn__decode_weights(r, s, tile, h, &seed->m, sizeof *seed / sizeof(float));
-        for (int32_t i = 0; i < s->rows; i++) seed[i].kept = seed[i].m == ATTN__LOWEST ? 0.0f : t->sum[i];
+        if (!p.n || p.key + p.n < tile.last) continue;
+        attn__decode_weights(r, s, &tile, &p, &seed->m, sizeof *seed / sizeof(float));
+        for (int32_t j = 0; j < s->rows; j++) seed[j].kept = seed[j].m == ATTN__LOWEST ? 0.0f : t->sum[j];
     }
 }
 
@@ -4376,7 +4391,7 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const attn__step p = { 0, 0, 0, n, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    const attn__step p = { 0, 0, 0, n, 0, 2, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     const float *score = attn__scores_of(r, s, 0);
     int32_t i, j;
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
