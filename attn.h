@@ -2852,7 +2852,7 @@ typedef struct attn__scratch {
     int32_t *picked;                /* TOPK: how many keys the row sees, then these keys */
 } attn__scratch;
 
-static void *attn__take(char *base, int64_t *used, int64_t bytes) {
+ATTN__COLD void *attn__take(char *base, int64_t *used, int64_t bytes) {
     char *p = base ? base + *used : NULL;
     *used += attn__round_up(bytes, 64);
     return p;
@@ -3791,6 +3791,7 @@ typedef struct attn__tile {
 /* Some keys of a tile and one kv head: their scores or, later, the sums of their values. */
 typedef struct attn__step {
     int32_t tile, h, key, n;        /* of the unit's tiles; head of the strip; keys from `key` of the tile on */
+    int32_t most;                   /* n of all steps but a tile's last */
     int32_t slot, needs;            /* of two tiles at a time, per head: where scores, alpha and needs are */
     int values, all;                /* V, not K? does every row see every key of the tile? */
     const char **rows;
@@ -3798,8 +3799,14 @@ typedef struct attn__step {
     const char *const *ahead;       /* rows of the next step, NULL: none; as attn__dots */
 } attn__step;
 
-/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. */
-static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn__tile *tile, uint64_t *masks) {
+static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_t slot) {
+    return r->scratch.mask + slot / s->heads * 2 * (int64_t)s->rows;
+}
+
+/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. slot: of
+   its first head. */
+static int attn__open_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t slot) {
+    uint64_t *masks = attn__masks_of(r, s, slot);
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
     attn__span p = { 0, 0, INT32_MAX };
     for (int32_t i = 0; i < s->rows; i++) {
@@ -3813,6 +3820,7 @@ static int attn__mask_rows(const attn__run *r, const attn__strip *s, const attn_
             if ((seen & wanted) != wanted) all = 0;
         }
     }
+    for (int32_t h = 0; h < s->heads; h++) r->scratch.needs[slot + h] = 2; /* V, for all that is known */
     return all;
 }
 
@@ -3845,10 +3853,6 @@ ATTN__INLINE int32_t attn__scores_row(const attn_layer *l) { return attn__key_ti
 
 static float *attn__scores_of(const attn__run *r, const attn__strip *s, int32_t slot) {
     return r->scratch.scores + (int64_t)slot * s->rows * attn__scores_row(r->layer);
-}
-
-static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_t slot) {
-    return r->scratch.mask + slot / s->heads * 2 * (int64_t)s->rows;
 }
 
 static void attn__decode_scores(const attn__run *r, const attn__strip *s, const attn__step *p) {
@@ -3963,33 +3967,50 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
     return count;
 }
 
-/* Keys of a head that are read in one go: 16 KB. */
-static int32_t attn__step_keys(const attn_layer *l) {
-    int32_t keys = 16384 / (attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type)) & -16;
-    return attn__max(16, attn__min(keys, ATTN__WIDE));
-}
-
-/* Steps of K, or of V, for each tile */
-static int32_t attn__tile_steps(const attn__run *r, const attn__strip *s) {
-    return attn__ceil(attn__key_tile(r->layer, ATTN_DECODE), attn__step_keys(r->layer)) * s->heads;
-}
-
-/* Step i of a unit: some keys of every head, the next ones, and so on: K of a tile, then V of the tile before, as far
-   as its weights need it. So a token-major cache is read in the order of memory, in which the processor itself fetches
-   ahead: where K and V of a head followed each other, f16 took a third longer, f32 half as long again. */
-static attn__step attn__step_at(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
-                                int32_t i) {
+/* Behind this comes the first step. A head's keys are read 16 KB at a time. */
+static void attn__first_step(const attn__run *r, const attn__tile *tiles, attn__step *p) {
     const attn_layer *l = r->layer;
-    int32_t steps = attn__tile_steps(r, s), keys = attn__step_keys(l), values = i / steps % 2, h = i % s->heads;
-    int32_t tile = i / steps / 2 - values, slot = (tile & 1) * s->heads + h, n;
-    attn__step p = { tile, h, i % steps / s->heads * keys, 0, slot, 0, values, 0, r->scratch.k_rows[0], 0, 0, NULL };
-    if (tile < 0 || tile >= count) return p;
-    p.key += tiles[tile].begin - tiles[tile].first;
-    n = attn__min(keys, tiles[tile].last - tiles[tile].first - p.key);
-    if (n > 0) p.needs = values ? r->scratch.needs[slot] : 2;
-    if (p.needs == 2) p.n = n;
-    p.bytes = (values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
-    return p;
+    int32_t keys = 16384 / (attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type)) & -16;
+    memset(p, 0, sizeof *p);
+    p->h = -1;
+    p->key = tiles->begin - tiles->first;
+    p->most = attn__max(16, attn__min(keys, ATTN__WIDE));
+    p->rows = r->scratch.k_rows[0];
+}
+
+/* After K of tile t comes V of t - 1, then K of t + 1. */
+static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *p) {
+    p->tile += p->values ? 2 : -1;
+    p->values = !p->values;
+    if (p->tile < 0) {
+        p->tile = 1;
+        p->values = 0;
+    }
+    if (!p->values && p->tile >= count) {
+        p->tile--;
+        p->values = 1;
+    }
+    if (p->tile < count) p->key = tiles[p->tile].begin - tiles[p->tile].first;
+}
+
+/* The step after *p: some keys of every head, the next ones, and so on, as far as the weights need V. So a token-major
+   cache is read in the order of memory, in which the processor itself fetches ahead: where K and V of a head followed
+   each other, f16 took a third longer, f32 half as long again. Returns 0 behind the last one. */
+static int attn__next_step(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
+                           attn__step *p) {
+    const attn_layer *l = r->layer;
+    p->needs = 0;
+    while (p->tile < count && !p->needs) {
+        p->h++;
+        if (p->h == s->heads) p->key += p->most;
+        if (p->h == s->heads) p->h = 0;
+        if (p->key >= tiles[p->tile].last - tiles[p->tile].first) attn__next_keys(tiles, count, p);
+        p->slot = (p->tile & 1) * s->heads + p->h;
+        if (p->tile < count) p->needs = p->values ? r->scratch.needs[p->slot] : 2;
+    }
+    p->n = p->needs < 2 ? 0 : attn__min(p->most, tiles[p->tile].last - tiles[p->tile].first - p->key);
+    p->bytes = (p->values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
+    return p->needs;
 }
 
 static void attn__step_rows(const attn__run *r, const attn__strip *s, attn__span seen, const attn__tile *tile,
@@ -4001,23 +4022,21 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tiles[ATTN__UNIT / 32];
-    int32_t count = attn__unit_tiles(r, seen, unit, tiles), last = 2 * attn__tile_steps(r, s) * (count + 1), i = 0, h;
-    int all[2] = { 0, 0 };
-    attn__step now, next = attn__step_at(r, s, tiles, count, 0);
+    int32_t count = attn__unit_tiles(r, seen, unit, tiles), all[2] = { 0, 0 };
+    attn__step now, next;
     attn__clear_state(r, s, state);
-    if (next.n) attn__step_rows(r, s, seen, tiles, &next);
+    if (!count) return;
+    attn__first_step(r, tiles, &next);
+    if (attn__next_step(r, s, tiles, count, &next)) attn__step_rows(r, s, seen, tiles, &next);
     while (next.needs) {
         const attn__tile *tile = &tiles[next.tile];
         now = next;
         if (!now.values && now.h == 0 && now.key == tile->begin - tile->first) {
-            all[now.tile % 2] = attn__mask_rows(r, s, tile, attn__masks_of(r, s, now.slot));
-            for (h = 0; h < s->heads; h++) t->needs[now.slot + h] = 2; /* for all that is known */
+            all[now.tile % 2] = attn__open_tile(r, s, tile, now.slot);
         }
         now.all = all[now.tile % 2];
-        do next = attn__step_at(r, s, tiles, count, ++i);
-        while (!next.needs && i < last);
         next.rows = t->k_rows[now.rows == t->k_rows[0]];
-        if (next.n) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
+        if (attn__next_step(r, s, tiles, count, &next)) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
         if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
         if (now.values) {
@@ -4037,15 +4056,17 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     attn__span seen = attn__seen(r, s, 0, s->rows);
     const attn__account none = { ATTN__LOWEST, 0, 0 };
     attn__tile tile = { 0, 0, 0 };
+    attn__step p;
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
-    if (tile.begin < tile.last) attn__mask_rows(r, s, &tile, t->mask);
+    attn__first_step(r, &tile, &p);
     for (int32_t i = 0; i < s->heads * s->rows; i++) t->seed[i] = none;
-    for (int32_t i = 0; i < attn__tile_steps(r, s); i++) {
-        attn__step p = attn__step_at(r, s, &tile, 1, i);
+    if (tile.begin == tile.last) return;
+    attn__open_tile(r, s, &tile, 0);
+    while (attn__next_step(r, s, &tile, 1, &p) && !p.values) {
         attn__account *seed = t->seed + p.h * s->rows;
-        if (p.n) attn__step_rows(r, s, seen, &tile, &p);
-        if (p.n) attn__decode_scores(r, s, &p);
-        if (!p.n || p.key + p.n < tile.last) continue;
+        attn__step_rows(r, s, seen, &tile, &p);
+        attn__decode_scores(r, s, &p);
+        if (p.key + p.n < tile.last) continue;
         attn__decode_weights(r, s, &tile, &p, &seed->m, sizeof *seed / sizeof(float));
         for (int32_t j = 0; j < s->rows; j++) seed[j].kept = seed[j].m == ATTN__LOWEST ? 0.0f : t->sum[j];
     }
@@ -4391,7 +4412,7 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const attn__step p = { 0, 0, 0, n, 0, 2, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    const attn__step p = { 0, 0, 0, n, n, 0, 2, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     const float *score = attn__scores_of(r, s, 0);
     int32_t i, j;
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
