@@ -3851,7 +3851,8 @@ static void attn__decode_visible(const attn__run *r, attn__sums a, int32_t row, 
 /* Do the leaves read the cache as it is? With one row a head that takes 22 to 45 % less time than a copy in f32; with
    64 rows, which share the copies, 7 % more, and with 16 of e4m3. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
-    int type = r->layer->kv_type, most = type == ATTN_E4M3 ? 8 : 16;
+    attn_type type = r->layer->kv_type;
+    int32_t most = type == ATTN_E4M3 ? 8 : 16;
     int pays = r->leaves->direct >> type & 1 && s->rows <= most && s->rows % 4 < 2 && dim % 16 == 0;
     return type == ATTN_F32 || pays;
 }
