@@ -3810,8 +3810,8 @@ static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_
     return r->scratch.mask + slot / s->heads * 2 * (int64_t)s->rows;
 }
 
-/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. slot: of
-   its first head. */
+/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. From slot
+   on, that of its first head, needs are reset. */
 static int attn__open_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t slot) {
     uint64_t *masks = attn__masks_of(r, s, slot);
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
@@ -3870,6 +3870,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, const 
     float *scores = attn__scores_of(r, s, p->slot) + p->key, *wide = t->wide_k;
     int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16);
     if (attn__is_direct(r, s, l->head_dim)) wide = NULL;
+    ATTN_ASSERT(p->n <= ATTN__WIDE && p->key + p->n <= attn__key_tile(l, ATTN_DECODE));
     const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, wide, t->wide_k_rows);
     attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
                      wide ? ATTN_F32 : l->kv_type, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
@@ -3987,7 +3988,7 @@ static void attn__first_step(const attn__run *r, const attn__tile *tiles, attn__
     p->rows = r->scratch.k_rows[0];
 }
 
-/* After K of tile t comes V of t - 1, then K of t + 1. */
+/* From K or V of a tile to the next: K 0, K 1, V 0, K 2, V 1, ..., K last, V last - 1, V last. */
 static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *p) {
     p->tile += p->values ? 2 : -1;
     p->values = !p->values;
@@ -4004,7 +4005,7 @@ static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *
 
 /* The step after *p: some keys of every head, the next ones, and so on, as far as the weights need V. So a token-major
    cache is read in the order of memory, in which the processor itself fetches ahead: where K and V of a head followed
-   each other, f16 took a third longer, f32 half as long again. Returns 0 behind the last one. */
+   each other, f16 took a third longer, f32 half as long again. Returns its needs; 1: no keys, 0: there is no step. */
 static int attn__next_step(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
                            attn__step *p) {
     const attn_layer *l = r->layer;
@@ -4045,7 +4046,7 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
         }
         now.all = all[now.tile % 2];
         next.rows = t->k_rows[now.rows == t->k_rows[0]];
-        if (attn__next_step(r, s, tiles, count, &next)) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
+        if (attn__next_step(r, s, tiles, count, &next) == 2) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
         if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
         if (now.values) {
@@ -4421,9 +4422,12 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
-    const attn__step p = { 0, 0, 0, n, n, 0, 2, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     const float *score = attn__scores_of(r, s, 0);
+    attn__step p;
     int32_t i, j;
+    memset(&p, 0, sizeof p);
+    p.n = n;
+    p.rows = r->scratch.k_rows[0];
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
     attn__decode_scores(r, s, &p);
     for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
@@ -4434,7 +4438,8 @@ static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__spa
 static void attn__index_row(const attn__run *r, int32_t request, int32_t row, const float *weights, float *out) {
     attn__lengths n = attn__lengths_of(&r->view, request);
     attn__span seen = attn__union_span(r->layer, &n, row, row);
-    int32_t heads = r->layer->heads, keys = ATTN__WIDE, head, key, first, last;
+    int32_t heads = r->layer->heads, head, key, first, last;
+    int32_t keys = attn__min(ATTN__WIDE, attn__key_tile(r->layer, ATTN_DECODE));
     int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {

@@ -482,7 +482,7 @@ static void mixed_requests(index_spec *s) {
 }
 
 static void test_shapes(void) {
-    static const int32_t heads[] = { 1, 3, 64, 200 }, dims[] = { 64, 128, 40 };
+    static const int32_t heads[] = { 1, 3, 64, 200 }, dims[] = { 64, 128, 40 }, tiles[] = { 0, 128, 32 };
     size_t h, d;
     int isa;
     for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
@@ -493,6 +493,7 @@ static void test_shapes(void) {
                 s.layer.isa = isa;
                 s.layer.heads = heads[h];
                 s.layer.head_dim = dims[d];
+                s.layer.key_tile = tiles[(h + d) % 3];
                 s.one_matrix = (int)((h + d) % 2);
                 s.layout = (int)((h + 2 * d) % 3);
                 s.layer.page_size = 16;
@@ -519,6 +520,7 @@ static void test_types(void) {
                     s.layer.kv_type = types[i];
                     s.layer.scale_kind = types[i] == ATTN_INT8 ? ATTN_SCALE_PER_KEY : (layout + gaps) % 3;
                     s.layer.head_dim = gaps ? 27 : 32;
+                    s.layer.key_tile = gaps ? 32 : 0;
                     s.layer.heads = 5;
                     s.layer.scale = gaps ? 0.4f : 0;
                     s.layer.page_size = gaps ? 64 : 7;
