@@ -1451,9 +1451,10 @@ static float attn__tanh(float x) {
 /* What scores and values are computed from; ld: floats from row to row (row_*). ahead: rows of ahead_bytes that are
    read next, a row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's
    rate, and takes the wait for K and V out of PREFILL. mask: NULL: all visible. */
+enum { ATTN__CHAIN_LANES = 32 };
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
-    const float *q;                 /* [row][d]; lane_*: [d][lanes] */
+    const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [rows / 32][chain][d / 16][32] */
     const char *const *k, *const *scales;
     attn_type type;                 /* of k: f32, or another where attn__is_direct */
     int32_t lds, ldq, rows, n, d, ahead_bytes;
@@ -1500,7 +1501,7 @@ typedef struct attn__leaves {
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
-    /* NULL: not in lanes. lane_scores (d a multiple of 4) and, after lane_weights, its sums, each as row_* add it up */
+    /* NULL: not in lanes. lane_scores and, after lane_weights, its sums, each as row_* add it up; d: whole sixteens */
     void (*chain_scores)(const attn__dots *a);
     void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
     /* AMX: n rows of v as [v_dim][whole blocks], dst has room for two; NaN and infinity become 0: are there none? */
@@ -2291,7 +2292,8 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
 }
 
 /* Six keys x 32 rows, each sum as attn__dots_avx512 adds it: chains d = x, x + 16, ..., x and x + 2 at a time, then the
-   tree of attn__sums_avx512, whose nodes wait in `part` for their neighbours. */
+   tree of attn__sums_avx512, whose nodes wait in `part` for their neighbours. A chain's q lies together: rows of all
+   lanes would share sets of the first-level cache (10 % of the time). */
 ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int32_t c) {
     enum { SUMS = 6 * 2, LD = ATTN__LANES_AVX512 };
     __m512 sum[2][SUMS], part[4][SUMS];
@@ -2301,12 +2303,13 @@ ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int
     ATTN__UNROLL for (i = 0; i < 6; i++) row[i] = attn__row(a->k, j + i);
     for (pair = 0; pair < 8; pair++) {
         int32_t x = pair / 2 * 4 + pair % 2, level = 0;
-        const float *q = a->q + x * LD + 16 * c;
+        const float *q = a->q + 16 * c * a->d + x * (a->d / 16) * ATTN__CHAIN_LANES;
         for (i = 0; i < 6 && a->ahead && c == 0; i++) ATTN__FETCH_L2(a->ahead[j + i] + pair * a->ahead_bytes / 8);
         ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
-        for (; x < a->d; x += 16, q += 16 * LD) {
+        for (; x < a->d; x += 16, q += ATTN__CHAIN_LANES) {
             ATTN__UNROLL for (h = 0; h < 2; h++) {
-                __m512 low = _mm512_loadu_ps(q + 2 * h * LD), high = _mm512_loadu_ps(q + 2 * h * LD + 16);
+                const float *at = q + 2 * h * (a->d / 16) * ATTN__CHAIN_LANES;
+                __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + 16);
                 ATTN__UNROLL for (i = 0; i < SUMS; i += 2) {
                     __m512 key = _mm512_set1_ps(row[i / 2][x + 2 * h]);
                     sum[h][i] = _mm512_fmadd_ps(key, low, sum[h][i]);
@@ -2828,7 +2831,7 @@ enum { ATTN__WIDE = 64, ATTN__TURN = 16, ATTN__ROWS_AHEAD = 8 };
 /* Do `rows` rows of a kv head stand in the vector lanes? In DECODE, with the same bits, where that is faster: from 57
    rows on, unless many lanes stay empty. Votes of skipping count a head's rows, so they have row_* only. */
 static int attn__in_panels(const attn_layer *l, int phase, int64_t rows) {
-    int able = attn__leaves_of(l)->chain_scores && l->head_dim % 4 == 0 && !l->skip.mode && !attn__by_bytes(l);
+    int able = attn__leaves_of(l)->chain_scores && l->head_dim % 16 == 0 && !l->skip.mode && !attn__by_bytes(l);
     return phase == ATTN_PREFILL || (able && rows > 56 && 8 * attn__round_up(rows, 32) <= 9 * rows);
 }
 
@@ -2948,7 +2951,8 @@ typedef struct attn__run {
     const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
     float *slots;
-    int32_t group, state_stride, phase; /* phase: of the strip at hand */
+    int32_t group, state_stride;
+    int32_t strip, phase;           /* the strip at hand, -1: none yet, and its phase */
     int64_t slot_floats;            /* floats of one slot or state */
     attn_counters *counters;        /* this lane's, or NULL */
     int dense;                      /* skipping: lambda is 1 or more */
@@ -3007,6 +3011,7 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     attn__open_caches(r, plan, io);
     attn__capacity_of_plan(&c, plan);
     r->view = attn__view_of(plan->words, plan->n, &c);
+    r->strip = -1;
     r->group = r->layer->heads / r->layer->kv_heads;
     r->state_stride = attn__state_stride(r->layer);
     r->slot_floats = c.rows * r->state_stride;
@@ -3515,18 +3520,22 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 
 /* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
 
-/* Rows become columns: panel p holds rows p * lanes ... of the strip as q[d][lanes]; unused lanes are 0. */
+/* Rows become columns: panel p holds rows p * lanes ... of the strip as attn__dots says; unused lanes are 0. */
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
-    int32_t lanes = r->leaves->lanes, d = r->layer->head_dim, rows = (int32_t)attn__round_up(s->rows, lanes), i, n;
+    int chains = r->phase == ATTN_DECODE;
+    int32_t lanes = chains ? ATTN__CHAIN_LANES : r->leaves->lanes, d = r->layer->head_dim, i, n, x;
     int32_t ld = (int32_t)attn__round_up(d, 16), per_word = attn__per_word(r->layer), words = d / per_word;
+    int32_t rows = (int32_t)attn__round_up(s->rows, lanes), step = chains ? 16 : words;
     for (i = 0; i < rows; i += ATTN__TURN) {
         float *q = t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, *extra = q + (int64_t)words * lanes;
         for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) {
             attn__copy_q_row(r, s, i + n, t->row + (int64_t)n * ld, per_word, extra + n);
         }
         memset(t->row + (int64_t)n * ld, 0, (size_t)(ATTN__TURN - n) * (size_t)ld * sizeof(float));
-        r->leaves->turn(q, lanes, t->row, ld, ATTN__TURN, words);
+        for (x = 0; x < words; x += step) {
+            r->leaves->turn(q + x / step * lanes, words / step * lanes, t->row + x, ld, ATTN__TURN, step);
+        }
     }
 }
 
@@ -4103,6 +4112,17 @@ static void attn__panel_heads(attn__run *r, const attn__strip *s, int32_t unit, 
     r->scratch.q -= s->heads * floats;
 }
 
+/* What all tasks of a strip need: most lanes find it done by their last task. */
+static void attn__open_strip(attn__run *r, const attn__strip *s, int32_t strip, int panels) {
+    if (strip == r->strip) return;
+    r->strip = strip;
+    if (r->layer->mask == ATTN_TOPK) attn__pick(r, s->request, s->row / r->group);
+    if (s->units && panels) attn__panel_heads(r, s, 0, NULL);
+    if (s->units && !panels) attn__pack_rows(r, s);
+    attn__open_skip(r, s->request);
+    if (r->eps > 0) attn__open_budgets(r, s);
+}
+
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = r->view.tasks[index];
@@ -4111,12 +4131,8 @@ static void attn__compute(attn__run *r, int32_t index) {
     int panels = attn__in_panels(r->layer, r->phase, s.rows), groups = r->phase == ATTN_DECODE && r->layer->skip.mode;
     attn__fold f = { attn__unit_at(&s, t.begin - 1), 0, { 0 } };
     float *stack[72] = { r->scratch.states };
-    if (r->layer->mask == ATTN_TOPK) attn__pick(r, s.request, s.row / r->group);
-    if (s.units && panels) attn__panel_heads(r, &s, 0, NULL);
-    if (s.units && !panels) attn__pack_rows(r, &s);
+    attn__open_strip(r, &s, t.strip, panels);
     if (!s.units) attn__clear_state(r, &s, stack[0]);
-    attn__open_skip(r, s.request);
-    if (r->eps > 0) attn__open_budgets(r, &s);
     if (groups && attn__unit_at(&s, t.end - 1) >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
     for (int32_t i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
@@ -4201,11 +4217,14 @@ static void attn__run_lanes(attn__job *job, void (*fn)(void *job, int lane)) {
 static void attn__lane(void *job, int lane) {
     const attn__job *c = (const attn__job *)job;
     int32_t count = attn_task_count(c->plan, c->stage), i;
+    void (*run)(attn__run *, int32_t) = c->stage == ATTN_COMPUTE ? attn__compute : attn__merge;
+    attn__run r;
+    attn__open(&r, c->plan, c->io, c->exec, lane);
 #ifdef ATTN__FETCH_ADD
     int32_t *counter = (int32_t *)(void *)attn__exec_start(c->exec);
-    while ((i = (int32_t)ATTN__FETCH_ADD(counter)) < count) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
+    while ((i = (int32_t)ATTN__FETCH_ADD(counter)) < count) run(&r, i);
 #else
-    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) attn_task(c->plan, c->io, c->exec, c->stage, i, lane);
+    for (i = lane; i < count; i += attn__max(1, c->exec->lanes)) run(&r, i);
 #endif
 }
 
