@@ -4005,16 +4005,9 @@ static void attn__first_step(const attn__run *r, const attn__tile *tiles, attn__
 
 /* From K or V of a tile to the next: K 0, K 1, V 0, K 2, V 1, ..., K last, V last - 1, V last. */
 static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *p) {
-    p->tile += p->values ? 2 : -1;
-    p->values = !p->values;
-    if (p->tile < 0) {
-        p->tile = 1;
-        p->values = 0;
-    }
-    if (!p->values && p->tile >= count) {
-        p->tile--;
-        p->values = 1;
-    }
+    int32_t next_k = p->values ? p->tile + 2 : 1, next_v = p->values ? p->tile + 1 : attn__max(0, p->tile - 1);
+    p->values = (!p->values && p->tile > 0) || next_k >= count;
+    p->tile = p->values ? next_v : next_k;
     if (p->tile < count) p->key = tiles[p->tile].begin - tiles[p->tile].first;
 }
 
