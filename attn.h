@@ -4774,14 +4774,9 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(mode, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    memset(batch, 0, sizeof *batch);
-    batch->n = input->n;
-    batch->q_len = mem;
-    batch->kv_len = n ? mem + n : mem;
-    batch->phase = n ? mem + 2 * n : mem;
-    batch->max_q_len = input->max_q_len;
-    batch->max_kv_len = input->max_kv_len;
-    batch->max_rows = input->max_rows;
+    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
+                              input->max_kv_len, input->max_rows };
+    *batch = made;
     return attn__succeed(error);
 }
 
