@@ -3000,8 +3000,7 @@ static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io
     attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s->k_page, s->k_row, s->k_head, io->k_scale);
     r->v = r->k;
     r->v.dim = l->v_dim;
-    if (latent) return;
-    attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s->v_page, s->v_row, s->v_head, io->v_scale);
+    if (!latent) attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s->v_page, s->v_row, s->v_head, io->v_scale);
 }
 
 /* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
@@ -3090,19 +3089,18 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
     const attn_layer *l = r->layer;
     int64_t bytes = attn__type_bytes(l->o_type), of_row = r->strides.o_row * bytes, of_head = r->strides.o_head * bytes;
     float drift = attn__drift(r, s->request);
+    char *o = (char *)r->io->o;
     for (int32_t h = 0; h < s->heads; h++) {
         float scale = attn__head_scale(l, r->v_scale, s->request, s->head + h);
         for (int32_t i = 0; i < s->rows; i++, state += r->state_stride) {
             int64_t at = attn__row_offset(r, s, h, i, l->heads, 1);
             int32_t later = attn__min(i + ATTN__ROWS_AHEAD, s->rows - 1);
             const float *sink = r->io->sinks ? r->io->sinks + at % l->heads : NULL;
-            char *o = (char *)r->io->o;
             float *lse = r->io->lse ? r->io->lse + at : NULL, certificate;
             attn__fetch_row(o + attn__row_offset(r, s, h, later, of_row, of_head), l->v_dim * (int32_t)bytes);
             float factor = attn__finish_row(state + l->v_dim, sink, drift, lse, &certificate);
             if (factor != 0) factor *= scale; /* without a key o is 0, whatever the scale */
-            o += attn__row_offset(r, s, h, i, of_row, of_head);
-            r->leaves->narrow(o, state, l->v_dim, l->o_type, &factor);
+            r->leaves->narrow(o + attn__row_offset(r, s, h, i, of_row, of_head), state, l->v_dim, l->o_type, &factor);
             if (r->io->certificate) r->io->certificate[at] = certificate;
         }
     }
@@ -3716,13 +3714,10 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
 static const char *const *attn__panel_values(const attn__run *r, const attn__strip *s, int32_t first, int32_t n,
                                              int32_t *finite) {
     const attn__scratch *t = &r->scratch;
-    const char *const *v = t->v_rows;
-    if (attn__in_bf16(r->layer)) {
-        *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
-        return v;
-    }
-    v = attn__wide_rows(r, &r->v, v, n, t->wide_v, t->wide_v_rows);
-    *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, r->v.dim);
+    int packed = attn__in_bf16(r->layer);
+    const char *const *v = attn__wide_rows(r, &r->v, t->v_rows, n, packed ? NULL : t->wide_v, t->wide_v_rows);
+    if (packed) *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
+    else *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, r->v.dim);
     return v;
 }
 
@@ -4261,11 +4256,9 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
             factor = attn__int8_scale(src, c->dim, l->q_type);
             memcpy(attn__key_address(r, c->scale, request, head, key), &factor, sizeof factor);
         }
-        if (l->q_type == l->kv_type && factor == 1.0f) {
-            memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
-            continue;
-        }
-        for (x = 0; x < c->dim; x += 256) {
+        int as_is = l->q_type == l->kv_type && factor == 1.0f;
+        if (as_is) memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
+        for (x = 0; x < c->dim && !as_is; x += 256) {
             float wide[256];
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
@@ -4896,9 +4889,8 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     if (m->topk_offset) m->topk_offset[row] = first;
     if (m->row_q_len) m->row_q_len[row] = 1;
     if (m->row_kv_len) m->row_kv_len[row] = seen;
-    if (!m->sparse_len) return;
-    m->sparse_len[row] = attn__min(seen, topk);
-    m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
+    if (m->sparse_len) m->sparse_len[row] = attn__min(seen, topk);
+    if (m->cu_sparse) m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
