@@ -2845,6 +2845,7 @@ static int attn__in_panels(const attn_layer *l, int phase, int64_t rows) {
 typedef struct attn__account {
     float m, kept, skipped;
 } attn__account;
+static const attn__account attn__unseen = { ATTN__LOWEST, 0, 0 };
 
 /* EPS: the keys of a row, as attn__span, and how much of its softmax it may lose for each. */
 typedef struct attn__budget {
@@ -4052,11 +4053,9 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
         if (attn__next_step(r, s, tiles, count, &next) == 2) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
         if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
-        if (now.values) {
-            if (t->needs[now.slot] < 2) now.n = 0; /* known only now */
-            if (t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
-            continue;
-        }
+        if (now.values && t->needs[now.slot] < 2) now.n = 0; /* known only now */
+        if (now.values && t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
+        if (now.values) continue;
         attn__decode_scores(r, s, &now);
         if (now.key + now.n < tile->last - tile->first) continue;
         t->needs[now.slot] = attn__decode_tile(r, s, tile, &now, state);
@@ -4067,12 +4066,11 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
 static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
-    const attn__account none = { ATTN__LOWEST, 0, 0 };
     attn__tile tile = { 0, 0, 0 };
     attn__step p;
     attn__clip(seen, 0, attn__key_tile(r->layer, ATTN_DECODE), &tile.begin, &tile.last);
     attn__first_step(r, &tile, &p);
-    for (int32_t i = 0; i < s->heads * s->rows; i++) t->seed[i] = none;
+    for (int32_t i = 0; i < s->heads * s->rows; i++) t->seed[i] = attn__unseen;
     if (tile.begin == tile.last) return;
     attn__open_tile(r, s, &tile, 0);
     while (attn__next_step(r, s, &tile, 1, &p) && !p.values) {
@@ -4087,9 +4085,8 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
 
 /* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
 static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
-    const attn__account none = { ATTN__LOWEST, 0, 0 };
     for (int32_t i = 0; i < s->heads * s->rows; i++) {
-        r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? none : r->scratch.seed[i];
+        r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? attn__unseen : r->scratch.seed[i];
     }
 }
 
@@ -4434,11 +4431,8 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
     const float *score = attn__scores_of(r, s, 0);
-    attn__step p;
+    const attn__step p = { 0, 0, 0, n, 0, 0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     int32_t i, j;
-    memset(&p, 0, sizeof p);
-    p.n = n;
-    p.rows = r->scratch.k_rows[0];
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
     attn__decode_scores(r, s, &p);
     for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
