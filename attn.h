@@ -3694,15 +3694,15 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     int32_t lanes = r->leaves->lanes, row, i, first, last;
     const char *const *k = NULL;
     attn__clip(seen, 0, attn__key_tile(r->layer, r->phase), &first, &last);
+    if (unit > 0 && first < last) {
+        attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+        k = attn__panel_keys(r, last - first);
+    }
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
         for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
-        if (unit > 0 && first < last) {
-            attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-            if (!k) k = attn__panel_keys(r, last - first);
-            attn__panel_logits(r, s, &p, k, NULL);
-            r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
-        }
+        if (k) attn__panel_logits(r, s, &p, k, NULL);
+        if (k) r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
         for (i = 0; i < p.used; i++) {
             attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
             t->seed[row + i] = seed;
