@@ -209,10 +209,8 @@
 typedef enum attn_status { ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY,
                            ATTN_E_PAGE } attn_status;
 
-typedef enum attn_type {
-    ATTN_F32 = 0, ATTN_F16, ATTN_BF16,
-    ATTN_E4M3, ATTN_E5M2, ATTN_INT8 /* of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127 */
-} attn_type;
+/* E4M3, E5M2, INT8: of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127. */
+typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 } attn_type;
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
 /* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
@@ -590,6 +588,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 
 #define ATTN__UNIT 256               /* keys of a decode unit */
 #define ATTN__GROUP_KEYS 2048        /* with skipping, runs of units start at multiples of this */
+#define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
 #define ATTN__LOWEST (-340282346638528859811704183484516925440.0f) /* all digits: x87 and s390x keep more */
 
 ATTN__INLINE uint32_t attn__bits_of(float x) {
@@ -709,8 +708,6 @@ typedef struct attn__rule {
     int64_t a, b;
 } attn__rule;
 
-#define ATTN__COUNT(array) ((int)(sizeof array / sizeof array[0]))
-
 /* The first broken rule becomes an error of a request, or, with -1, of the whole call. */
 ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request, const attn__rule *rules, int count) {
     for (const attn__rule *r = rules; r < rules + count; r++) {
@@ -722,6 +719,7 @@ ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request,
 /* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
 
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
+static int attn__is_share(float x, int mode) { return x >= 0 && (mode == ATTN_SKIP_EPS ? x < 1 : attn__is_finite(x)); }
 
 /* Fields of attn_layer, for checks and comparisons: integers and their range, then floats, which have rules. */
 typedef struct attn__field {
@@ -758,8 +756,6 @@ static float attn__rsqrt(int32_t x) {
     for (int i = 0; i < 24; i++) y = y * (1.5 - 0.5 * x * y * y);
     return (float)y;
 }
-
-static int attn__is_share(float x, int mode) { return x >= 0 && (mode == ATTN_SKIP_EPS ? x < 1 : attn__is_finite(x)); }
 
 static int attn__check_mask(const attn_layer *l, attn_error *error) {
     const attn__rule rules[] = {
@@ -2812,6 +2808,7 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
    A state holds, per (kv head, row) of a strip: v_dim sums of weighted values, then l, the sum of weights, then the sum
    of the weights that were skipped, then m, the largest logit; weights are exp(logit - m). Both sums 0: no key yet. */
 
+ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
 /* Where a key lives in its request's cache. */
 ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) { return l->ring ? key % l->ring : key; }
@@ -2827,8 +2824,6 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (plan->words && !memcmp(plan->words, header, sizeof header)) return ATTN_OK;
     return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
 }
-
-ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 
 /* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns; rows by
    which q and o are asked for ahead. */
