@@ -903,7 +903,7 @@ static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
 }
 
 /* Keys that any of the rows first .. last sees. */
-static attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
+ATTN__INLINE attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
     attn__span s = attn__row_span(layer, n, last);
     if (first < last) s.lo = attn__row_span(layer, n, first).lo;
     s.hi = attn__max(attn__max(s.hi, s.lo), s.lead);
@@ -976,11 +976,12 @@ ATTN__INLINE attn__lengths attn__lengths_of(const attn__view *v, int32_t request
 }
 
 /* Keys that any of `rows` packed rows of a strip sees, from row `row` on. */
-static attn__span attn__strip_span(const attn_layer *layer, const attn__view *v, const attn__strip *s, int32_t row,
-                                   int32_t rows) {
-    int32_t group = layer->heads / layer->kv_heads;
+ATTN__INLINE attn__span attn__strip_span(const attn_layer *layer, const attn__view *v, const attn__strip *s,
+                                         int32_t row, int32_t rows) {
+    int32_t group = layer->heads / layer->kv_heads, first = s->row + row, last = first + rows - 1;
     attn__lengths n = attn__lengths_of(v, s->request);
-    return attn__union_span(layer, &n, (s->row + row) / group, (s->row + row + rows - 1) / group);
+    int one = last < group; /* divisions are most of what a plan takes */
+    return attn__union_span(layer, &n, one ? 0 : first / group, one ? 0 : last / group);
 }
 
 /* Unit number of entry i of a strip's list; -1 in front of it. */
@@ -1012,9 +1013,13 @@ static int attn__fold_step(attn__fold *f, int32_t next) {
 static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, int32_t end) {
     f->before = attn__unit_at(s, begin - 1);
     f->depth = 0;
-    for (int32_t i = begin; i < end; i++) {
-        f->unit[f->depth++] = attn__unit_at(s, i);
-        while (attn__fold_step(f, i + 1 < s->units ? attn__unit_at(s, i + 1) : -1)) continue;
+    for (int32_t i = begin, n; i < end; i += n) {
+        int32_t unit = attn__unit_at(s, i);
+        for (n = 1; i + n < end && unit % (2 * n) == 0; n *= 2) { /* whole nodes at once */
+            if (i + 2 * n > end || attn__unit_at(s, i + 2 * n - 1) != unit + 2 * n - 1) break;
+        }
+        f->unit[f->depth++] = unit;
+        while (attn__fold_step(f, i + n < s->units ? attn__unit_at(s, i + n) : -1)) continue;
     }
 }
 
@@ -1035,32 +1040,30 @@ ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
     return attn__check_rules(error, ATTN_E_BATCH, -1, rules, ATTN__COUNT(rules));
 }
 
-/* Every length, before anything is written. */
+/* Every length, before anything is written. An attn__rule for each would take a quarter of a plan's time. */
 ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn_error *error) {
-    int32_t max_e = batch->max_q_len, max_kv = batch->max_kv_len, i, status = ATTN_OK;
+    static const char *const texts[] = {
+        "q_len[%d] = %a is negative", "kv_len[%d] = %a is negative", "phase[%d] = %a is no attn_phase",
+        "prefix[%d] = %a, but it must be 0 .. kv_len", "kv_len[%d] = %a is less than q_len[%d] = %b",
+        "q_len[%d] = %a is more than batch.max_q_len = %b", "kv_len[%d] = %a is more than batch.max_kv_len = %b",
+        "q_len[%d] = %a: the sum is above 2^31-1", "kv_len[%d] = %a: the sum is above 2^31-1"
+    };
+    int32_t max_e = batch->max_q_len, max_kv = batch->max_kv_len, i;
     int64_t rows = 0, keys = 0;
     if (batch->n > 0 && !batch->kv_len) return attn__fail(error, ATTN_E_BATCH, "batch.kv_len is NULL", 0, 0);
     const char *text = "batch.prefix is NULL, but the mask is PREFIX";
     if (batch->n > 0 && mask == ATTN_PREFIX && !batch->prefix) return attn__fail(error, ATTN_E_BATCH, text, 0, 0);
-    for (i = 0; i < batch->n && !status; i++) {
+    for (i = 0; i < batch->n; i++) {
         int32_t e = attn__q_len(batch, i), kv = batch->kv_len[i], phase = attn__phase_of(batch, i);
         int32_t prefix = mask == ATTN_PREFIX ? batch->prefix[i] : 0;
-        const attn__rule rules[] = {
-            { e < 0, "q_len[%d] = %a is negative", e, 0 },
-            { kv < 0, "kv_len[%d] = %a is negative", kv, 0 },
-            { phase != ATTN_PREFILL && phase != ATTN_DECODE, "phase[%d] = %a is no attn_phase", phase, 0 },
-            { prefix < 0 || prefix > kv, "prefix[%d] = %a, but it must be 0 .. kv_len", prefix, 0 },
-            { mask != ATTN_FULL && e > kv, "kv_len[%d] = %a is less than q_len[%d] = %b", kv, e },
-            { max_e && e > max_e, "q_len[%d] = %a is more than batch.max_q_len = %b", e, max_e },
-            { max_kv && kv > max_kv, "kv_len[%d] = %a is more than batch.max_kv_len = %b", kv, max_kv },
-            { rows + e > INT32_MAX, "q_len[%d] = %a: the sum is above 2^31-1", e, 0 },
-            { keys + kv > INT32_MAX, "kv_len[%d] = %a: the sum is above 2^31-1", kv, 0 }
-        };
-        status = attn__check_rules(error, ATTN_E_BATCH, i, rules, ATTN__COUNT(rules));
-        rows += e;
-        keys += kv;
+        int bad = e < 0 ? 0 : kv < 0 ? 1 : phase != ATTN_PREFILL && phase != ATTN_DECODE ? 2 :
+                  prefix < 0 || prefix > kv ? 3 : mask != ATTN_FULL && e > kv ? 4 : max_e && e > max_e ? 5 :
+                  max_kv && kv > max_kv ? 6 : (rows += e) > INT32_MAX ? 7 : (keys += kv) > INT32_MAX ? 8 : -1;
+        if (bad < 0) continue;
+        const int64_t a[] = { e, kv, phase, prefix, kv, e, kv, e, kv }, b[] = { 0, 0, 0, 0, e, max_e, max_kv, 0, 0 };
+        return attn__fail_at(error, ATTN_E_BATCH, i, -1, texts[bad], a[bad], b[bad], 0);
     }
-    if (status || !batch->max_rows || rows <= batch->max_rows) return status;
+    if (!batch->max_rows || rows <= batch->max_rows) return ATTN_OK;
     return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
@@ -1125,20 +1128,25 @@ typedef struct attn__planner {
 /* Cost of one unit of a strip: reading the keys weighs as much as four rows' arithmetic. */
 ATTN__INLINE int64_t attn__unit_cost(const attn__strip *s) { return (int64_t)s->heads * (4 + s->rows); }
 
+/* keys / unit_keys, rounded up; no division where it can be helped. */
+ATTN__INLINE int32_t attn__units_of(int32_t keys, int32_t unit_keys) {
+    return keys <= 0 ? 0 : unit_keys == ATTN__UNIT ? (keys - 1) / ATTN__UNIT + 1 : (keys - 1) / unit_keys + 1;
+}
+
 /* Strips of a request's packed rows from `first` on, with the units they see. PREFILL: the last, longest tile first. */
 static void attn__add_rows(attn__planner *p, int32_t request, int32_t first, int32_t rows) {
     const attn_layer *l = &p->plan.resolved;
     int32_t tile = l->row_tile, phase = p->view.phase[request], unit_keys = attn__unit_keys(l, phase), head, i;
-    int32_t tiles = attn__ceil(rows, tile), heads = phase == ATTN_PREFILL ? 1 : attn__max(1, tile / rows);
-    heads = attn__ceil(l->kv_heads, attn__ceil(l->kv_heads, heads));
+    int32_t tiles = rows <= tile ? 1 : attn__ceil(rows, tile), heads = phase == ATTN_PREFILL ? 1 : l->kv_heads;
+    if ((int64_t)rows * heads > tile) heads = attn__ceil(heads, attn__ceil(heads, attn__max(1, tile / rows)));
     for (head = 0; head < l->kv_heads; head += heads) {
         for (i = 0; i < tiles; i++) {
             int32_t row = (phase == ATTN_PREFILL ? tiles - 1 - i : i) * tile, n = attn__min(tile, rows - row);
             attn__strip s = { request, head, attn__min(heads, l->kv_heads - head), first + row, n, 0, 0, 0 };
             attn__span u = attn__strip_span(l, &p->view, &s, 0, n);
-            s.lead = attn__ceil(u.lead, unit_keys);
-            s.unit = attn__max(s.lead, u.lo / unit_keys);
-            s.units = s.lead + attn__max(0, (u.hi > u.lo ? attn__ceil(u.hi, unit_keys) : 0) - s.unit);
+            s.lead = attn__units_of(u.lead, unit_keys);
+            s.unit = attn__max(s.lead, attn__units_of(u.lo - unit_keys + 1, unit_keys));
+            s.units = s.lead + attn__max(0, (u.hi > u.lo ? attn__units_of(u.hi, unit_keys) : 0) - s.unit);
             if (phase == ATTN_DECODE) p->decode_total += attn__unit_cost(&s) * s.units;
             p->view.strips[p->plan.strips++] = s;
         }
@@ -4048,9 +4056,11 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
         if (attn__next_step(r, s, tiles, count, &next) == 2) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
         if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
-        if (now.values && t->needs[now.slot] < 2) now.n = 0; /* known only now */
-        if (now.values && t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
-        if (now.values) continue;
+        if (now.values) {
+            if (t->needs[now.slot] < 2) now.n = 0; /* known only now */
+            if (t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
+            continue;
+        }
         attn__decode_scores(r, s, &now);
         if (now.key + now.n < tile->last - tile->first) continue;
         t->needs[now.slot] = attn__decode_tile(r, s, tile, &now, state);
@@ -4248,9 +4258,11 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
             factor = attn__int8_scale(src, c->dim, l->q_type);
             memcpy(attn__key_address(r, c->scale, request, head, key), &factor, sizeof factor);
         }
-        int as_is = l->q_type == l->kv_type && factor == 1.0f;
-        if (as_is) memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
-        for (x = 0; x < c->dim && !as_is; x += 256) {
+        if (l->q_type == l->kv_type && factor == 1.0f) {
+            memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
+            continue;
+        }
+        for (x = 0; x < c->dim; x += 256) {
             float wide[256];
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
@@ -4756,9 +4768,14 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(mode, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
-                              input->max_kv_len, input->max_rows };
-    *batch = made;
+    memset(batch, 0, sizeof *batch);
+    batch->n = input->n;
+    batch->q_len = mem;
+    batch->kv_len = n ? mem + n : mem;
+    batch->phase = n ? mem + 2 * n : mem;
+    batch->max_q_len = input->max_q_len;
+    batch->max_kv_len = input->max_kv_len;
+    batch->max_rows = input->max_rows;
     return attn__succeed(error);
 }
 

@@ -63,5 +63,5 @@ at_most decode_avx2 counted_decode_avx2 520
 at_most verify_avx2 counted_verify_avx2 590
 at_most prompt_scalar counted_prompt_scalar 13500
 at_most decode_scalar counted_decode_scalar 5800
-at_most plan counted_plan 1740000
+at_most plan counted_plan 810000
 finish
