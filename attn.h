@@ -3520,9 +3520,7 @@ static float attn__allowance(const attn__run *r, int32_t row, int64_t first, int
 
 /* EPS: does what `own` and `ref` skipped stay within that part of what they kept? */
 static int attn__affordable(const attn__account *own, const attn__account *ref, float allowance) {
-    float m = own->m > ref->m ? own->m : ref->m;
-    if (ref->m == ATTN__LOWEST) return own->skipped <= allowance * own->kept;
-    float a = attn__exp(own->m - m), b = attn__exp(ref->m - m);
+    float m = own->m > ref->m ? own->m : ref->m, a = attn__exp(own->m - m), b = attn__exp(ref->m - m);
     return own->skipped * a + ref->skipped * b <= allowance * (own->kept * a + ref->kept * b);
 }
 
