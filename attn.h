@@ -209,7 +209,7 @@
 typedef enum attn_status { ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LAYER, ATTN_E_PLAN, ATTN_E_MEMORY,
                            ATTN_E_PAGE } attn_status;
 
-/* E4M3, E5M2, INT8: of K and V only: up to 448, no infinities (OCP FN); up to 57344; -127 .. 127. */
+/* Of K and V only: E4M3 (up to 448, no infinities: OCP FN), E5M2 (up to 57344), INT8 (-127 .. 127). */
 typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 } attn_type;
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
@@ -1015,8 +1015,8 @@ static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, i
     f->depth = 0;
     for (int32_t i = begin, n; i < end; i += n) {
         int32_t unit = attn__unit_at(s, i);
-        for (n = 1; i + n < end && unit % (2 * n) == 0; n *= 2) { /* whole nodes at once */
-            if (i + 2 * n > end || attn__unit_at(s, i + 2 * n - 1) != unit + 2 * n - 1) break;
+        for (n = 1; unit % (2 * n) == 0 && i + 2 * n <= end; n *= 2) { /* whole nodes at once */
+            if (attn__unit_at(s, i + 2 * n - 1) != unit + 2 * n - 1) break;
         }
         f->unit[f->depth++] = unit;
         while (attn__fold_step(f, i + n < s->units ? attn__unit_at(s, i + n) : -1)) continue;
@@ -1452,10 +1452,11 @@ static float attn__tanh(float x) {
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
    k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
 
+enum { ATTN__CHAIN_LANES = 32 }; /* rows that chain_scores takes at a time */
+
 /* What scores and values are computed from; ld: floats from row to row (row_*). ahead: rows of ahead_bytes that are
    read next, a row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's
    rate, and takes the wait for K and V out of PREFILL. mask: NULL: all visible. */
-enum { ATTN__CHAIN_LANES = 32 };
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
     const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [rows / 32][chain][d / 16][32] */
@@ -4436,8 +4437,11 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
     const float *score = attn__scores_of(r, s, 0);
-    const attn__step p = { 0, 0, 0, n, 0, 0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    attn__step p;
     int32_t i, j;
+    memset(&p, 0, sizeof p);
+    p.n = n;
+    p.rows = r->scratch.k_rows[0];
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
     attn__decode_scores(r, s, &p);
     for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
@@ -4893,8 +4897,9 @@ static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int
     if (m->topk_offset) m->topk_offset[row] = first;
     if (m->row_q_len) m->row_q_len[row] = 1;
     if (m->row_kv_len) m->row_kv_len[row] = seen;
-    if (m->sparse_len) m->sparse_len[row] = attn__min(seen, topk);
-    if (m->cu_sparse) m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
+    if (!m->sparse_len) return;
+    m->sparse_len[row] = attn__min(seen, topk);
+    m->cu_sparse[row + 1] = m->cu_sparse[row] + m->sparse_len[row];
 }
 
 /* The pages of one request. Columns without a key become -1: no page, so reading one is caught. */
