@@ -1810,10 +1810,10 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 }
 #endif
 
-/* Asks for n rows of `bytes` bytes. */
-ATTN__INLINE void attn__fetch(const char *const *rows, int32_t n, int32_t bytes) {
-    for (int32_t i = 0; i < n; i++) {
-        for (int32_t x = 0; x < bytes; x += 64) ATTN__FETCH_L2(rows[i] + x);
+/* Asks for elements x .. end - 1, of `size` bytes, of n rows. */
+ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t end, int32_t size) {
+    for (; x < end; x += 64 / size) {
+        ATTN__UNROLL for (int i = 0; i < n; i++) ATTN__FETCH_L2(rows[i] + (ptrdiff_t)x * size);
     }
 }
 
@@ -1923,7 +1923,7 @@ ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
     for (int32_t j = 0, x, i; j < a->n; j += ATTN__KEYS) {
         attn__vec sum[ATTN__SUMS], query[ATTN__N];
         const float *row[ATTN__KEYS], *q = a->q;
-        if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, a->ahead_bytes);
+        if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
         for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
@@ -1974,7 +1974,8 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp, at = 0;
     float *o = a->o + (lane ? x * ld : r * ld + x);
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
-    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, i, j;
+    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, size = attn__type_bytes(type), i, j;
+    int ask = a->ahead && x * size < a->ahead_bytes;
     if (lane) at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
@@ -1984,7 +1985,7 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     for (j = 0; j < a->n; j++, p += lane ? ATTN__LANES_VEC : 1) {
         const float *v = attn__row(a->v, j) + x;
         if (lane) ATTN__FETCH_L2(ahead[j] + at);
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
+        if (fetch && ask) attn__fetch(a->ahead + j, 1, x, x + vectors * ATTN__W, size);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
             part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
@@ -2029,7 +2030,7 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         const float *q = a->q + r * ldq;
         const char *row[8];
         float *s = a->s + r * a->lds + j, out[16];
-        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
+        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
@@ -2081,11 +2082,12 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    int32_t first = a->rows >= 4 && a->v_dim >= 16 ? 4 : 0, x = 0, r;
-    if (first) attn__outer_vec(0, 4, ATTN__N, a, 0, 0, NULL, type, 1);
-    for (; x + 16 <= a->v_dim; x += 16, first = 0) {
-        for (r = first; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0);
-        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, r + x == 0);
+    int32_t x = 0, r;
+    for (; x + 16 <= a->v_dim; x += 16) {
+        r = a->rows >= 4 ? 4 : 0;
+        if (r) attn__outer_vec(0, 4, ATTN__N, a, 0, x, NULL, type, 1);
+        for (; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0);
+        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, r == 0);
     }
     for (; x < a->v_dim; x += ATTN__W) {
         for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0);
@@ -2401,12 +2403,14 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
     const float *q = a->q + (ptrdiff_t)r * a->ldq;
     const char *row[16];
     float *s = a->s + r * a->lds + j, out[16], scale[16];
-    int32_t x, i;
-    if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, a->ahead_bytes);
+    int32_t size = attn__type_bytes(type), wanted = a->ahead && r == 0 ? a->ahead_bytes / size : 0, x, i;
     ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
     ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
     for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
-    for (x = 0; x + 16 <= a->d; x += 16) attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+    for (x = 0; x + 16 <= a->d; x += 16) {
+        if (x < wanted && x % (64 / size) == 0) attn__fetch(a->ahead + j, keys, x, x + 1, size);
+        attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+    }
     if (type == ATTN_F32 && x < a->d) {
         attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
     }
@@ -2463,6 +2467,8 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     ptrdiff_t ldp = a->ldp, ldo = a->ldo;
     float *o = a->o + r * ldo + x;
     const float *p = a->p + r * ldp;
+    int32_t size = attn__type_bytes(type);
+    int ask = a->ahead && x * size < a->ahead_bytes;
     ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             __m512 y = _mm512_maskz_loadu_ps(used, o + i * ldo + 16 * c);
@@ -2471,7 +2477,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     }
     for (int32_t j = 0; j < a->n; j++, p++) {
         __m512 value[8];
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, a->ahead_bytes);
+        if (fetch && ask) attn__fetch(a->ahead + j, 1, x, x + 16 * vectors, size);
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             value[c] = attn__load_avx512(a->v[j], x + 16 * c, used, type);
             if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
@@ -2486,17 +2492,17 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     }
 }
 
-/* The first block asks for what is read next; the others are a tenth faster without that branch. */
+/* The first rows ask for what is read next; the others are a tenth faster without that branch. */
 ATTN__AVX512 ATTN__INLINE void attn__weigh_rows_avx512(const attn__sums *a, attn_type type) {
-    int32_t r = 0, x = a->rows >= 4 && a->v_dim >= 64 ? 64 : 0;
-    if (x) attn__weigh_avx512(4, 4, a, 0, 0, type, 1);
+    int32_t r = 0, x = 0;
+    for (; a->rows >= 4 && x + 64 <= a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, 0, x, type, 1);
     for (; r + 4 <= a->rows; r += 4, x = 0) {
         for (; x + 64 <= a->v_dim; x += 64) attn__weigh_avx512(4, 4, a, r, x, type, 0);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x, type, r + x == 0);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(4, 1, a, r, x, type, r == 0);
     }
     for (; r < a->rows; r++) {
-        for (x = 0; x + 128 <= a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x, type, r + x == 0);
-        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x, type, r + x == 0);
+        for (x = 0; x + 128 <= a->v_dim; x += 128) attn__weigh_avx512(1, 8, a, r, x, type, r == 0);
+        for (; x < a->v_dim; x += 16) attn__weigh_avx512(1, 1, a, r, x, type, r == 0);
     }
 }
 
@@ -2544,7 +2550,7 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
         const char *a = p->a + i / halves * 32 * lda;
         const float *b = p->b + half;
         float *c = p->c + i / halves * 32 * lanes + half, *d = c + 16 * lanes;
-        for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, p->ahead_bytes);
+        for (; asked < wanted; asked++) attn__fetch(p->ahead + asked, 1, 0, p->ahead_bytes, 1);
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
