@@ -1810,7 +1810,8 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 }
 #endif
 
-/* Asks for elements x .. end - 1, of `size` bytes, of n rows. */
+/* Asks for elements x .. end - 1, of `size` bytes, of n rows. In DECODE line by line beside the arithmetic, as far as
+   the own rows reach: 4 to 8 % faster than all lines of some keys in one go. */
 ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t end, int32_t size) {
     for (; x < end; x += 64 / size) {
         ATTN__UNROLL for (int i = 0; i < n; i++) ATTN__FETCH_L2(rows[i] + (ptrdiff_t)x * size);
