@@ -1977,7 +1977,7 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
     int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, size = attn__type_bytes(type), i, j;
     int ask = a->ahead && x * size < a->ahead_bytes;
-    if (lane) at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
+    if (lane) at = x * a->ahead_bytes / a->v_dim;
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
@@ -2167,7 +2167,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
     for (; x < end; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
         if (a->ahead && x % 16 == 0) {
-            ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->d);
+            ptrdiff_t at = x * a->ahead_bytes / a->d;
             ATTN__UNROLL for (int32_t i = 0; i < keys; i++) ATTN__FETCH_L2(a->ahead[j + i] + at);
         }
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
@@ -2254,7 +2254,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
     const char *const *ahead = a->ahead ? a->ahead : a->v;
     const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
-    ptrdiff_t at = (ptrdiff_t)((int64_t)x * a->ahead_bytes / a->v_dim);
+    ptrdiff_t at = x * a->ahead_bytes / a->v_dim;
     int32_t shift = 16 * c, j, i;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
