@@ -1810,6 +1810,11 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 }
 #endif
 
+/* Where element x of d is in a row to ask for; a guess if that wraps. Dividing 64 bits took .7 % of prompts. */
+ATTN__INLINE uint32_t attn__ahead_at(int32_t x, int32_t d, int32_t bytes) {
+    return (uint32_t)x * (uint32_t)bytes / (uint32_t)d;
+}
+
 /* Asks for elements x .. end - 1, of `size` bytes, of n rows. In DECODE line by line beside the arithmetic, as far as
    the own rows reach: 4 to 8 % faster than all lines of some keys in one go. */
 ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t end, int32_t size) {
@@ -1972,12 +1977,12 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
                               const uint64_t *mask, attn_type type, int fetch) {
     attn__vec sum[ATTN__SUMS], part[ATTN__N];
     const char *const *ahead = a->ahead ? a->ahead : a->v;
-    ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp, at = 0;
+    ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp;
+    uint32_t at = lane ? attn__ahead_at(x, a->v_dim, a->ahead_bytes) : 0;
     float *o = a->o + (lane ? x * ld : r * ld + x);
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
     int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, size = attn__type_bytes(type), i, j;
     int ask = a->ahead && x * size < a->ahead_bytes;
-    if (lane) at = x * a->ahead_bytes / a->v_dim;
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
@@ -2167,7 +2172,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
     for (; x < end; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
         if (a->ahead && x % 16 == 0) {
-            ptrdiff_t at = x * a->ahead_bytes / a->d;
+            uint32_t at = attn__ahead_at(x, a->d, a->ahead_bytes);
             ATTN__UNROLL for (int32_t i = 0; i < keys; i++) ATTN__FETCH_L2(a->ahead[j + i] + at);
         }
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
@@ -2254,7 +2259,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
     const char *const *ahead = a->ahead ? a->ahead : a->v;
     const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
-    ptrdiff_t at = x * a->ahead_bytes / a->v_dim;
+    uint32_t at = attn__ahead_at(x, a->v_dim, a->ahead_bytes);
     int32_t shift = 16 * c, j, i;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
