@@ -7,6 +7,7 @@
 #   make size        the budgets: lines, columns, functions, compile time, bytes of code
 #   make bench-cpu   installs other CPU attentions in build/peers (python3, 6 GB), measures attn.h beside them and the
 #                    machine, writes bench/results.csv and RESULTS.md; bench-cpu-quick: less, and writes nothing
+#   make bench-ab    OLD=commit or header ONLY="decode kv4096": what a change of attn.h does to these cases of bench-cpu
 #   make bench-cost  cost over lengths, pages, batches and head dims: bench/cost.csv, bench/cost.svg
 #   make bench-skip  what skip-softmax saves
 #   make curve       accuracy, loss and time over the settings of skip-softmax: bench/curve.csv, bench/curve.svg
@@ -68,7 +69,7 @@ PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(fi
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
 .PHONY: all demo test logs matrix test-all steps test-programs test-O0 test-asan test-gpu size sim \
-    conformance-record kernels dist bench-peers bench-cpu bench-cpu-quick bench-run bench-cost bench-skip curve \
+    conformance-record kernels dist bench-peers bench-cpu bench-cpu-quick bench-run bench-ab bench-cost bench-skip curve \
     mutants clean
 
 all: demo
@@ -271,6 +272,9 @@ bench-cpu-quick: $(BENCH)/libcpu.so
 
 bench-run:
 	@$(PYTHON) bench/cpu.py $(OPTIONS)
+
+bench-ab: $(BENCH)/libcpu.so
+	@$(PYTHON) bench/ab.py "$(OLD)" "$(ONLY)"
 
 bench-cost: $(BENCH)/cost
 	$<

@@ -96,8 +96,8 @@ class NotOffered(Exception):
     """A competitor has no such case."""
 
 
-def library():
-    lib = ctypes.CDLL(os.path.join(BUILD, "libcpu.so"))
+def library(path=os.path.join(BUILD, "libcpu.so")):
+    lib = ctypes.CDLL(path)
     double, pointer = ctypes.c_double, ctypes.c_void_p
     for name in "time read error run_error multiply_adds product plan".split():
         getattr(lib, "bench_" + name).restype = double
