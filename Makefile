@@ -69,8 +69,8 @@ PARTS    ?= examples $(filter $(WITH_REF),$(NAMES)) $(CUDA_PART) $(SCRIPTS) $(fi
 LOGS     := $(patsubst %,$(B)/log/%.log,$(PARTS))
 
 .PHONY: all demo test logs matrix test-all steps test-programs test-O0 test-asan test-gpu size sim \
-    conformance-record kernels dist bench-peers bench-cpu bench-cpu-quick bench-run bench-ab bench-cost bench-skip curve \
-    mutants clean
+    conformance-record kernels dist bench-peers bench-cpu bench-cpu-quick bench-run bench-ab bench-cost bench-skip \
+    curve mutants clean
 
 all: demo
 

@@ -61,7 +61,8 @@ def main():
         if words in case.name():
             shortest = [float("inf")] * 2
             ratios = [ratio(versions, case, opening, shortest) for opening in range(OPENINGS)]
-            print(f"{case.name():32} {sum(ratios) / OPENINGS:.3f} of the time ({min(ratios):.3f} to {max(ratios):.3f}), "
+            mean = sum(ratios) / OPENINGS
+            print(f"{case.name():32} {mean:.3f} of the time ({min(ratios):.3f} to {max(ratios):.3f}), "
                   f"{shortest[0] * 1e6:.0f} us before, {shortest[1] * 1e6:.0f} now", flush=True)
 
 
