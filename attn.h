@@ -1816,7 +1816,7 @@ ATTN__INLINE uint32_t attn__ahead_at(int32_t x, int32_t d, int32_t bytes) {
 }
 
 /* Asks for elements x .. end - 1, of `size` bytes, of n rows. AVX-512, in DECODE: a line at a time beside the
-   arithmetic, as far as the own rows reach, which is 4 to 8 % faster than all lines of some keys in one go. */
+   arithmetic, as far as the own rows reach, which is 2 to 8 % faster than all lines of some keys in one go. */
 ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t end, int32_t size) {
     for (; x < end; x += 64 / size) {
         ATTN__UNROLL for (int i = 0; i < n; i++) ATTN__FETCH_L2(rows[i] + (ptrdiff_t)x * size);

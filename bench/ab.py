@@ -38,13 +38,15 @@ def build_old(old):
 def ratio(versions, case, opening, shortest):
     """The median of new / old over the rounds of one opening."""
     for version in versions[::-1 if opening % 2 else 1]:
-        version.open(case)
+        error = version.open(case)
+        if not error <= cpu.TOLERANCE.get(case.type, 0.02):
+            sys.exit(f"{case.name()}: error {error:.1e} of the largest |o|")
     ratios = []
     for _ in range(ROUNDS):
         times = [version.time(LEAST) for version in versions]
         ratios.append(times[1] / times[0])
         shortest[:] = map(min, shortest, times)
-    for version in versions[::1 if opening % 3 else -1]:
+    for version in versions[::1 if opening % 3 else -1]: # what is freed last comes back first
         version.close()
     return cpu.median(ratios)
 
