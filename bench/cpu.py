@@ -3,9 +3,10 @@
 Each competitor is a process of its own, so that their thread pools do not meet; threads stay on their cores. For each
 case all of them get the same numbers in their own layout, and a result is held against an oracle in double before it
 is timed. Then they take turns, one at a time, in rounds; the figures are medians of the rounds, of processor time for
-one thread, which others on the machine hardly disturb, else of time. Calls take turns at copies of K and V that
-together exceed a core's own cache. Only visible query-key pairs count as work: 4 * head_dim operations each; decoding
-counts the bytes of K and V once. A competitor that is missing is named.
+one thread, which others on the machine hardly disturb, else of time. How far attn.h is ahead is the median of the
+ratios within a round, in which the machine was the same for both; those who come close get more rounds. Calls take
+turns at copies of K and V that together exceed a core's own cache. Only visible query-key pairs count as work:
+4 * head_dim operations each; decoding counts the bytes of K and V once. A competitor that is missing is named.
 
 python3 bench/cpu.py [--quick] [--only WORDS] [--write]; see make bench-cpu. --only: cases with these words in their
 names. --write: bench/results.csv and the table of bench/RESULTS.md.
@@ -30,8 +31,10 @@ BYTES = [4, 2, 2, 1, 1, 1]
 AUTO, AVX2 = 0, 2              # of attn_isa
 FAST_INT8 = 4                   # of attn_flag: queries are rounded to int8, too
 COPIES, APART = 8, 32 << 20     # as in bench.h
-ROUNDS = 5
-SLOW = ((2, 1), (0.5, 3))       # a call that takes longer than so many seconds is timed in fewer rounds
+ROUNDS, CLOSE_ROUNDS = 5, 11
+CLOSE = 0.1                     # a competitor within that part of attn.h, either way, gets CLOSE_ROUNDS
+SLOW = ((2, 1), (0.5, 3), (0.1, ROUNDS))    # a call that takes longer than so many seconds gets no more than so many,
+FAR = 3                                     # and one if it takes .1 s and so many times as long as attn.h's
 
 
 class Case(ctypes.Structure):
@@ -642,31 +645,54 @@ def open_all(case, processes, remarks):
     return right
 
 
+def leads(times, n):
+    """{name: how many times as fast attn.h is}: medians of the ratios within a round."""
+    ours = times.get((OURS, n), {})
+    ratios = {name: [other[turn] / ours[turn] for turn in other if turn in ours]
+              for (name, k), other in times.items() if k == n and name != OURS}
+    return {name: median(each) for name, each in ratios.items() if each}
+
+
+def in_round(turn, right, times, n):
+    """Whose turn it is, another one first each time."""
+    near = right
+    if turn >= ROUNDS:
+        close = {name for name, lead in leads(times, n).items() if abs(lead - 1) < CLOSE}
+        near = [p for p in right if p.name in close or close and p.name == OURS]
+    first = turn % max(1, len(near))
+    return near[first:] + near[:first]
+
+
+def most_rounds(seconds, ours):
+    far = ours and seconds > max(0.1, FAR * ours)
+    return 1 if far else min([CLOSE_ROUNDS] + [most for slow, most in SLOW if seconds > slow])
+
+
 def measure(case, processes, threads, quick, remarks):
-    """Medians: {(name, threads): seconds}, {(ceiling, threads): GFLOP/s or seconds}."""
+    """{(name, threads): {round: seconds}}, medians {(ceiling, threads): GFLOP/s or seconds}."""
     right = open_all(case, processes, remarks)
     if not right or right[0].name != OURS:
         sys.exit("\n".join(remarks))
     times, ceilings, rounds = {}, {}, {}
-    for turn in range(3 if quick else ROUNDS):
+    for turn in range(3 if quick else CLOSE_ROUNDS):
         for n in threads:
-            for p in right[turn % len(right):] + right[:turn % len(right)]:
-                if turn >= rounds.get((p.name, n), ROUNDS):
+            for p in in_round(turn, right, times, n):
+                if turn >= rounds.get((p.name, n), CLOSE_ROUNDS):
                     continue
                 time.sleep(0.004)       # until the threads of the one before sleep
                 reply = p.ask("time", threads=n, least=0.02 if quick else 0.03)
                 if "failed" in reply:
                     remarks.append(f"{p.name}, {case.name()}: {reply['failed']}")
                     continue
-                times.setdefault((p.name, n), []).append(reply["value"])
+                times.setdefault((p.name, n), {})[turn] = reply["value"]
                 if turn == 0:
-                    rounds[p.name, n] = min([ROUNDS] + [most for slow, most in SLOW if reply["value"] > slow])
-                if p.name == OURS:
+                    rounds[p.name, n] = most_rounds(reply["value"], times.get((OURS, n), {}).get(0, 0))
+                if p.name == OURS and turn < ROUNDS:
                     for name, value in p.ask("ceilings", threads=n)["value"].items():
                         ceilings.setdefault((name, n), []).append(value)
     for p in right:
         p.ask("close")
-    return {key: median(v) for key, v in times.items()}, {key: median(v) for key, v in ceilings.items()}
+    return times, {key: median(v) for key, v in ceilings.items()}
 
 
 def rate(case, seconds):
@@ -681,11 +707,13 @@ class Row:
 
     def __init__(self, case, n, times, ceilings):
         self.case, self.threads = case, n
-        self.rates = {name: rate(case, seconds) for (name, k), seconds in times.items() if k == n}
+        self.rates = {name: rate(case, median(each.values())) for (name, k), each in times.items() if k == n}
         self.unit, self.of = ("GB/s", "read") if case.is_decode() else ("GFLOP/s", "multiply-adds")
         self.ceiling = rate(case, ceilings["read", n]) if case.is_decode() else ceilings["fma", n]
         self.ours = self.rates.pop(OURS, 0)
-        self.best = max(self.rates, key=self.rates.get, default="")
+        lead = leads(times, n)
+        self.best = min(lead, key=lead.get, default="")
+        self.lead = lead.get(self.best)
 
 
 # ---- what comes out --------------------------------------------------------------------------------------------------
@@ -714,7 +742,7 @@ def table(rows, names, threads):
         group = rows[i:i + len(threads)]
         cells = [group[0].case.name(), group[0].unit, " / ".join(number(r.ours) for r in group),
                  " / ".join(f"{100 * r.ours / r.ceiling:.0f} %" for r in group),
-                 " / ".join(f"{r.ours / r.rates[r.best]:.2f} x" for r in group if r.best)]
+                 " / ".join(f"{r.lead:.2f} x" for r in group if r.best)]
         for name in names:
             values = [number(r.rates.get(name)) for r in group]
             cells.append(" / ".join(values) if any(values) else "")
@@ -724,14 +752,14 @@ def table(rows, names, threads):
 
 def csv(rows, names, plan, date):
     """One line a case and number of threads."""
-    lines = ["case,threads,unit,ours,peer,peer_name,ceiling,ceiling_name," + ",".join(names) + ",machine,date"]
+    lines = ["case,threads,unit,ours,peer,peer_name,ours_over_peer,ceiling,ceiling_name," + ",".join(names) + ",machine,date"]
     for r in rows:
         peer = r.rates.get(r.best)
         lines.append(",".join([r.case.name(), str(r.threads), r.unit, f"{r.ours:.2f}", f"{peer:.2f}" if peer else "",
-                               r.best, f"{r.ceiling:.2f}", r.of] +
+                               r.best, f"{r.lead:.3f}" if peer else "", f"{r.ceiling:.2f}", r.of] +
                               [f"{r.rates[name]:.2f}" if name in r.rates else "" for name in names] +
                               [machine(), date]))
-    lines.append(f"plan of 256 decoding requests,1,us,{plan * 1e6:.2f},,,20,goal,{',' * len(names)}{machine()},{date}")
+    lines.append(f"plan of 256 decoding requests,1,us,{plan * 1e6:.2f},,,,20,goal,{',' * len(names)}{machine()},{date}")
     return "\n".join(lines) + "\n"
 
 
@@ -804,8 +832,8 @@ def main():
     lines = [versions] + limits(rows, product, plan, threads) + remarks
     text = "\n".join([heading, ""] + ["- " + line for line in lines])
     print(text)
-    ahead = [f"{r.case.name()} {r.threads}T: {r.best} {number(r.rates[r.best])}, attn.h {number(r.ours)}"
-             for r in rows if r.best and r.rates[r.best] > r.ours]
+    ahead = [f"{r.case.name()} {r.threads}T: {r.best}, attn.h is {r.lead:.2f} x as fast"
+             for r in rows if r.best and r.lead < 1]
     print("\nahead of attn.h:" if ahead else "\nahead of attn.h: nobody", *ahead, sep="\n  ")
     if write:
         results = os.path.join(HERE, "RESULTS.md")
