@@ -1509,6 +1509,8 @@ typedef struct attn__leaves {
     /* NULL: not in lanes. lane_scores and, after lane_weights, its sums, each as row_* add it up; d: whole sixteens */
     void (*chain_scores)(const attn__dots *a);
     void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
+    /* Are n rows in f32 free of NaN and infinity, which spoil a sum even with a weight of 0? */
+    int (*finite)(const char *const *rows, int32_t n, int32_t d);
     /* AMX: n rows of v as [v_dim][whole blocks], dst has room for two; NaN and infinity become 0: are there none? */
     int (*pack)(float *dst, const char *const *rows, int32_t n, int32_t v_dim);
 } attn__leaves;
@@ -1547,6 +1549,20 @@ static void attn__turn_scalar(float *dst, int64_t ldd, const float *src, int64_t
     for (int32_t i = 0; i < rows; i++) {
         for (int32_t x = 0; x < d; x++) dst[x * ldd + i] = src[i * lds + x];
     }
+}
+
+/* Sixteen elements at a time, of which compilers make vectors, wider ones where the caller has them. */
+ATTN__INLINE int attn__finite_scalar(const char *const *rows, int32_t n, int32_t d) {
+    uint32_t worst[16] = { 0 }, any = 0; /* the sign: an exponent was all ones */
+    for (int32_t i = 0, x; i < n; i++) {
+        const float *row = attn__row(rows, i);
+        for (x = 0; x + 16 <= d; x += 16) {
+            for (int32_t c = 0; c < 16; c++) worst[c] |= (attn__bits_of(row[x + c]) & 0x7f800000u) + 0x00800000u;
+        }
+        for (; x < d; x++) any |= (attn__bits_of(row[x]) & 0x7f800000u) + 0x00800000u;
+    }
+    for (int32_t c = 0; c < 16; c++) any |= worst[c];
+    return !(any >> 31);
 }
 
 static void attn__lane_scores_scalar(const attn__dots *a) {
@@ -1901,6 +1917,10 @@ ATTN__VEC static void attn__blend_vec(float *a, const float *b, float wa, float 
         attn__vec y = attn__mul_vec(attn__load_first_vec(a + i, n - i), va);
         attn__store_first_vec(a + i, n - i, attn__fma_vec(attn__load_first_vec(b + i, n - i), vb, y));
     }
+}
+
+ATTN__VEC static int attn__finite_vec(const char *const *rows, int32_t n, int32_t d) {
+    return attn__finite_scalar(rows, n, d);
 }
 
 /* A vector of rows and four columns at a time */
@@ -2399,40 +2419,35 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512
     }
 }
 
-/* rows x keys dot products, at most sixteen, from row r and key j on */
-ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, int32_t j,
-                                                 attn_type type) {
+/* Dot products of the rows from r on and all keys, `keys` at a time, sixteen in all */
+ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, attn_type type) {
     const __mmask16 all = (__mmask16)0xffff;
-    __m512 sum[16];
     const float *q = a->q + (ptrdiff_t)r * a->ldq;
-    const char *row[16];
-    float *s = a->s + r * a->lds + j, out[16], scale[16];
-    int32_t size = attn__type_bytes(type), wanted = a->ahead && r == 0 ? a->ahead_bytes / size : 0, x, i;
-    ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
-    ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-    for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
-    for (x = 0; x + 16 <= a->d; x += 16) {
-        if (x < wanted && x % (64 / size) == 0) attn__fetch(a->ahead + j, keys, x, x + 1, size);
-        attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+    int32_t size = attn__type_bytes(type), wanted = a->ahead && r == 0 ? a->ahead_bytes / size : 0;
+    for (int32_t j = 0, x, i; j < a->n; j += keys) {
+        __m512 sum[16];
+        const char *row[16];
+        float *s = a->s + r * a->lds + j, out[16], scale[16];
+        ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
+        ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+        for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
+        for (x = 0; x + 16 <= a->d; x += 16) {
+            if (x < wanted && x % (64 / size) == 0) attn__fetch(a->ahead + j, keys, x, x + 1, size);
+            attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+        }
+        if (type == ATTN_F32 && x < a->d) {
+            attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
+        }
+        _mm512_storeu_ps(out, attn__sums_avx512(sum));
+        ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
     }
-    if (type == ATTN_F32 && x < a->d) {
-        attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
-    }
-    _mm512_storeu_ps(out, attn__sums_avx512(sum));
-    ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
 }
 
 ATTN__AVX512 ATTN__INLINE void attn__score_rows_avx512(const attn__dots *a, attn_type type) {
-    int32_t r = 0, j;
-    for (; r + 4 <= a->rows; r += 4) {
-        for (j = 0; j < a->n; j += 4) attn__dots_avx512(4, 4, a, r, j, type);
-    }
-    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) {
-        for (j = 0; j < a->n; j += 8) attn__dots_avx512(2, 8, a, r, j, type);
-    }
-    for (; r < a->rows; r++) {
-        for (j = 0; j < a->n; j += 16) attn__dots_avx512(1, 16, a, r, j, type);
-    }
+    int32_t r = 0;
+    for (; r + 4 <= a->rows; r += 4) attn__dots_avx512(4, 4, a, r, type);
+    for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) attn__dots_avx512(2, 8, a, r, type);
+    for (; r < a->rows; r++) attn__dots_avx512(1, 16, a, r, type);
 }
 
 ATTN__AVX512 static void attn__row_scores_avx512(const attn__dots *a) {
@@ -2666,7 +2681,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, NULL, NULL, NULL
+    attn__row_values_scalar, NULL, NULL, attn__finite_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2674,7 +2689,7 @@ static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec, NULL, NULL, NULL
+    attn__row_values_vec, NULL, NULL, attn__finite_vec, NULL
 };
 #endif
 
@@ -2684,7 +2699,7 @@ static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, NULL
+    attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, attn__finite_vec, NULL
 };
 
 #if ATTN__HAS_AMX
@@ -2692,7 +2707,7 @@ static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, NULL, NULL, attn__pack_amx
+    attn__row_values_avx512, NULL, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
 
@@ -3079,7 +3094,7 @@ static float attn__finish_row(const float *tail, const float *sink, float drift,
         if (lse) *lse = sink ? *sink : attn__float_of(0xff800000u);
         return 0.0f;
     }
-    float top = sink && *sink > m ? *sink : m, weight = attn__exp(m - top), sum = tail[0] * weight;
+    float top = sink && *sink > m ? *sink : m, weight = top == m ? 1.0f : attn__exp(m - top), sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     if (lse) *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
     if (tail[1] != 0) *certificate = (1 + drift) * tail[1] * weight / (sum + tail[1] * weight);
@@ -3162,20 +3177,6 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
     r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) list[i] = (const char *)(wide + (int64_t)attn__min(i, n - 1) * ld);
     return list;
-}
-
-/* Are all n rows finite? Else a weight of 0 may spoil a sum. Sixteen at a time: compilers make vectors of that. */
-static int attn__all_finite(const char *const *rows, int32_t n, int32_t dim) {
-    uint32_t worst[16] = { 0 }, any = 0; /* the sign: an exponent was all ones */
-    for (int32_t i = 0, x; i < n; i++) {
-        const float *row = attn__row(rows, i);
-        for (x = 0; x + 16 <= dim; x += 16) {
-            for (int32_t c = 0; c < 16; c++) worst[c] |= (attn__bits_of(row[x + c]) & 0x7f800000u) + 0x00800000u;
-        }
-        for (; x < dim; x++) any |= (attn__bits_of(row[x]) & 0x7f800000u) + 0x00800000u;
-    }
-    for (int32_t c = 0; c < 16; c++) any |= worst[c];
-    return !(any >> 31);
 }
 
 /* Keys that any of `rows` packed rows of a strip sees; TOPK: ranks, now that the list is known. */
@@ -3730,7 +3731,7 @@ static const char *const *attn__panel_values(const attn__run *r, const attn__str
     int packed = attn__in_bf16(r->layer);
     const char *const *v = attn__wide_rows(r, &r->v, t->v_rows, n, packed ? NULL : t->wide_v, t->wide_v_rows);
     if (packed) *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
-    else *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(v, n, r->v.dim);
+    else *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || r->leaves->finite(v, n, r->v.dim);
     return v;
 }
 
@@ -3890,13 +3891,12 @@ static float *attn__scores_of(const attn__run *r, const attn__strip *s, int32_t 
 static void attn__decode_scores(const attn__run *r, const attn__strip *s, const attn__step *p) {
     const attn__scratch *t = &r->scratch;
     const attn_layer *l = r->layer;
-    float *scores = attn__scores_of(r, s, p->slot) + p->key, *wide = t->wide_k;
-    int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16);
-    if (attn__is_direct(r, s, l->head_dim)) wide = NULL;
+    float *scores = attn__scores_of(r, s, p->slot) + p->key;
+    int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16), direct = attn__is_direct(r, s, l->head_dim);
     ATTN_ASSERT(p->n <= ATTN__WIDE && p->key + p->n <= attn__key_tile(l, ATTN_DECODE));
-    const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, wide, t->wide_k_rows);
+    const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, direct ? NULL : t->wide_k, t->wide_k_rows);
     attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
-                     wide ? ATTN_F32 : l->kv_type, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
+                     direct ? l->kv_type : ATTN_F32, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
                      p->ahead_bytes, p->ahead, NULL, 0, 1 };
     r->leaves->row_scores(&a);
 }
@@ -3907,13 +3907,12 @@ static void attn__decode_sums(const attn__run *r, const attn__strip *s, const at
     const attn_layer *l = r->layer;
     int direct = l->kv_type == ATTN_F32 || (p->all && attn__is_direct(r, s, l->v_dim));
     float *o = state + (int64_t)p->h * s->rows * r->state_stride, *alpha = t->alpha + p->slot * s->rows;
-    float *wide = direct || !p->n ? NULL : t->wide_k;
-    const char *const *v = attn__wide_rows(r, &r->v, p->rows, p->n, wide, t->wide_k_rows);
+    const char *const *v = attn__wide_rows(r, &r->v, p->rows, p->n, direct || !p->n ? NULL : t->wide_k, t->wide_k_rows);
     attn__sums a = { o, attn__scores_of(r, s, p->slot) + p->key, alpha, v, r->v.scale ? p->rows + t->list : NULL,
                      direct ? l->kv_type : ATTN_F32, r->state_stride, attn__scores_row(l), s->rows, p->n, l->v_dim,
                      p->ahead_bytes, p->ahead, NULL, 0, NULL };
     const uint64_t *masks = attn__masks_of(r, s, p->slot);
-    int clean = p->all || attn__all_finite(v, p->n, l->v_dim), row;
+    int clean = p->all || r->leaves->finite(v, p->n, l->v_dim), row;
     if (clean) r->leaves->row_values(&a);
     for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, masks + 2 * row, p->key);
     for (row = 0; row < s->rows; row++) alpha[row] = 1.0f;

@@ -327,7 +327,7 @@ static void set_layer(bench_run *r) {
     r->layer.page_size = c->page;
     r->layer.isa = c->isa ? c->isa : (int32_t)attn_isa_detect();
     r->layer.flags = c->flags;
-    if (c->type == ATTN_BF16) r->layer.q_type = r->layer.o_type = ATTN_BF16;
+    if (c->type == ATTN_F16 || c->type == ATTN_BF16) r->layer.q_type = r->layer.o_type = (attn_type)c->type;
     r->layer.scale_kind = c->type == ATTN_INT8 ? ATTN_SCALE_PER_KEY : ATTN_SCALE_PER_TENSOR;
 }
 

@@ -752,7 +752,8 @@ def table(rows, names, threads):
 
 def csv(rows, names, plan, date):
     """One line a case and number of threads."""
-    lines = ["case,threads,unit,ours,peer,peer_name,ours_over_peer,ceiling,ceiling_name," + ",".join(names) + ",machine,date"]
+    lines = [",".join("case threads unit ours peer peer_name ours_over_peer ceiling ceiling_name".split() + names +
+                      ["machine", "date"])]
     for r in rows:
         peer = r.rates.get(r.best)
         lines.append(",".join([r.case.name(), str(r.threads), r.unit, f"{r.ours:.2f}", f"{peer:.2f}" if peer else "",
