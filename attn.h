@@ -3107,8 +3107,9 @@ static float attn__finish_row(const float *tail, const float *sink, float drift,
 /* Elements from the first one of q or o to a packed row of a strip. */
 static int64_t attn__row_offset(const attn__run *r, const attn__strip *s, int32_t head, int32_t row, int64_t of_row,
                                 int64_t of_head) {
-    int64_t token = r->view.q_start[s->request] + (s->row + row) / r->group;
-    return token * of_row + ((int64_t)(s->head + head) * r->group + (s->row + row) % r->group) * of_head;
+    int32_t at = s->row + row, token = r->group > 1 ? at / r->group : at; /* a division is 1 % of prompts of 512 */
+    int64_t q_head = (int64_t)(s->head + head - token) * r->group + at;
+    return (r->view.q_start[s->request] + (int64_t)token) * of_row + q_head * of_head;
 }
 
 /* Asks for a row of q or o before it is needed: a head's rows lie pages apart. Prompts of 512 take 8 % less time. */
@@ -3224,15 +3225,14 @@ static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i
     float scale = attn__logit_scale(r, s, head);
     row = attn__min(row + 2 * ATTN__ROWS_AHEAD, s->rows - 1);
     attn__fetch_row(q + attn__row_offset(r, s, head, row, of_row, of_head), l->head_dim * (int32_t)bytes);
-    if (per_word == 2) {
-        memcpy(dst, src, (size_t)l->head_dim * 2);
-        return;
-    }
-    r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
+    if (per_word == 2) memcpy(dst, src, (size_t)l->head_dim * 2);
+    if (per_word == 2) return;
+    int plain = l->q_type == ATTN_F32 && !(l->flags & ATTN_FAST_INT8);
+    if (!plain) r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
     for (int32_t x = l->head_dim; x < ld; x++) dst[x] = 0;
     if (l->flags & ATTN_FAST_INT8) scale *= attn__quantise(dst, ld, per_word == 4 ? extra : NULL);
     if (per_word == 4) extra[r->leaves->lanes] = scale;
-    else r->leaves->narrow(dst, dst, l->head_dim, ATTN_F32, &scale);
+    else r->leaves->narrow(dst, plain ? (const float *)(const void *)src : dst, l->head_dim, ATTN_F32, &scale);
 }
 
 static const uint32_t *attn__tree_row(const attn__run *r, int32_t request, int32_t row) {
