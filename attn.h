@@ -2322,6 +2322,7 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
     int32_t step = attn__ceil(a->n, a->n / 65 + 1), first = 0, last = 0, fresh = 1, c;
     do {
         c = attn__first_vector(mask, first, first + 1);
+        last = mask ? first : attn__min(first + step, a->n);
         while (last < attn__min(first + step, a->n) && attn__first_vector(mask, last, last + 1) == c) last++;
         if (fresh && c > 0) attn__lane_keys_avx512(a, 0, 0, 0, 1);
         if (16 * c < a->rows) attn__lane_keys_avx512(a, c, first, last, fresh && c == 0);
@@ -3694,12 +3695,9 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
         if (skip && r->counters) r->counters->v_skipped++;
     }
-    for (i = 0; i < p->used; i++) {
-        float old = l[i] * t->alpha[i];
-        moved |= skip && l[i] != 0 && t->alpha[i] != 1.0f;
-        l[i] = skip ? old : old + t->sum[i];
-        if (r->layer->skip.mode) sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
-    }
+    for (i = 0; i < p->used && skip; i++) moved |= l[i] != 0 && t->alpha[i] != 1.0f;
+    for (i = 0; i < p->used; i++) l[i] = l[i] * t->alpha[i] + (skip ? 0.0f : t->sum[i]);
+    for (i = 0; i < p->used && r->layer->skip.mode; i++) sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
     return skip ? moved : 2;
 }
 
