@@ -32,7 +32,7 @@ AUTO, AVX2 = 0, 2              # of attn_isa
 FAST_INT8 = 4                   # of attn_flag: queries are rounded to int8, too
 COPIES, APART = 8, 32 << 20     # as in bench.h
 ROUNDS, CLOSE_ROUNDS = 5, 11
-CLOSE = 0.1                     # a competitor within that part of attn.h, either way, gets CLOSE_ROUNDS
+CLOSE = 0.1     # within that part of attn.h, either way, or where the medians say otherwise, it gets CLOSE_ROUNDS
 SLOW = ((2, 1), (0.5, 3), (0.1, ROUNDS))    # a call that takes longer than so many seconds gets no more than so many,
 FAR = 3                                     # and one if it takes .1 s and so many times as long as attn.h's
 
@@ -657,7 +657,9 @@ def in_round(turn, right, times, n):
     """Whose turn it is, another one first each time."""
     near = right
     if turn >= ROUNDS:
-        close = {name for name, lead in leads(times, n).items() if abs(lead - 1) < CLOSE}
+        ours = median(times[OURS, n].values()) if (OURS, n) in times else 0
+        close = {name for name, lead in leads(times, n).items()
+                 if abs(lead - 1) < CLOSE or (lead < 1) != (median(times[name, n].values()) < ours)}
         near = [p for p in right if p.name in close or close and p.name == OURS]
     first = turn % max(1, len(near))
     return near[first:] + near[:first]
