@@ -3109,7 +3109,7 @@ static float attn__finish_row(const float *tail, const float *sink, float drift,
 static int64_t attn__row_offset(const attn__run *r, const attn__strip *s, int32_t head, int32_t row, int64_t of_row,
                                 int64_t of_head) {
     int32_t at = s->row + row, token = r->group > 1 ? at / r->group : at; /* a division is 1 % of prompts of 512 */
-    int64_t q_head = (int64_t)(s->head + head - token) * r->group + at;
+    int64_t q_head = (int64_t)(s->head + head - token) * r->group + at; /* at - token * group: which of its kv head */
     return (r->view.q_start[s->request] + (int64_t)token) * of_row + q_head * of_head;
 }
 
