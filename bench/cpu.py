@@ -396,6 +396,7 @@ class Onnx(Competitor):
         if count > 1:       # its own threads, all but the caller; it counts cores from 1
             options.add_session_config_entry("session.intra_op_thread_affinities",
                                              ";".join(str(cpu + 1) for cpu in self.cpus[1:count]))
+            options.add_session_config_entry("session.force_spinning_stop", "1")     # else on into the next one's turn
         return self.ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def binding(self, session, c, addresses, values):
@@ -681,7 +682,7 @@ def measure(case, processes, threads, quick, remarks):
             for p in in_round(turn, right, times, n):
                 if turn >= rounds.get((p.name, n), CLOSE_ROUNDS):
                     continue
-                time.sleep(0.004)       # until the threads of the one before sleep
+                time.sleep(0.006)       # until the threads of the one before sleep
                 reply = p.ask("time", threads=n, least=0.02 if quick else 0.03)
                 if "failed" in reply:
                     remarks.append(f"{p.name}, {case.name()}: {reply['failed']}")
