@@ -554,10 +554,13 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 
 #if defined(__clang__)
 #define ATTN__UNROLL _Pragma("clang loop unroll(full)") /* plain "unroll" acts before bounds are inlined */
+#define ATTN__TWICE _Pragma("clang loop unroll_count(2)")
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
+#define ATTN__TWICE _Pragma("GCC unroll 2")
 #else
 #define ATTN__UNROLL
+#define ATTN__TWICE
 #endif
 
 /* The host's flags compile our code. Fast-math would delete the order of our sums and the tests of -inf, and
@@ -1473,7 +1476,7 @@ typedef struct attn__dots {
 typedef struct attn__sums {
     float *o;                       /* [row][v_dim], lane_*: [v_dim][lanes]: o * alpha[row] + p v */
     const float *p, *alpha;         /* p: [row][key], lane_*: [key][lanes] */
-    const char *const *v, *const *scales;
+    const char *const *v, *const *scales;   /* v, lane_*: evenly apart */
     attn_type type;
     int32_t ldo, ldp, rows, n, v_dim, ahead_bytes;
     const char *const *ahead;
@@ -1827,8 +1830,8 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
 #endif
 
 /* Where element x of d is in a row to ask for; a guess if that wraps. Dividing 64 bits took .7 % of prompts. */
-ATTN__INLINE uint32_t attn__ahead_at(int32_t x, int32_t d, int32_t bytes) {
-    return (uint32_t)x * (uint32_t)bytes / (uint32_t)d;
+ATTN__INLINE int32_t attn__ahead_at(int32_t x, int32_t d, int32_t bytes) {
+    return (int32_t)((uint32_t)x * (uint32_t)bytes / (uint32_t)d);
 }
 
 /* Asks for elements x .. end - 1, of `size` bytes, of n rows. AVX-512, in DECODE: a line at a time beside the
@@ -2182,17 +2185,14 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
     float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
     int old = bytes || x > 0;
     ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
-        const float *start = bytes ? extra : s + i * ATTN__LANES_AVX512;
+        const float *at = bytes ? extra : s + i * ATTN__LANES_AVX512;
         row[i] = attn__row(a->k, j + i);
-        ATTN__UNROLL
-        for (c = 0; c < vectors; c++) sum[i][c] = old ? _mm512_loadu_ps(start + 16 * c) : _mm512_setzero_ps();
+        ATTN__UNROLL for (c = 0; c < vectors; c++) sum[i][c] = old ? _mm512_loadu_ps(at + 16 * c) : _mm512_setzero_ps();
     }
-    for (; x < end; x++, q += ATTN__LANES_AVX512) {
+    if (a->ahead) attn__fetch(a->ahead + j, keys, attn__ahead_at(x, a->d, a->ahead_bytes),
+                              attn__ahead_at(end, a->d, a->ahead_bytes), 1);
+    ATTN__TWICE for (; x < end; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
-        if (a->ahead && x % 16 == 0) {
-            uint32_t at = attn__ahead_at(x, a->d, a->ahead_bytes);
-            ATTN__UNROLL for (int32_t i = 0; i < keys; i++) ATTN__FETCH_L2(a->ahead[j + i] + at);
-        }
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
         ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
             __m512 key = _mm512_set1_ps(row[i][x]);
@@ -2257,7 +2257,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     for (int32_t c = 0; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total = _mm512_setzero_ps();
-        for (int32_t j = 0; j < n; j++) {
+        ATTN__TWICE for (int32_t j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX512 + c;
             __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
             if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
@@ -2271,27 +2271,27 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
 }
 
 /* columns of o x (16 * vectors) rows, from column x and vector c on, keys first .. last - 1; fresh: o * alpha first */
-ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, const attn__sums *a, int32_t x,
-                                                      int32_t c, int32_t first, int32_t last, int fresh, int strict) {
+ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, int fetch, const attn__sums *a,
+                                                      int32_t x, int32_t c, int32_t first, int32_t last, int fresh,
+                                                      int strict) {
     __m512 sum[8][4];
-    const char *const *ahead = a->ahead ? a->ahead : a->v;
+    const float *row = first < last ? attn__row(a->v, first) + x : NULL;
+    ptrdiff_t ld = first < last ? attn__row(a->v, first + 1) + x - row : 0, start = 0;
     const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
-    uint32_t at = attn__ahead_at(x, a->v_dim, a->ahead_bytes);
-    int32_t shift = 16 * c, j, i;
+    int32_t at = attn__ahead_at(x, a->v_dim, a->ahead_bytes), shift = 16 * c, j, i;
     ATTN__UNROLL for (i = 0; i < columns; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             sum[i][c] = _mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c);
             if (fresh) sum[i][c] = _mm512_mul_ps(sum[i][c], _mm512_loadu_ps(alpha + 16 * c));
         }
     }
-    for (j = first; j < last; j++) {
+    ATTN__TWICE for (j = first; j < last; j++, start += ld) {
         __m512 weight[4];
-        const float *row = attn__row(a->v, j) + x;
-        ATTN__FETCH_L2(ahead[j] + at);
+        if (fetch && a->ahead) ATTN__FETCH_L2(a->ahead[j] + at);
         ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
         ATTN__UNROLL for (i = 0; i < columns; i++) {
-            __m512 value = _mm512_set1_ps(row[i]);
+            __m512 value = _mm512_set1_ps(row[start + i]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) {
                 __mmask16 seen = (__mmask16)(strict ? a->mask[j] >> (shift + 16 * c) : 0xffffu);
                 sum[i][c] = strict ? _mm512_mask3_fmadd_ps(value, weight[c], sum[i][c], seen)
@@ -2304,16 +2304,18 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
     }
 }
 
-/* Keys first .. last - 1, which the rows from vector c on see */
+/* Keys first .. last - 1, which the rows from vector c on see. Loops that ask for nothing, and no list of rows: 3 % of
+   the time of prompts on a core that others share. */
 ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, int32_t first, int32_t last,
                                                 int fresh) {
     int32_t vectors = (a->rows + 15) / 16 - c, x = 0;
-    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 1);
-    for (; vectors == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, a, x, c, first, last, fresh, 0);
-    for (; vectors == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, a, x, c, first, last, fresh, 0);
-    for (; vectors > 2 && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, a, x, 0, first, last, fresh, 0);
-    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, a, x, 0, first, last, fresh, 0);
-    for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, a, x, 0, first, last, fresh, 0);
+    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, last, fresh, 1);
+    for (; vectors == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, 1, a, x, c, first, last, fresh, 0);
+    for (; vectors == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, 1, a, x, c, first, last, fresh, 0);
+    for (; a->ahead && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 1, a, x, 0, first, last, fresh, 0);
+    for (; x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 0, a, x, 0, first, last, fresh, 0);
+    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, 0, a, x, 0, first, last, fresh, 0);
+    for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, last, fresh, 0);
 }
 
 /* At most 64 keys at a time: their weights stay in a first-level cache of 32 KB (2 % of the time of prompts). */
@@ -3192,7 +3194,8 @@ static attn__span attn__seen(const attn__run *r, const attn__strip *s, int32_t r
 static attn__span attn__packed_span(const attn__run *r, const attn__strip *s, int32_t row) {
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     if (r->layer->mask == ATTN_TOPK) return attn__seen(r, s, row, 1);
-    return attn__row_span(r->layer, &n, (s->row + row) / r->group); /* attn__seen closes the gap after the sinks */
+    row = r->group > 1 ? (s->row + row) / r->group : s->row + row; /* a division is 1 % of prompts of 512 */
+    return attn__row_span(r->layer, &n, row); /* attn__seen closes the gap after the sinks */
 }
 
 /* Do all of `rows` packed rows see all keys lo .. hi - 1? TREE: surely, whatever the bits. */
