@@ -1955,7 +1955,7 @@ ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
         if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
-        for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
+        ATTN__TWICE for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
             ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
             ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
                 sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
@@ -1999,21 +1999,20 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
 ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums *a, int32_t r, int32_t x,
                               const uint64_t *mask, attn_type type, int fetch) {
     attn__vec sum[ATTN__SUMS], part[ATTN__N];
-    const char *const *ahead = a->ahead ? a->ahead : a->v;
-    ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp, at = 0;
+    const float *first = lane && a->n ? attn__row(a->v, 0) + x : NULL;
+    ptrdiff_t step = lane && a->n ? attn__row(a->v, 1) + x - first : 0, start = 0;
+    ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp;
     float *o = a->o + (lane ? x * ld : r * ld + x);
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
-    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, i, j;
-    if (lane) at = (ptrdiff_t)attn__ahead_at(x, a->v_dim, a->ahead_bytes);
+    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, at = lane ? attn__ahead_at(x, a->v_dim, a->ahead_bytes) : 0, i;
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
         sum[i] = attn__mul_vec(y, sum[i]);
     }
-    for (j = 0; j < a->n; j++, p += lane ? ATTN__LANES_VEC : 1) {
-        const float *v = attn__row(a->v, j) + x;
-        if (lane) ATTN__FETCH_L2(ahead[j] + at);
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, 0, a->ahead_bytes, 1);
+    ATTN__TWICE for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
+        const float *v = lane ? first + start : attn__row(a->v, j) + x;
+        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, at, lane ? at + 1 : a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
             part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
@@ -2031,9 +2030,10 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
 
 ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
     enum { KEYS = ATTN__KEYS, N = ATTN__N };
-    int32_t x = 0;
-    for (; !a->strict && x + KEYS <= a->v_dim; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
-    for (; !a->strict && x + 2 <= a->v_dim; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
+    int32_t x = 0, end = a->strict ? 0 : a->v_dim;
+    for (; a->ahead && x + KEYS <= end; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 1);
+    for (; x + KEYS <= end; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
+    for (; x + 2 <= end; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
     for (; x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, a->strict ? a->mask : NULL, ATTN_F32, 0);
 }
 

@@ -55,9 +55,9 @@ at_most() {
 
 # A unit is a multiply-add, of scores or of values; of a plan a request. Bounds: what gcc 12 or clang 14 made, and a
 # tenth.
-at_most prompt_avx2 counted_prompt_avx2 380
-at_most prompt_avx2 attn__lane_scores_vec 150
-at_most prompt_avx2 attn__lane_values_vec 168
+at_most prompt_avx2 counted_prompt_avx2 350
+at_most prompt_avx2 attn__lane_scores_vec 138
+at_most prompt_avx2 attn__lane_values_vec 145
 at_most prompt_avx2 attn__lane_weights_vec 15
 at_most decode_avx2 counted_decode_avx2 520
 at_most verify_avx2 counted_verify_avx2 590
