@@ -629,7 +629,6 @@ static void attn__put_char(attn__text *t, char c) {
     if (t->length + 1 < t->capacity) memcpy(t->text + t->length, end, sizeof end);
     t->length++;
 }
-
 static void attn__put(attn__text *t, const char *s) { for (; *s; s++) attn__put_char(t, *s); }
 
 static void attn__put_int(attn__text *t, int64_t value) {
@@ -692,6 +691,7 @@ ATTN__COLD int attn__fail_name(attn_error *error, int status, const char *name, 
 ATTN__COLD int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
     return attn__fail_name(error, status, "", format, a, b, 0, 0);
 }
+static int attn__succeed(attn_error *error) { return attn__fail(error, ATTN_OK, "", 0, 0); }
 
 /* An error of one request, %d, and one slot of it, or -1: "q_len[%d] = %a is negative". */
 ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, int32_t slot, const char *format,
@@ -701,8 +701,6 @@ ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, int
     if (error) error->slot = slot;
     return status;
 }
-
-static int attn__succeed(attn_error *error) { return attn__fail(error, ATTN_OK, "", 0, 0); }
 
 /* What must not be, and the words for it; %d is the request. */
 typedef struct attn__rule {
@@ -947,7 +945,6 @@ enum { ATTN__HEADER = 32, ATTN__STRIP = 8, ATTN__TASK = 5, ATTN__MERGE = 2 };
 typedef struct attn__strip {
     int32_t request, head, heads, row, rows, lead, unit, units;
 } attn__strip;
-
 typedef struct attn__task {
     int32_t strip, begin, end, slot, slots;
 } attn__task;
@@ -1029,7 +1026,6 @@ static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, i
 static int attn__phase_of(const attn_batch *batch, int32_t i) {
     return batch->phase ? batch->phase[i] : batch->q_len ? ATTN_PREFILL : ATTN_DECODE;
 }
-
 ATTN__INLINE int32_t attn__q_len(const attn_batch *batch, int32_t i) { return batch->q_len ? batch->q_len[i] : 1; }
 
 ATTN__COLD int attn__check_capacity(const attn_batch *b, attn_error *error) {
@@ -1426,7 +1422,7 @@ static float attn__exp(float x) {
 }
 
 /* For finite x > 0: x = m * 2^e with m in 0.7 .. 1.4, ln m = 2 atanh((m - 1) / (m + 1)). */
-static double attn__log_double(float x) {
+static double attn__log(float x) {
     int tiny = attn__bits_of(x) < 0x00800000u;
     uint32_t u = attn__bits_of(tiny ? x * 16777216.0f : x), mantissa = u & 0x7fffffu;
     int32_t large = mantissa > 0x3504f3u /* that of sqrt(2) */, e = (int32_t)(u >> 23) - (tiny ? 151 : 127) + large;
@@ -1434,8 +1430,6 @@ static double attn__log_double(float x) {
     s = 2.0 * s * (1.0 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11))))));
     return s + e * 0.693147180559945309;
 }
-
-static float attn__log(float x) { return (float)attn__log_double(x); }
 
 static float attn__tanh(float x) {
     float a = x < 0 ? -x : x, y = x * x, p = attn__tanh_terms[0];
@@ -1454,8 +1448,6 @@ static float attn__tanh(float x) {
    order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
    k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
-
-enum { ATTN__CHAIN_LANES = 32 }; /* rows that chain_scores takes at a time */
 
 /* What scores and values are computed from; ld: floats from row to row (row_*). ahead: rows of ahead_bytes that are
    read next, a row per key, NULL: none. Fetching them while the arithmetic runs is what brings DECODE to the memory's
@@ -1520,7 +1512,7 @@ typedef struct attn__leaves {
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
 
-enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
+enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8, ATTN__CHAIN_LANES = 32 /* rows of chain_scores at a time */ };
 
 /* Row i of a list of f32 rows, and the factor of one of int8; without a list of these 1. */
 ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
@@ -2166,6 +2158,22 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, _
     return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, carry)), _mm512_set1_ps(256.0f));
 }
 
+/* Half the instructions of AVX2's, which takes partial vectors: 2 % of verifying and of short prompts */
+ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *to, const char *src, float scale, int32_t d, attn_type type) {
+    for (int32_t x = 0; x < d; x += 16) {
+        __m512 y = attn__load_avx512(src, x, (__mmask16)0xffff, type);
+        _mm512_storeu_ps(to + x, type == ATTN_INT8 ? _mm512_mul_ps(y, _mm512_set1_ps(scale)) : y);
+    }
+}
+
+ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, const char *const *scales,
+                                            int32_t rows, int32_t d, attn_type type) {
+    if (d % 16) attn__widen_vec(dst, ld, src, scales, rows, d, type);
+    for (int32_t i = 0; i < rows && d % 16 == 0; i++, dst += ld) {
+        ATTN__BY_TYPE(63, type, attn__expand_avx512, dst, src[i], attn__row_scale(scales, i), d)
+    }
+}
+
 /* VNNI: sum += a * b, four bytes a lane, a without a sign. Half as fast with GCC 12's intrinsic: sums in memory. */
 ATTN__AVX512 ATTN__INLINE __m512 attn__dot4(__m512 sum, __m512 a, __m512 b) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -2270,17 +2278,16 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     }
 }
 
-/* columns of o x (16 * vectors) rows, from column x and vector c on, keys first .. last - 1; fresh: o * alpha first */
-ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, int fetch, const attn__sums *a,
-                                                      int32_t x, int32_t c, int32_t first, int32_t last, int fresh,
-                                                      int strict) {
+/* lines (columns) x (16 * vectors) rows of o, from column x and vector c on, keys first .. last - 1 */
+ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int lines, int vectors, int fetch, const attn__sums *a, int32_t x,
+                                                      int32_t c, int32_t first, int32_t last, int fresh, int strict) {
     __m512 sum[8][4];
     const float *row = first < last ? attn__row(a->v, first) + x : NULL;
     ptrdiff_t ld = first < last ? attn__row(a->v, first + 1) + x - row : 0, start = 0;
     const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
     int32_t at = attn__ahead_at(x, a->v_dim, a->ahead_bytes), shift = 16 * c, j, i;
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
+    ATTN__UNROLL for (i = 0; i < lines; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
             sum[i][c] = _mm512_loadu_ps(o + i * ATTN__LANES_AVX512 + 16 * c);
             if (fresh) sum[i][c] = _mm512_mul_ps(sum[i][c], _mm512_loadu_ps(alpha + 16 * c));
@@ -2290,7 +2297,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
         __m512 weight[4];
         if (fetch && a->ahead) ATTN__FETCH_L2(a->ahead[j] + at);
         ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
-        ATTN__UNROLL for (i = 0; i < columns; i++) {
+        ATTN__UNROLL for (i = 0; i < lines; i++) {
             __m512 value = _mm512_set1_ps(row[start + i]);
             ATTN__UNROLL for (c = 0; c < vectors; c++) {
                 __mmask16 seen = (__mmask16)(strict ? a->mask[j] >> (shift + 16 * c) : 0xffffu);
@@ -2299,13 +2306,12 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int columns, int vectors, 
             }
         }
     }
-    ATTN__UNROLL for (i = 0; i < columns; i++) {
+    ATTN__UNROLL for (i = 0; i < lines; i++) {
         ATTN__UNROLL for (c = 0; c < vectors; c++) _mm512_storeu_ps(o + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
     }
 }
 
-/* Keys first .. last - 1, which the rows from vector c on see. Loops that ask for nothing, and no list of rows: 3 % of
-   the time of prompts on a core that others share. */
+/* Keys first .. last - 1, seen from vector c on. Loops that ask for nothing: 3 % of prompts where slots are few. */
 ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, int32_t first, int32_t last,
                                                 int fresh) {
     int32_t vectors = (a->rows + 15) / 16 - c, x = 0;
@@ -2321,15 +2327,14 @@ ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, 
 /* At most 64 keys at a time: their weights stay in a first-level cache of 32 KB (2 % of the time of prompts). */
 ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
     const uint64_t *mask = a->n ? a->mask : NULL;
-    int32_t step = attn__ceil(a->n, a->n / 65 + 1), first = 0, last = 0, fresh = 1, c;
+    int32_t step = attn__ceil(a->n, a->n / 65 + 1), first = 0, last = 0, c;
     do {
         c = attn__first_vector(mask, first, first + 1);
         last = mask ? first : attn__min(first + step, a->n);
         while (last < attn__min(first + step, a->n) && attn__first_vector(mask, last, last + 1) == c) last++;
-        if (fresh && c > 0) attn__lane_keys_avx512(a, 0, 0, 0, 1);
-        if (16 * c < a->rows) attn__lane_keys_avx512(a, c, first, last, fresh && c == 0);
+        if (first == 0 && c > 0) attn__lane_keys_avx512(a, 0, 0, 0, 1);
+        if (16 * c < a->rows) attn__lane_keys_avx512(a, c, first, last, first == 0 && c == 0);
         first = last;
-        fresh = 0;
     } while (first < a->n);
 }
 
@@ -2699,9 +2704,9 @@ static const attn__leaves attn__leaves_vec = {
 #endif
 
 #if ATTN__X86
-/* What works element by element is AVX2's: the vectors' width does not reach the bits. */
+/* Much of what works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
+    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, attn__finite_vec, NULL
@@ -2709,7 +2714,7 @@ static const attn__leaves attn__leaves_avx512 = {
 
 #if ATTN__HAS_AMX
 static const attn__leaves attn__leaves_amx = {
-    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_vec, attn__narrow_vec, attn__softcap_vec,
+    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_vec, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, NULL, NULL, attn__finite_vec, attn__pack_amx
@@ -2864,8 +2869,7 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     return attn__fail(error, ATTN_E_PLAN, "plan was not made by attn_plan_make, or its memory was reused", 0, 0);
 }
 
-/* Keys of a narrow cache that decode widens at a time, few enough to stay near; rows of q that prefill turns; rows by
-   which q and o are asked for ahead. */
+/* Keys that decode widens at a time, few enough to stay near; rows of q that prefill turns; rows of q, o asked for */
 enum { ATTN__WIDE = 64, ATTN__TURN = 16, ATTN__ROWS_AHEAD = 8 };
 
 /* Do `rows` rows of a kv head stand in the vector lanes? In DECODE, with the same bits, where that is faster: from 57
@@ -3101,7 +3105,7 @@ static float attn__finish_row(const float *tail, const float *sink, float drift,
     }
     float top = sink && *sink > m ? *sink : m, weight = top == m ? 1.0f : attn__exp(m - top), sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
-    if (lse) *lse = attn__is_finite(sum) ? top + attn__log(sum) : sum;
+    if (lse) *lse = attn__is_finite(sum) ? top + (float)attn__log(sum) : sum;
     if (tail[1] != 0) *certificate = (1 + drift) * tail[1] * weight / (sum + tail[1] * weight);
     if (*certificate > 1) *certificate = 1;
     return weight / sum;
@@ -3487,8 +3491,8 @@ static void attn__open_skip(attn__run *r, int32_t request) {
     r->eps = skip->mode == ATTN_SKIP_EPS ? value * (0.9999f - attn__drift(r, request)) : 0; /* the rest: roundings */
     if (skip->mode == ATTN_SKIP_LAMBDA) value = r->io->lambda[request];
     int factor = skip->mode == ATTN_SKIP_FACTOR && value != 0, lambda = skip->mode == ATTN_SKIP_LAMBDA && value != 0;
-    r->gap = factor || lambda ? -attn__log(value) : 0;
-    if (factor) r->gap += attn__log((float)attn__lengths_of(&r->view, request).kv_len);
+    r->gap = factor || lambda ? -(float)attn__log(value) : 0;
+    if (factor) r->gap += (float)attn__log((float)attn__lengths_of(&r->view, request).kv_len);
     r->dense = (factor || lambda) && r->gap <= 0;
 }
 
@@ -4357,7 +4361,7 @@ static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, co
         f->blend(wide, wide + 256, wa / (wa + wb), wb / (wa + wb), n);
         f->narrow(o + (int64_t)x * bytes, wide, n, l->o_type, &one);
     }
-    return attn__is_finite(wa + wb) ? top + attn__log(wa + wb) : wa + wb;
+    return attn__is_finite(wa + wb) ? top + (float)attn__log(wa + wb) : wa + wb;
 }
 
 /* arrays: the six of attn_merge, in its order. */
@@ -4654,7 +4658,7 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
     int32_t half = (in->rotary_dim ? in->rotary_dim : in->head_dim) / 2;
     int64_t head_step = attn__or(in->x_head, in->head_dim) * attn__type_bytes(in->type);
     int64_t row_step = attn__or(in->x_row, (int64_t)in->heads * in->head_dim) * attn__type_bytes(in->type);
-    double slope = -attn__log_double(in->base != 0 ? in->base : 10000.0f) / half;
+    double slope = -attn__log(in->base != 0 ? in->base : 10000.0f) / half;
     double magnitude = in->magnitude != 0 ? in->magnitude : 1.0;
     for (int32_t i = 0; i < half; i++) {
         int32_t first = in->interleaved ? 2 * i : i, second = in->interleaved ? 2 * i + 1 : i + half;
@@ -4982,18 +4986,14 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
 
 #endif /* ATTN_IMPLEMENTED */
 
-/* MIT License
-
-   Copyright (c) 2026 the attn.h authors
+/* MIT License, copyright (c) 2026 the attn.h authors
 
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
    documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
    rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
    permit persons to whom the Software is furnished to do so, subject to the following conditions:
-
    The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
    Software.
-
    THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
    WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
    OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
