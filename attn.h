@@ -1743,8 +1743,8 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
     if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
     raw = _mm_cvtepi8_epi16(raw);
     if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
-    raw = _mm_and_si128(_mm_slli_epi16(raw, 7), _mm_set1_epi16((short)0xbf80));
-    raw = _mm_or_si128(raw, _mm_and_si128(_mm_add_epi16(raw, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000)));
+    raw = _mm_slli_epi16(raw, 7);
+    raw = _mm_xor_si128(raw, _mm_and_si128(_mm_add_epi16(raw, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000)));
     return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
 }
 
@@ -1815,8 +1815,8 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
     int16x4_t raw = vget_low_s16(vmovl_s8((int8x8_t)vdup_n_s32(word)));
     if (type == ATTN_INT8) return vcvtq_f32_s32(vmovl_s16(raw));
     if (type == ATTN_E5M2) return vcvt_f32_f16((float16x4_t)vshl_n_s16(raw, 8));
-    raw = vand_s16(vshl_n_s16(raw, 7), vdup_n_s16((int16_t)0xbf80));
-    raw = vorr_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
+    raw = vshl_n_s16(raw, 7);
+    raw = veor_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
     return vmulq_n_f32(vcvt_f32_f16((float16x4_t)raw), 256.0f);
 }
 #endif
@@ -2142,26 +2142,31 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__exp_avx512(__m512 x) {
     return _mm512_scalef_ps(p, _mm512_sub_ps(t, f));
 }
 
-/* Only f32 has rows of which a vector is partial; masks for all cost up to 30 %. 8 bits: as attn__read_vec. */
-ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(const char *src, int32_t x, __mmask16 first, attn_type type) {
-    const __m256i *at = (const __m256i *)(const void *)(src + (ptrdiff_t)x * attn__type_bytes(type));
+/* Vector c of `vectors` from x on. Only f32 has rows of which one is partial; masks for all cost up to 30 %. f8: as
+   attn__read_vec, but two at a time, of which one is kept in *odd: 13 % of decoding e4m3. */
+ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(int c, int vectors, const char *src, int32_t x, __mmask16 first,
+                                                   attn_type type, __m512i *odd) {
+    const __m256i *at = (const __m256i *)(const void *)(src + (ptrdiff_t)(x + 16 * c) * attn__type_bytes(type));
     if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, at);
-    if (type == ATTN_F16) return _mm512_cvtph_ps(_mm256_loadu_si256(at));
     if (type == ATTN_INT8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
-    if (type == ATTN_BF16) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at)), 16));
-    }
-    __m256i half = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
-    if (type == ATTN_E5M2) return _mm512_cvtph_ps(_mm256_slli_epi16(half, 8));
-    half = _mm256_and_si256(_mm256_slli_epi16(half, 7), _mm256_set1_epi16((short)0xbf80));
-    __m256i carry = _mm256_and_si256(_mm256_add_epi16(half, _mm256_set1_epi16(0x80)), _mm256_set1_epi16(0x4000));
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(half, carry)), _mm512_set1_ps(256.0f));
+    int wide = vectors * attn__type_bytes(type) > 1;
+    __m512 unit = _mm512_set1_ps(type == ATTN_E4M3 ? 256.0f : 1.0f);
+    if (type > ATTN_BF16 && c % 2) return _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(*odd, 1)), unit);
+    __m256i raw = wide ? _mm256_loadu_si256(at) : _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)at));
+    if (type == ATTN_F16) return _mm512_cvtph_ps(raw);
+    if (type == ATTN_BF16) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+    __m512i half = _mm512_cvtepi8_epi16(raw);
+    half = type == ATTN_E5M2 ? _mm512_slli_epi16(half, 8) : _mm512_slli_epi16(half, 7);
+    __m512i sum = _mm512_add_epi16(half, _mm512_set1_epi16(0x80));
+    *odd = type == ATTN_E5M2 ? half : _mm512_ternarylogic_epi32(half, sum, _mm512_set1_epi16(0x4000), 0x78);
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(*odd)), unit);
 }
 
 /* Half the instructions of AVX2's, which takes partial vectors: 2 % of verifying and of short prompts */
 ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *to, const char *src, float scale, int32_t d, attn_type type) {
+    __m512i odd;
     for (int32_t x = 0; x < d; x += 16) {
-        __m512 y = attn__load_avx512(src, x, (__mmask16)0xffff, type);
+        __m512 y = attn__load_avx512(0, 1, src, x, (__mmask16)0xffff, type, &odd);
         _mm512_storeu_ps(to + x, type == ATTN_INT8 ? _mm512_mul_ps(y, _mm512_set1_ps(scale)) : y);
     }
 }
@@ -2382,15 +2387,13 @@ ATTN__AVX512 static void attn__chain_scores_avx512(const attn__dots *a) {
 /* A sum for every sixteenth key, then the tree of row_weights, the same wherever the keys start in their tile. */
 ATTN__AVX512 static void attn__chain_sums_avx512(const float *s, int32_t n, float *sum, int32_t used) {
     for (int32_t c = 0, i, half; c < used; c += 16, s += 16) {
-        __m512 total[16];
-        for (i = 0; i < 16; i++) total[i] = _mm512_setzero_ps();
-        for (i = 0; i < n; i++) {
-            total[i % 16] = _mm512_add_ps(total[i % 16], _mm512_loadu_ps(s + i * ATTN__LANES_AVX512));
-        }
+        __m512 sums[16];
+        for (i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
+        for (i = 0; i < n; i++) sums[i % 16] = _mm512_add_ps(sums[i % 16], _mm512_loadu_ps(s + i * ATTN__LANES_AVX512));
         for (half = 8; half > 0; half /= 2) {
-            for (i = 0; i < half; i++) total[i] = _mm512_add_ps(total[i], total[i + half]);
+            for (i = 0; i < half; i++) sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
         }
-        _mm512_storeu_ps(sum + c, total[0]);
+        _mm512_storeu_ps(sum + c, sums[0]);
     }
 }
 
@@ -2413,25 +2416,25 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xDD));
 }
 
-/* One step of 16 elements of d; only the last one may be partial. */
-ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, __m512 *sum, const float *q, int32_t ldq,
-                                                      const char *const *row, const float *scale, int32_t x,
-                                                      __mmask16 first, attn_type type) {
+/* One step of one or two vectors of d; only the last one may be partial. */
+ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, int vectors, __m512 *sum, const float *q,
+                                                      int32_t ldq, const char *const *row, const float *scale,
+                                                      int32_t x, __mmask16 first, attn_type type) {
+    __m512i odd = _mm512_setzero_si512();
     __m512 key[16];
-    int i, r;
-    ATTN__UNROLL for (i = 0; i < keys; i++) {
-        key[i] = attn__load_avx512(row[i], x, first, type);
-        if (type == ATTN_INT8) key[i] = _mm512_mul_ps(key[i], _mm512_set1_ps(scale[i]));
+    ATTN__UNROLL for (int i = 0; i < keys * vectors; i++) {
+        key[i] = attn__load_avx512(i % vectors, vectors, row[i / vectors], x, first, type, &odd);
+        if (type == ATTN_INT8) key[i] = _mm512_mul_ps(key[i], _mm512_set1_ps(scale[i / vectors]));
     }
-    ATTN__UNROLL for (r = 0; r < rows; r++) {
-        __m512 query = _mm512_loadu_ps(q + (ptrdiff_t)r * ldq + x);
-        ATTN__UNROLL for (i = 0; i < keys; i++) sum[r * keys + i] = _mm512_fmadd_ps(query, key[i], sum[r * keys + i]);
+    ATTN__UNROLL for (int r = 0; r < rows * vectors; r++, q += r % vectors ? 16 : ldq - 16 * (vectors - 1)) {
+        __m512 query = _mm512_loadu_ps(q + x), *to = sum + r / vectors * keys, *k = key + r % vectors;
+        ATTN__UNROLL for (int i = 0; i < keys; i++) to[i] = _mm512_fmadd_ps(query, k[i * vectors], to[i]);
     }
 }
 
 /* Dot products of the rows from r on and all keys, `keys` at a time, sixteen in all */
 ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn__dots *a, int32_t r, attn_type type) {
-    const __mmask16 all = (__mmask16)0xffff;
+    const int vectors = rows == 4 && (type == ATTN_E4M3 || type == ATTN_E5M2) ? 2 : 1, step = 16 * vectors;
     const float *q = a->q + (ptrdiff_t)r * a->ldq;
     int32_t size = attn__type_bytes(type), wanted = a->ahead && r == 0 ? a->ahead_bytes / size : 0;
     for (int32_t j = 0, x, i; j < a->n; j += keys) {
@@ -2441,12 +2444,12 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
         ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
         for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
-        for (x = 0; x + 16 <= a->d; x += 16) {
+        for (x = 0; x < (a->d & -step); x += step) {
             if (x < wanted && x % (64 / size) == 0) attn__fetch(a->ahead + j, keys, x, x + 1, size);
-            attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, all, type);
+            attn__dots_step_avx512(rows, keys, vectors, sum, q, a->ldq, row, scale, x, 0xffff, type);
         }
-        if (type == ATTN_F32 && x < a->d) {
-            attn__dots_step_avx512(rows, keys, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
+        if ((type == ATTN_F32 || vectors > 1) && x < a->d) {
+            attn__dots_step_avx512(rows, keys, 1, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
         }
         _mm512_storeu_ps(out, attn__sums_avx512(sum));
         ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
@@ -2496,8 +2499,7 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
     ptrdiff_t ldp = a->ldp, ldo = a->ldo;
     float *o = a->o + r * ldo + x;
     const float *p = a->p + r * ldp;
-    int32_t size = attn__type_bytes(type);
-    int ask = a->ahead && x * size < a->ahead_bytes;
+    int32_t size = attn__type_bytes(type), ask = a->ahead && x * size < a->ahead_bytes;
     ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             __m512 y = _mm512_maskz_loadu_ps(used, o + i * ldo + 16 * c);
@@ -2505,10 +2507,11 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
         }
     }
     for (int32_t j = 0; j < a->n; j++, p++) {
+        __m512i odd = _mm512_setzero_si512();
         __m512 value[8];
         if (fetch && ask) attn__fetch(a->ahead + j, 1, x, x + 16 * vectors, size);
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
-            value[c] = attn__load_avx512(a->v[j], x + 16 * c, used, type);
+            value[c] = attn__load_avx512(c, vectors, a->v[j], x, used, type, &odd);
             if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
@@ -2856,11 +2859,6 @@ ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)a
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
 /* Where a key lives in its request's cache. */
 ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) { return l->ring ? key % l->ring : key; }
-
-/* Columns of the page table that kv_len keys use. */
-static int64_t attn__table_columns(const attn_layer *l, int32_t kv_len) {
-    return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
-}
 
 ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
     if (!plan) return attn__fail(error, ATTN_E_ARGUMENT, "plan is NULL", 0, 0);
@@ -3369,7 +3367,8 @@ static int attn__check_table(const attn__run *r, int use, attn_error *error) {
     int skipped = listed || (r->layer->flags & ATTN_TRUSTED), status = ATTN_OK;
     for (int32_t i = 0; i < r->plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r->view, i);
-        int64_t pages = attn__table_columns(r->layer, n.kv_len), columns = r->strides.page_table_row;
+        int32_t slots = r->layer->ring ? attn__min(n.kv_len, r->layer->ring) : n.kv_len;
+        int64_t pages = attn__ceil_div(slots, r->layer->page_size), columns = r->strides.page_table_row;
         const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
         if (!n.q_len || pages <= columns) continue;
         return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, columns, pages, n.kv_len);
@@ -4105,9 +4104,8 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
 
 /* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
 static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
-    for (int32_t i = 0; i < s->heads * s->rows; i++) {
-        r->scratch.ref[i] = unit < ATTN__GROUP_KEYS / ATTN__UNIT ? attn__unseen : r->scratch.seed[i];
-    }
+    int first = unit < ATTN__GROUP_KEYS / ATTN__UNIT;
+    for (int32_t i = 0; i < s->heads * s->rows; i++) r->scratch.ref[i] = first ? attn__unseen : r->scratch.seed[i];
 }
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
