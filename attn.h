@@ -1733,14 +1733,14 @@ ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
     return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
 }
 
-/* A vector of a row, from x on; int8 without its scale. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
-ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
+/* A vector of a row, from x on; scale: of int8. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_type type) {
     const void *at = src + (ptrdiff_t)x * attn__type_bytes(type);
     if (type == ATTN_F32) return _mm256_loadu_ps((const float *)at);
     __m128i raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)at) : _mm_loadl_epi64((const __m128i *)at);
     if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
     if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
-    if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
+    if (type == ATTN_INT8) return attn__mul_vec(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)), attn__set_vec(scale));
     raw = _mm_cvtepi8_epi16(raw);
     if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
     raw = _mm_slli_epi16(raw, 7);
@@ -1805,7 +1805,7 @@ ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
     return vshrn_n_u32(vbslq_u32(nan, vorrq_u32(u, vdupq_n_u32(0x400000)), rounded), 16);
 }
 
-ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_type type) {
     const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
     int32_t word;
     if (type == ATTN_F32) return vld1q_f32((const float *)(const void *)at);
@@ -1813,7 +1813,7 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
     if (type == ATTN_BF16) return (attn__vec)vshll_n_u16(vld1_u16((const uint16_t *)(const void *)at), 16);
     memcpy(&word, at, sizeof word);
     int16x4_t raw = vget_low_s16(vmovl_s8((int8x8_t)vdup_n_s32(word)));
-    if (type == ATTN_INT8) return vcvtq_f32_s32(vmovl_s16(raw));
+    if (type == ATTN_INT8) return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(raw)), scale);
     if (type == ATTN_E5M2) return vcvt_f32_f16((float16x4_t)vshl_n_s16(raw, 8));
     raw = vshl_n_s16(raw, 7);
     raw = veor_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
@@ -1843,7 +1843,7 @@ ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t
     if ((types) >> ATTN_E5M2 & 1 && (type) == ATTN_E5M2) f(__VA_ARGS__, ATTN_E5M2);    \
     if ((types) >> ATTN_INT8 & 1 && (type) == ATTN_INT8) f(__VA_ARGS__, ATTN_INT8);
 
-enum { ATTN__LANES_VEC = 16, ATTN__DIRECT_VEC = 1 << ATTN_F32 | 1 << ATTN_F16 };
+enum { ATTN__LANES_VEC = 16, ATTN__DIRECT_VEC = ATTN__X86 ? 63 : 1 << ATTN_F32 | 1 << ATTN_F16 };
 
 ATTN__OP attn__vec attn__exp_vec(attn__vec x) {
     const attn__vec least = attn__set_vec(-126.0f);
@@ -1860,10 +1860,7 @@ ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, c
     int scaled = type == ATTN_INT8;
     for (int32_t i = 0, x; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scaled ? scales : NULL, i);
-        for (x = 0; x + ATTN__W <= d; x += ATTN__W) {
-            attn__vec y = attn__read_vec(src[i], x, type);
-            attn__store_vec(row + x, scaled ? attn__mul_vec(y, attn__set_vec(scale)) : y);
-        }
+        for (x = 0; x + ATTN__W <= d; x += ATTN__W) attn__store_vec(row + x, attn__read_vec(src[i], x, scale, type));
         for (; x < d; x++) row[x] = scaled ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
     }
 }
@@ -2004,9 +2001,10 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     }
     ATTN__TWICE for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
         const float *v = lane ? first + start : attn__row(a->v, j) + x;
+        float scale = type == ATTN_INT8 ? attn__row_scale(a->scales, j) : 1.0f;
         if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, at, lane ? at + 1 : a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
-            part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
+            part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, scale, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
         }
         ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
@@ -2031,10 +2029,11 @@ ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
 
 /* One step of a vector of elements of d; only the last one may be partial. */
 ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const float *q, ptrdiff_t ldq,
-                                  const char *const *row, int32_t x, int32_t left, attn_type type) {
+                                  const char *const *row, const float *scale, int32_t x, int32_t left, attn_type type) {
     attn__vec key[8];
     ATTN__UNROLL for (int i = 0; i < keys; i++) {
-        key[i] = type == ATTN_F32 ? attn__load_first_vec(attn__row(row, i) + x, left) : attn__read_vec(row[i], x, type);
+        key[i] = type == ATTN_F32 ? attn__load_first_vec(attn__row(row, i) + x, left)
+                                  : attn__read_vec(row[i], x, scale[i], type);
     }
     ATTN__UNROLL for (int r = 0; r < rows; r++, sum += keys) {
         attn__vec query = attn__load_vec(q + r * ldq);
@@ -2049,14 +2048,17 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         attn__vec sum[16];
         const float *q = a->q + r * ldq;
         const char *row[8];
-        float *s = a->s + r * a->lds + j, out[16];
+        float *s = a->s + r * a->lds + j, out[16], scale[8];
         if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
+        for (i = 0; i < keys; i++) scale[i] = type == ATTN_INT8 ? attn__row_scale(a->scales, j + i) : 1.0f;
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
-            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, ATTN__W, type);
+            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, scale, x, ATTN__W, type);
         }
-        if (type == ATTN_F32 && x < a->d) attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, a->d - x, type);
+        if (type == ATTN_F32 && x < a->d) {
+            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, scale, x, a->d - x, type);
+        }
         ATTN__UNROLL for (i = 0; i < rows * keys; i += ATTN__W) attn__store_vec(out + i, attn__sums_vec(sum + i));
         ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
     }
@@ -3878,11 +3880,11 @@ static void attn__decode_visible(const attn__run *r, attn__sums a, int32_t row, 
     }
 }
 
-/* Do the leaves read the cache as it is? With one row a head that takes 22 to 45 % less time than a copy in f32; with
-   64 rows, which share the copies, 7 % more, and with 16 of e4m3. */
+/* Do the leaves read the cache as it is? With one row a head that takes 22 to 45 % less time than a copy in f32 (AVX2 9
+   to 30 %); with 64 rows, which share the copies, 7 % more, with 16 of e4m3, too, and with AVX2 of all but f16. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
     attn_type type = r->layer->kv_type;
-    int32_t most = type == ATTN_E4M3 ? 8 : 16;
+    int32_t most = type == ATTN_F16 ? 16 : r->leaves->lanes < 64 ? 4 : type == ATTN_E4M3 ? 8 : 16;
     int pays = r->leaves->direct >> type & 1 && s->rows <= most && s->rows % 4 < 2 && dim % 16 == 0;
     return type == ATTN_F32 || pays;
 }

@@ -150,6 +150,11 @@ static int64_t lay_out(const step *s, int layout, int head_major, int32_t dim, i
     return attn__max64(places * *page, slots * heads * (dim + 2));
 }
 
+/* Columns that a request's keys use. */
+static int64_t table_columns(const attn_layer *l, int32_t kv_len) {
+    return attn__ceil_div(l->ring ? attn__min(kv_len, l->ring) : kv_len, l->page_size);
+}
+
 /* A table of distinct pages; columns that are not needed hold nonsense. */
 static void draw_table(step *s, test_rng *rng) {
     const attn_layer *l = &s->layer;
@@ -166,7 +171,7 @@ static void draw_table(step *s, test_rng *rng) {
         free_page[j] = i;
     }
     for (i = 0; i < n; i++) {
-        int64_t used = attn__table_columns(l, s->kv_len[i]);
+        int64_t used = table_columns(l, s->kv_len[i]);
         for (c = 0; c <= s->table_row; c++) {
             s->table[i * (s->table_row + 1) + c] = c < used ? free_page[i * s->table_row + c] : -7;
         }
@@ -968,7 +973,7 @@ static int spoil(suspect *c, test_rng *rng, int kind, int32_t i) {
     int slot = list ? test_range(rng, 0, topk - 1) : 0, other = list ? test_range(rng, 0, topk - 1) : 0;
     int64_t at = rows_before(s, i) + row;
     if (kind == BAD_PAGE && s->table) {
-        int64_t used = attn__table_columns(&s->layer, s->kv_len[i]);
+        int64_t used = table_columns(&s->layer, s->kv_len[i]);
         int32_t column = test_range(rng, 0, 3) ? (int32_t)used - 1 : test_range(rng, 0, (int)used);
         int pick = test_range(rng, 0, 3);
         if (column < 0) return 0;
