@@ -269,7 +269,7 @@ typedef struct attn_layer {
     int32_t page_size, ring;        /* keys per page, 0: contiguous; R: key p lies in slot p mod R, 0: in slot p */
     int32_t topk, scale_kind;       /* TOPK: entries of each row's list; attn_scale */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
-    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 and the family's own */
+    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 (AMX up to 512), the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale, softcap;           /* see >>score; scale 0: 1 / sqrt(head_dim); softcap 0: off */
     attn_skip skip;
@@ -638,8 +638,7 @@ static void attn__put_int(attn__text *t, int64_t value) {
     attn__put_char(t, (char)('0' + (digit < 0 ? -digit : digit)));
 }
 
-/* Six digits where they mean the same float, else nine: those down to the ones, and then whatever is not 0 behind a
-   point; far from 1 with an exponent. */
+/* Six digits if they give the same float, else nine, without zeros at the end of a fraction; far from 1 an exponent. */
 static void attn__put_float(attn__text *t, float value) {
     if (value == 0 || !attn__is_finite(value)) {
         attn__put(t, value == 0 ? "0" : attn__bits_of(value) & 0x7fffffu ? "nan" : value < 0 ? "-inf" : "inf");
@@ -774,7 +773,7 @@ static int attn__check_mask(const attn_layer *l, attn_error *error) {
 /* Numbers and combinations of fields that cannot work. given: the layer before the defaults. */
 static int attn__check_combinations(const attn_layer *l, const attn_layer *given, attn_error *error) {
     int latent = (l->flags & ATTN_V_IN_K) != 0, valued = l->skip.prefill != 0 || l->skip.decode != 0;
-    int int8 = l->kv_type == ATTN_INT8, fast = (l->flags & ATTN_FAST_INT8) != 0;
+    int32_t int8 = l->kv_type == ATTN_INT8, fast = (l->flags & ATTN_FAST_INT8) != 0, v_dim = l->v_dim, d = l->head_dim;
     int32_t skip = l->skip.mode, split = l->split_keys, ring = l->ring, page = l->page_size, kind = l->scale_kind;
     const attn__rule rules[] = {
         { !attn__is_finite(given->scale), "layer.scale is not finite", 0, 0 },
@@ -787,8 +786,7 @@ static int attn__check_combinations(const attn_layer *l, const attn_layer *given
         { ring && l->sink_keys, "layer.ring = %a cannot be combined with layer.sink_keys = %b", ring, l->sink_keys },
         { ring && page && ring % page, "layer.ring = %a is not a multiple of layer.page_size = %b", ring, page },
         { latent && l->kv_heads != 1, "layer.kv_heads = %a, but ATTN_V_IN_K needs 1", given->kv_heads, 0 },
-        { latent && l->v_dim > l->head_dim,
-          "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", l->v_dim, l->head_dim },
+        { latent && v_dim > d, "layer.v_dim = %a with ATTN_V_IN_K is more than layer.head_dim = %b", v_dim, d },
         { kind == ATTN_SCALE_PER_KEY && !int8, "layer.scale_kind = %a, a scale per key, needs kv_type int8", kind, 0 },
         { fast && !int8, "layer.flags = %a has ATTN_FAST_INT8, which needs kv_type int8", l->flags, 0 },
         { latent && given->scale == 0, "layer.scale = 0, but ATTN_V_IN_K needs the scale", 0, 0 },
@@ -1009,15 +1007,14 @@ static int attn__fold_step(attn__fold *f, int32_t next) {
     return 1;
 }
 
-/* The stack after the units begin .. end - 1 of a strip: what a task leaves in its slots. */
+/* The stack after the units begin .. end - 1 of a strip, whole nodes at once: what a task leaves in its slots. */
 static void attn__fold_run(attn__fold *f, const attn__strip *s, int32_t begin, int32_t end) {
     f->before = attn__unit_at(s, begin - 1);
     f->depth = 0;
     for (int32_t i = begin, n; i < end; i += n) {
         int32_t unit = attn__unit_at(s, i);
-        for (n = 1; unit % (2 * n) == 0 && i + 2 * n <= end; n *= 2) { /* whole nodes at once */
-            if (attn__unit_at(s, i + 2 * n - 1) != unit + 2 * n - 1) break;
-        }
+        n = 1;
+        while (unit % (2 * n) == 0 && i + 2 * n <= end && attn__unit_at(s, i + 2 * n - 1) == unit + 2 * n - 1) n *= 2;
         f->unit[f->depth++] = unit;
         while (attn__fold_step(f, i + n < s->units ? attn__unit_at(s, i + n) : -1)) continue;
     }
@@ -1266,6 +1263,15 @@ ATTN__COLD int32_t attn__class_of(const attn_layer *layer) {
     return (int32_t)hash;
 }
 
+/* What depends on the processor. Beside AMX's products the copies of K and V that each row tile makes weigh more: tiles
+   twice as large take 7 to 11 % off the rest, where that leaves 32. Not beside DECODE, which cuts its rows alike. */
+static void attn__resolve_isa(attn_plan *p) {
+    attn_layer *l = &p->resolved;
+    int many = p->families == 1 << ATTN_PREFILL && p->max_rows * l->heads >= 32 * 512;
+    if (!l->isa) l->isa = (int32_t)attn_isa_detect();
+    if (!p->layer.row_tile && many && attn__in_bf16(l)) l->row_tile = 512;
+}
+
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error) {
     attn__capacity c;
@@ -1276,7 +1282,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     if (!status) status = attn__check_lengths(batch, layer->mask, error);
     if (!status) status = attn__check_memory("mem", mem, bytes, p.plan.bytes, 4, error);
     if (status) return status;
-    if (!p.plan.resolved.isa) p.plan.resolved.isa = (int32_t)attn_isa_detect();
+    attn__resolve_isa(&p.plan);
     p.plan.words = (int32_t *)mem;
     attn__capacity_of_plan(&c, &p.plan);
     attn__view v = attn__view_of(p.plan.words, p.plan.n, &c);
@@ -1462,7 +1468,8 @@ typedef struct attn__dots {
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
                                     /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
-    float scale;                    /* AMX, q[d][lanes][2], k[d][2], k's rows without gaps: what products are worth */
+    float scale, *top;              /* AMX, q[d][lanes][2], k[d][2], k's rows without gaps: what products are worth; */
+                                    /* for the largest score of each lane, whether seen or not, NULL: not wanted */
 } attn__dots;
 
 typedef struct attn__sums {
@@ -1483,8 +1490,7 @@ typedef struct attn__leaves {
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
-    /* Rounds to type; factor not NULL: times *factor first, -0 becoming +0. Without it no arithmetic touches the
-       values: a host that flushes subnormals still gets its cache's bits. */
+    /* Rounds to type, first times *factor, -0 becoming +0; NULL: no arithmetic, where a host may flush subnormals */
     void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, const float *factor);
     void (*softcap)(float *x, int32_t n, float cap);
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n); /* a = a * wa + b * wb */
@@ -2252,6 +2258,22 @@ ATTN__AVX512 static void attn__lane_scores_avx512(const attn__dots *a) {
     for (j = 0; a->bytes && j < a->n; j += 6) attn__lane_dots_avx512(6, 4, 1, a, j, 0, 0, a->d);
 }
 
+/* NaN is found by its class, which fast-math cannot drop. */
+ATTN__AVX512 static void attn__narrow_avx512(void *to, const float *x, int32_t n, attn_type type, const float *factor) {
+    int32_t i = 0;
+    for (; i + 16 <= n && (type == ATTN_F16 || type == ATTN_BF16); i += 16) {
+        __m512 y = _mm512_loadu_ps(x + i);
+        if (factor) y = _mm512_fmadd_ps(y, _mm512_set1_ps(*factor), _mm512_setzero_ps());
+        __m512i u = _mm512_castps_si512(y), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+        __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+        rounded = _mm512_mask_or_epi32(rounded, _mm512_fpclass_ps_mask(y, 0x81), u, _mm512_set1_epi32(0x400000));
+        __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+        if (type == ATTN_F16) half = _mm512_maskz_cvtps_ph(0xffff, y, _MM_FROUND_TO_NEAREST_INT);
+        _mm256_storeu_si256((__m256i *)(void *)((uint16_t *)to + i), half);
+    }
+    attn__narrow_vec((char *)to + (ptrdiff_t)i * attn__type_bytes(type), x + i, n - i, type, factor);
+}
+
 ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const uint64_t *mask, float *top,
                                                int32_t used) {
     __m512 most[4];
@@ -2345,9 +2367,8 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
     } while (first < a->n);
 }
 
-/* Six keys x 32 rows, each sum as attn__dots_avx512 adds it: chains d = x, x + 16, ..., x and x + 2 at a time, then the
-   tree of attn__sums_avx512, whose nodes wait in `part` for their neighbours. A chain's q lies together: rows of all
-   lanes would share sets of the first-level cache (10 % of the time). */
+/* Six keys x 32 rows, each sum as attn__dots_avx512 adds it: chains d = x, x + 16, ..., x and x + 2 at a time, then its
+   tree; nodes wait in `part`. A chain's q lies together, or rows would share sets of the first-level cache (10 %). */
 ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int32_t c) {
     enum { SUMS = 6 * 2, LD = ATTN__LANES_AVX512 };
     __m512 sum[2][SUMS], part[4][SUMS];
@@ -2407,9 +2428,8 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
         b[i] = _mm512_add_ps(_mm512_mask_mov_ps(a[2 * i], (__mmask16)0xCCCC, a[2 * i + 1]),
                              _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4E));
     }
-    ATTN__UNROLL for (int i = 0; i < 4; i++) {
-        c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x88),
-                             _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xDD));
+    ATTN__UNROLL for (int i = 0; i < 8; i += 2) {
+        c[i / 2] = _mm512_add_ps(_mm512_shuffle_ps(b[i], b[i + 1], 0x88), _mm512_shuffle_ps(b[i], b[i + 1], 0xDD));
     }
     ATTN__UNROLL for (int i = 0; i < 2; i++) {
         d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
@@ -2552,21 +2572,27 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 #define ATTN__AMX ATTN__TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 /* c[rows][lanes] = a[rows][words] * b[words][lanes] * scale or, with alpha, c * alpha[lanes] + a * b; a word is two
-   bf16. rows: a multiple of 32, words: of 16; lda: bytes; halves: of the lanes; ahead: n rows to ask for meanwhile. */
+   bf16. rows: a multiple of 32, words: of 16; lda: bytes; halves: of the lanes; top, n rows ahead: as attn__dots. */
 typedef struct attn__product {
     float *c;
     const char *a;
     const float *b, *alpha;
-    float scale;
+    float scale, *top;
     int32_t lda, rows, words, halves, n, ahead_bytes;
     const char *const *ahead;
 } attn__product;
 
-ATTN__AMX ATTN__INLINE void attn__scale_block(float *c, __m512 low, __m512 high) {
+/* Scales 32 rows of 32 lanes; top: the largest so far. */
+ATTN__AMX ATTN__INLINE void attn__scale_amx(float *c, __m512 low, __m512 high, float *top) {
+    __m512 x[2], most[2] = { _mm512_loadu_ps(top), _mm512_loadu_ps(top + 16) };
     for (int32_t i = 0; i < 32; i++, c += ATTN__LANES_AVX512) {
-        _mm512_storeu_ps(c, _mm512_mul_ps(_mm512_loadu_ps(c), low));
-        _mm512_storeu_ps(c + 16, _mm512_mul_ps(_mm512_loadu_ps(c + 16), high));
+        ATTN__UNROLL for (int32_t j = 0; j < 2; j++) {
+            x[j] = _mm512_mul_ps(_mm512_loadu_ps(c + 16 * j), j ? high : low);
+            most[j] = _mm512_max_ps(x[j], most[j]);
+            _mm512_storeu_ps(c + 16 * j, x[j]);
+        }
     }
+    ATTN__UNROLL for (int32_t j = 0; j < 2; j++) _mm512_storeu_ps(top + 16 * j, most[j]);
 }
 
 /* 32 rows and columns at a time, while they are near: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
@@ -2577,9 +2603,11 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
     };
     const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
     const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(p->scale);
-    int32_t halves = p->halves, blocks = p->rows / 32 * halves, asked = 0;
+    int32_t halves = p->halves, blocks = p->rows / 32 * halves, asked = 0, i;
+    float top[ATTN__LANES_AVX512];
+    for (i = 0; i < ATTN__LANES_AVX512; i++) top[i] = ATTN__LOWEST;
     __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
-    for (int32_t i = 0; i < blocks; i++) {
+    for (i = 0; i < blocks; i++) {
         int32_t half = i % halves * 32, wanted = p->ahead ? p->n * (i + 1) / blocks : 0;
         const char *a = p->a + i / halves * 32 * lda;
         const float *b = p->b + half;
@@ -2591,7 +2619,7 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
         _tile_zero(3);
         if (p->alpha) {
             __m512 low = _mm512_loadu_ps(p->alpha + half), high = _mm512_loadu_ps(p->alpha + half + 16);
-            if (_mm512_cmpneq_ps_mask(low, one) | _mm512_cmpneq_ps_mask(high, one)) attn__scale_block(c, low, high);
+            if (_mm512_cmpneq_ps_mask(low, one) | _mm512_cmpneq_ps_mask(high, one)) attn__scale_amx(c, low, high, top);
             __asm__ volatile("" : : : "memory"); /* gcc does not know that tiles are loaded from memory */
             _tile_loadd(0, c, ld);
             _tile_loadd(1, c + 16, ld);
@@ -2612,8 +2640,9 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
         _tile_stored(1, c + 16, ld);
         _tile_stored(2, d, ld);
         _tile_stored(3, d + 16, ld);
-        if (!p->alpha) attn__scale_block(c, scale, scale);
+        if (!p->alpha) attn__scale_amx(c, scale, scale, top + half);
     }
+    if (p->top) memcpy(p->top, top, sizeof top);
     _tile_release();
 }
 
@@ -2642,37 +2671,44 @@ ATTN__AMX static int attn__pack_amx(float *dst, const char *const *rows, int32_t
 }
 
 ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
-    const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, 4 * a->d, attn__whole(a->n), a->d,
+    const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, a->top, 4 * a->d, attn__whole(a->n), a->d,
                               a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
 }
 
-/* As AVX-512's, but pairs take the place of the weights, with zeros up to whole blocks. */
+/* Weights of 16 lanes from c on become pairs, 0 up to whole blocks. all: no masks in the loop, 5 to 8 % of the rest. */
+ATTN__AMX ATTN__INLINE __m512 attn__weigh_pairs(float *s, int32_t n, const uint64_t *mask, __m512 most, int32_t c,
+                                                int all) {
+    __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
+    float *to = s;
+    for (int32_t j = 0; j < attn__whole(n); j += 2, to += ATTN__LANES_AVX512) {
+        __m512i two[2];
+        ATTN__UNROLL for (int32_t i = 0; i < 2; i++, s += ATTN__LANES_AVX512) {
+            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s), most));
+            __mmask16 seen = (__mmask16)(j + i >= n ? 0 : mask ? mask[j + i] >> c : 0xffff);
+            if (!all) p = _mm512_maskz_mov_ps(seen, p);
+            total[i] = _mm512_add_ps(total[i], p);
+            two[i] = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(0x8000));
+        }
+        _mm512_storeu_si512(to, _mm512_mask_mov_epi16(_mm512_srli_epi32(two[0], 16), 0xAAAAAAAAu, two[1]));
+    }
+    return _mm512_add_ps(total[0], total[1]);
+}
+
 ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
                                              float *alpha, float *sum, int32_t used) {
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
-        __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
-        __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
-        for (int32_t j = 0; j < attn__whole(n); j += 2) {
-            __m512i two[2];
-            ATTN__UNROLL for (int32_t i = 0; i < 2; i++) {
-                __mmask16 seen = (__mmask16)(j + i >= n ? 0 : mask ? mask[j + i] >> c : 0xffff);
-                __m512 x = _mm512_sub_ps(_mm512_loadu_ps(s + (j + i) * ATTN__LANES_AVX512 + c), most);
-                __m512 p = _mm512_maskz_mov_ps(seen, attn__exp_avx512(x));
-                total[i] = _mm512_add_ps(total[i], p);
-                two[i] = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(0x8000));
-            }
-            two[0] = _mm512_mask_mov_epi16(_mm512_srli_epi32(two[0], 16), 0xAAAAAAAAu, two[1]);
-            _mm512_storeu_si512(s + j / 2 * ATTN__LANES_AVX512 + c, two[0]);
-        }
+        __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old), total;
+        if (mask || n % 32) total = attn__weigh_pairs(s + c, n, mask, most, c, 0);
+        else total = attn__weigh_pairs(s + c, n, NULL, most, c, 1);
         _mm512_storeu_ps(m + c, most);
         _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
-        _mm512_storeu_ps(sum + c, _mm512_add_ps(total[0], total[1]));
+        _mm512_storeu_ps(sum + c, total);
     }
 }
 
 ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
-    const attn__product p = { a->o, a->packed, a->p, a->alpha, 1, a->ldp, a->v_dim, attn__whole(a->n) / 2,
+    const attn__product p = { a->o, a->packed, a->p, a->alpha, 1, NULL, a->ldp, a->v_dim, attn__whole(a->n) / 2,
                               a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
     for (int32_t j = 0; a->strict && j < a->n; j++) { /* NaN and infinities, packed as 0, for those who see them */
@@ -2711,7 +2747,7 @@ static const attn__leaves attn__leaves_vec = {
 #if ATTN__X86
 /* Much of what works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_vec, attn__softcap_vec,
+    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, attn__finite_vec, NULL
@@ -2719,7 +2755,7 @@ static const attn__leaves attn__leaves_avx512 = {
 
 #if ATTN__HAS_AMX
 static const attn__leaves attn__leaves_amx = {
-    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_vec, attn__softcap_vec,
+    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, NULL, NULL, attn__finite_vec, attn__pack_amx
@@ -2744,30 +2780,23 @@ static void attn__cpuid(uint32_t leaf, uint32_t *r) {
     __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(0));
 #endif
 }
-
-/* Register state that the operating system saves. */
-static uint32_t attn__xcr0(void) {
-#if defined(_MSC_VER)
-    return (uint32_t)_xgetbv(0);
-#else
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return low;
-#endif
-}
 #endif
 
 ATTN_API attn_isa attn_isa_detect(void) {
 #if ATTN__X86
     const uint32_t base = 1u << 12 | 1u << 27 | 1u << 29, avx2 = 1u << 5; /* FMA, OSXSAVE, F16C; AVX2 */
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    uint32_t one[4], seven[4], state;
+    uint32_t one[4], seven[4], state; /* state: of the registers, what the operating system saves */
     attn__cpuid(0, one);
     if (one[0] < 7) return ATTN_ISA_SCALAR;
     attn__cpuid(1, one);
     if ((one[2] & base) != base) return ATTN_ISA_SCALAR;
     attn__cpuid(7, seven);
-    state = attn__xcr0();
+#if defined(_MSC_VER)
+    state = (uint32_t)_xgetbv(0);
+#else
+    __asm__ volatile("xgetbv" : "=a"(state) : "c"(0) : "edx");
+#endif
     if (!(seven[1] & avx2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
     if ((seven[1] & avx512) != avx512 || (state & 0xe6u) != 0xe6u) return ATTN_ISA_AVX2;
     if (!(seven[2] >> 11 & 1u)) return ATTN_ISA_AVX512;
@@ -2970,10 +2999,7 @@ ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes) {
     return attn__to_size(attn__exec_size(plan, lanes));
 }
 
-static char *attn__exec_start(const attn_exec *exec) {
-    char *mem = (char *)exec->mem;
-    return mem + (64 - (uintptr_t)mem % 64) % 64;
-}
+static char *attn__exec_start(const attn_exec *e) { return (char *)e->mem + (0 - (uintptr_t)e->mem) % 64; }
 
 /* One of the caches, or its scales per key. Strides in bytes. */
 typedef struct attn__cache {
@@ -3119,10 +3145,8 @@ static int64_t attn__row_offset(const attn__run *r, const attn__strip *s, int32_
     return (r->view.q_start[s->request] + (int64_t)token) * of_row + q_head * of_head;
 }
 
-/* Asks for a row of q or o before it is needed: a head's rows lie pages apart. Prompts of 512 take 8 % less time. */
-static void attn__fetch_row(const char *row, int32_t bytes) {
-    for (int32_t x = 0; x < bytes; x += 64) ATTN__FETCH_L1(row + x);
-}
+/* Asks for n bytes of q or o before they are needed: a head's rows lie pages apart. Prompts of 512 take 8 % less. */
+static void attn__fetch_row(const char *at, int32_t n) { for (int32_t x = 0; x < n; x += 64) ATTN__FETCH_L1(at + x); }
 
 /* Writes the finished rows of a strip to o and lse. */
 static void attn__emit(const attn__run *r, const attn__strip *s, const float *state) {
@@ -3227,7 +3251,7 @@ static float attn__logit_scale(const attn__run *r, const attn__strip *s, int32_t
 static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i, float *dst, int32_t per_word,
                              float *extra) {
     const attn_layer *l = r->layer;
-    int32_t ld = (int32_t)attn__round_up(l->head_dim, 16), head = i / s->rows, row = i % s->rows;
+    int32_t head = i < s->rows ? 0 : i / s->rows, row = i - head * s->rows, ld = (l->head_dim + 15) & -16;
     int64_t bytes = attn__type_bytes(l->q_type), of_row = r->strides.q_row * bytes, of_head = r->strides.q_head * bytes;
     const char *q = (const char *)r->io->q, *src = q + attn__row_offset(r, s, head, row, of_row, of_head);
     float scale = attn__logit_scale(r, s, head);
@@ -3271,19 +3295,18 @@ ATTN__INLINE int attn__tree_sees(const attn_layer *l, const attn__lengths *n, co
     return (!l->window_left || past < l->window_left) && (!l->window_right || -past < l->window_right);
 }
 
-/* Which of the keys first .. first + 63 a packed row of a TREE sees. */
-static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_t packed, int64_t first) {
+/* Which of the keys at .. at + 63 a packed row of a TREE sees. */
+static uint64_t attn__tree_bits(const attn__run *r, const attn__strip *s, int32_t packed, int64_t at) {
     const attn_layer *l = r->layer;
     const uint32_t *tree = attn__tree_row(r, s->request, 0);
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     int32_t row = (s->row + packed) / r->group, past = n.kv_len - n.q_len;
-    int64_t words = attn__ceil_div(r->plan->max_q_len, 32), key = attn__max64(past, first);
+    int64_t words = attn__ceil_div(r->plan->max_q_len, 32), key = attn__max64(past, at);
     int32_t depth = attn__tree_depth(tree + row * words, n.q_len);
     int64_t lo = l->window_left ? attn__max64(0, past + depth - l->window_left + 1) : 0;
-    uint64_t bits = attn__range_bits(lo - first, past - first) |
-                    attn__range_bits(-first, attn__min(l->sink_keys, past) - first);
-    for (; key < attn__min64(first + 64, n.kv_len); key++) {
-        bits |= (uint64_t)attn__tree_sees(l, &n, tree, words, row, depth, (int32_t)key) << (key - first);
+    uint64_t bits = attn__range_bits(lo - at, past - at) | attn__range_bits(-at, attn__min(l->sink_keys, past) - at);
+    for (; key < attn__min64(at + 64, n.kv_len); key++) {
+        bits |= (uint64_t)attn__tree_sees(l, &n, tree, words, row, depth, (int32_t)key) << (key - at);
     }
     return bits;
 }
@@ -3370,10 +3393,9 @@ static int attn__check_table(const attn__run *r, int use, attn_error *error) {
     for (int32_t i = 0; i < r->plan->n; i++) {
         attn__lengths n = attn__lengths_of(&r->view, i);
         int32_t slots = r->layer->ring ? attn__min(n.kv_len, r->layer->ring) : n.kv_len;
-        int64_t pages = attn__ceil_div(slots, r->layer->page_size), columns = r->strides.page_table_row;
+        int64_t pages = attn__ceil_div(slots, r->layer->page_size), room = r->strides.page_table_row;
         const char *text = "io.page_table_row = %a is less than the %b pages of kv_len[%d] = %c";
-        if (!n.q_len || pages <= columns) continue;
-        return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, columns, pages, n.kv_len);
+        if (n.q_len && pages > room) return attn__fail_at(error, ATTN_E_ARGUMENT, i, -1, text, room, pages, n.kv_len);
     }
     for (int32_t i = 0; i < r->plan->n && !skipped && !status; i++) {
         attn__lengths n = attn__lengths_of(&r->view, i);
@@ -3423,12 +3445,11 @@ ATTN__COLD int attn__check_call(attn__run *r, const attn_plan *plan, const attn_
     int status = attn__check_plan(plan, error);
     if (!status && !layer) status = attn__fail(error, ATTN_E_ARGUMENT, "layer is NULL", 0, 0);
     for (int i = 0; i < ATTN__COUNT(attn__layer_fields) && !status; i++) {
-        int32_t value = attn__field_value(layer, i), planned = attn__field_value(&plan->layer, i);
-        int real = i >= ATTN__LAYER_INTEGERS;
-        if (value == planned) continue;
-        if (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)planned)) continue; /* 0 and -0 */
+        int32_t value = attn__field_value(layer, i), other = attn__field_value(&plan->layer, i);
+        int real = i >= ATTN__LAYER_INTEGERS; /* of these 0 and -0 are equal */
+        if (value == other || (real && attn__float_of((uint32_t)value) == attn__float_of((uint32_t)other))) continue;
         return attn__fail_name(error, ATTN_E_PLAN, attn__layer_fields[i].name,
-                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, planned, 0, 0);
+                               real ? " = %A, the plan has %B" : " = %a, the plan has %b", value, other, 0, 0);
     }
     if (!status && !io) status = attn__fail(error, ATTN_E_ARGUMENT, "io is NULL", 0, 0);
     if (status) return status;
@@ -3568,15 +3589,6 @@ static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     }
 }
 
-static void attn__clear_panels(const attn__run *r, const attn__strip *s) {
-    const attn__scratch *t = &r->scratch;
-    int64_t rows = attn__round_up(s->rows, r->leaves->lanes), i;
-    memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
-    memset(t->l, 0, (size_t)rows * sizeof(float));
-    memset(t->sigma, 0, (size_t)rows * sizeof(float));
-    for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
-}
-
 static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float *state) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, i;
@@ -3659,14 +3671,15 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__per_word(r->layer);
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
     const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
+    int whole = by == 2 && n % 32 == 0 && !(r->layer->softcap > 0) && !r->io->alibi;
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
     attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes,
-                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0) };
+                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), whole && !p->mask ? t->top : NULL };
     (r->phase == ATTN_DECODE ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
-    f->lane_max(t->scores, n, p->mask, t->top, p->used);
+    if (!a.top) f->lane_max(t->scores, n, p->mask, t->top, p->used);
 }
 
 /* EPS: can every row afford to lose the tile? Its weights are known. */
@@ -3769,12 +3782,11 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         if (p.first == p.last) continue;
         p.first = attn__block_start(r->layer, p.first);
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
-        int needs = attn__panel_weights(r, &p);
+        int32_t needs = attn__panel_weights(r, &p), at = p.first - first;
         if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
-        attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + (p.first - first) : NULL, NULL,
-                         ATTN_F32, 0, 2 * attn__whole(n), p.used,
-                         needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, later, p.mask,
-                         !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * (p.first - first) };
+        attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + at : NULL, NULL, ATTN_F32, 0,
+                         2 * attn__whole(n), p.used, needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, later, p.mask,
+                         !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * at };
         if (needs) r->leaves->lane_values(&a);
         ahead = later = NULL;
     }
@@ -3798,11 +3810,15 @@ static void attn__step_tile(const attn__run *r, attn__span seen, int64_t end, in
 }
 
 static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t unit, float *state) {
+    const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
-    int64_t unit_keys = attn__unit_keys(r->layer, r->phase);
+    int64_t unit_keys = attn__unit_keys(r->layer, r->phase), rows = attn__round_up(s->rows, r->leaves->lanes), i;
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi));
     int32_t tile[2], next[2];
-    attn__clear_panels(r, s);
+    memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
+    memset(t->l, 0, (size_t)rows * sizeof(float));
+    memset(t->sigma, 0, (size_t)rows * sizeof(float));
+    for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
     if (r->layer->skip.mode) attn__prefill_seed(r, s, seen, unit);
     next[1] = (int32_t)attn__min64(unit * unit_keys, end);
     attn__step_tile(r, seen, end, next);
@@ -3842,8 +3858,7 @@ static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_
     return r->scratch.mask + slot / s->heads * 2 * (int64_t)s->rows;
 }
 
-/* mask[2 * row] = which keys of the tile the row sees, bit 0 is key `first`. Returns 1 if every row sees all. From slot
-   on, that of its first head, needs are reset. */
+/* mask[2 * row] = keys that a row sees, bit 0: `first`. Resets needs from slot, of head 0, on. Returns: all see all? */
 static int attn__open_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t slot) {
     uint64_t *masks = attn__masks_of(r, s, slot);
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
@@ -3905,7 +3920,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, const 
     const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, direct ? NULL : t->wide_k, t->wide_k_rows);
     attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
                      direct ? l->kv_type : ATTN_F32, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
-                     p->ahead_bytes, p->ahead, NULL, 0, 1 };
+                     p->ahead_bytes, p->ahead, NULL, 0, 1, NULL };
     r->leaves->row_scores(&a);
 }
 
@@ -4011,11 +4026,9 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
 static void attn__first_step(const attn__run *r, const attn__tile *tiles, attn__step *p) {
     const attn_layer *l = r->layer;
     int32_t keys = 16384 / (attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type)) & -16;
-    memset(p, 0, sizeof *p);
-    p->h = -1;
-    p->key = tiles->begin - tiles->first;
-    p->most = attn__max(16, attn__min(keys, ATTN__WIDE));
-    p->rows = r->scratch.k_rows[0];
+    const attn__step first = { 0, -1, tiles->begin - tiles->first, 0, attn__max(16, attn__min(keys, ATTN__WIDE)),
+                               0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    *p = first;
 }
 
 /* From K or V of a tile to the next: K 0, K 1, V 0, K 2, V 1, ..., K last, V last - 1, V last. */
@@ -4104,12 +4117,6 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     }
 }
 
-/* A new group of a task: its reference is tile 0, or nothing for the group that holds tile 0. */
-static void attn__decode_group(const attn__run *r, const attn__strip *s, int32_t unit) {
-    int first = unit < ATTN__GROUP_KEYS / ATTN__UNIT;
-    for (int32_t i = 0; i < s->heads * s->rows; i++) r->scratch.ref[i] = first ? attn__unseen : r->scratch.seed[i];
-}
-
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
 
 /* A unit of a strip in panels, one kv head after the other; state NULL: q becomes panels. */
@@ -4147,7 +4154,10 @@ static void attn__compute(attn__run *r, int32_t index) {
     if (groups && attn__unit_at(&s, t.end - 1) >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
     for (int32_t i = t.begin; i < t.end; i++) {
         int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
-        if (groups && (i == t.begin || attn__new_group(&s, i))) attn__decode_group(r, &s, unit);
+        int fresh = groups && (i == t.begin || attn__new_group(&s, i)), first = unit < ATTN__GROUP_KEYS / ATTN__UNIT;
+        for (int32_t j = 0; fresh && j < s.heads * s.rows; j++) { /* a group's reference: tile 0, if not in it */
+            r->scratch.ref[j] = first ? attn__unseen : r->scratch.seed[j];
+        }
         stack[f.depth] = r->scratch.states + f.depth * r->slot_floats;
         (panels ? attn__panel_heads : attn__decode_unit)(r, &s, unit, stack[f.depth]);
         f.unit[f.depth++] = unit;
@@ -4324,7 +4334,7 @@ ATTN_API size_t attn_dense_bytes(const attn_layer *layer, int32_t q_len, int32_t
     attn_batch batch = { 1, &q_len, &kv_len, NULL, NULL, 0, 0, 0 };
     attn_plan plan;
     if (attn__plan_check(&plan, &batch, layer, NULL) || layer->page_size) return 0;
-    if (!plan.resolved.isa) plan.resolved.isa = (int32_t)attn_isa_detect();
+    attn__resolve_isa(&plan);
     return attn__to_size(attn__round_up((int64_t)plan.bytes, 64) + attn__exec_size(&plan, 1));
 }
 
@@ -4453,11 +4463,8 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
     const float *score = attn__scores_of(r, s, 0);
-    attn__step p;
+    const attn__step p = { 0, 0, 0, n, 0, 0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     int32_t i, j;
-    memset(&p, 0, sizeof p);
-    p.n = n;
-    p.rows = r->scratch.k_rows[0];
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
     attn__decode_scores(r, s, &p);
     for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
@@ -4738,13 +4745,12 @@ static int32_t attn__mode_lengths(attn_mode mode, const attn_mode_input *in, int
 }
 
 static int attn__mode_check(attn_mode mode, const attn_mode_input *in, attn_error *error) {
-    int from = attn__mode_rows(mode);
+    int32_t from = attn__mode_rows(mode), drafts = in->draft_tokens;
     const attn__rule rules[] = {
         { (uint32_t)mode > ATTN_MODE_DRAFT_DECODE, "mode = %a is no attn_mode", (int64_t)mode, 0 },
         { in->n < 0, "input.n = %a is negative", in->n, 0 },
-        { from == ATTN__DRAFTS && in->draft_tokens < 1,
-          "input.draft_tokens = %a, but this mode needs 1 or more", in->draft_tokens, 0 },
-        { in->draft_tokens < 0, "input.draft_tokens = %a is negative", in->draft_tokens, 0 },
+        { from == ATTN__DRAFTS && drafts < 1, "input.draft_tokens = %a, but this mode needs 1 or more", drafts, 0 },
+        { drafts < 0, "input.draft_tokens = %a is negative", drafts, 0 },
         { in->draft_step < 0, "input.draft_step = %a is negative", in->draft_step, 0 },
         { in->max_q_len < 0, "input.max_q_len = %a is negative", in->max_q_len, 0 },
         { in->max_kv_len < 0, "input.max_kv_len = %a is negative", in->max_kv_len, 0 },
@@ -4786,14 +4792,9 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(mode, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    memset(batch, 0, sizeof *batch);
-    batch->n = input->n;
-    batch->q_len = mem;
-    batch->kv_len = n ? mem + n : mem;
-    batch->phase = n ? mem + 2 * n : mem;
-    batch->max_q_len = input->max_q_len;
-    batch->max_kv_len = input->max_kv_len;
-    batch->max_rows = input->max_rows;
+    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
+                              input->max_kv_len, input->max_rows };
+    *batch = made;
     return attn__succeed(error);
 }
 
@@ -4991,9 +4992,8 @@ ATTN_API int attn_meta_make(attn_meta *meta, const attn_batch *batch, const attn
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
    documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
    rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
-   permit persons to whom the Software is furnished to do so, subject to the following conditions:
-   The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-   Software.
+   permit persons to whom the Software is furnished to do so, subject to the following conditions: The above copyright
+   notice and this permission notice shall be included in all copies or substantial portions of the Software.
    THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
    WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
    OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR

@@ -349,7 +349,7 @@ static int64_t set_batch(bench_run *r, const int32_t *kv_len) {
     r->batch.n = n;
     r->batch.q_len = r->lengths;
     r->batch.kv_len = r->lengths + n;
-    r->batch.phase = r->lengths + 2 * n;
+    r->batch.phase = c->phase == ATTN_DECODE ? r->lengths + 2 * n : NULL; /* NULL: prompts alone */
     if (!c->page) return r->keys;
     order = (int32_t *)need((size_t)pages * sizeof *order);
     r->page_table = (int32_t *)need((size_t)n * (size_t)columns * sizeof *r->page_table);

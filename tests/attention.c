@@ -1777,15 +1777,25 @@ static void no_amx(void) {
 
 /* ---- AMX: what the oracle's room for weights in bf16 would hide ------------------------------------------------- */
 
-enum { AMX_ROWS = 500, AMX_HEADS = 4, AMX_DIM = 128, AMX_SIZE = AMX_ROWS * AMX_HEADS * AMX_DIM };
+enum { AMX_ROWS = 600, AMX_HEADS = 4, AMX_DIM = 128, AMX_SIZE = AMX_ROWS * AMX_HEADS * AMX_DIM };
 
-/* One prompt under a window, so that panels of rows start at keys of all kinds; v: NULL for ones. */
-static void amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile, uint16_t *o) {
+/* One prompt under a window, so that panels of rows start at keys of all kinds. Returns the row tile it had; max_rows:
+   the batch's capacity. */
+static int32_t amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile, int64_t max_rows, uint16_t *o) {
+    int32_t rows = AMX_ROWS, words[4096];
+    attn_batch batch;
     attn_layer layer;
+    attn_plan plan;
     attn_io io;
+    attn_exec exec;
     attn_error error;
+    memset(&batch, 0, sizeof batch);
     memset(&layer, 0, sizeof layer);
     memset(&io, 0, sizeof io);
+    memset(&exec, 0, sizeof exec);
+    batch.n = 1;
+    batch.q_len = batch.kv_len = &rows;
+    batch.max_rows = max_rows;
     layer.heads = AMX_HEADS;
     layer.head_dim = AMX_DIM;
     layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
@@ -1796,10 +1806,12 @@ static void amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile, u
     io.k = (void *)(uintptr_t)x;
     io.v = (void *)(uintptr_t)v;
     io.o = o;
-    size_t bytes = attn_dense_bytes(&layer, AMX_ROWS, AMX_ROWS);
-    void *mem = malloc(bytes);
-    CHECK(!attn_dense(&layer, AMX_ROWS, AMX_ROWS, &io, mem, bytes, &error), "%s", error.text);
-    free(mem);
+    CHECK(!attn_plan_make(&plan, &batch, &layer, words, sizeof words, &error), "%s", error.text);
+    exec.bytes = attn_exec_bytes(&plan, 1);
+    exec.mem = malloc(exec.bytes);
+    CHECK(!attn_forward(&plan, &layer, &io, &exec, &error), "%s", error.text);
+    free(exec.mem);
+    return plan.resolved.row_tile;
 }
 
 static void amx_details(void) {
@@ -1814,18 +1826,47 @@ static void amx_details(void) {
         x[i] = (uint16_t)(bits >> 16);
         v[i] = 0x3f80;
     }
-    amx_prompt(x, v, 0, o);
+    amx_prompt(x, v, 0, 0, o);
     for (i = 0; i < AMX_SIZE; i++) CHECK(o[i] == 0x3f80, "row %d: the mean of ones is %04x", i / per_row, o[i]);
     v[100 * per_row] = 0x7fc0;
-    amx_prompt(x, v, 0, o);
+    amx_prompt(x, v, 0, 0, o);
     for (row = 0; row < AMX_ROWS; row++) {
         int sees = row >= 100 && row < 177, spoilt = (o[row * per_row] & 0x7f80) == 0x7f80;
         CHECK(sees == spoilt && o[row * per_row + 1] == 0x3f80, "row %d: %04x of a NaN in key 100", row,
               o[row * per_row]);
     }
-    amx_prompt(x, x, 0, o);
-    amx_prompt(x, x, 16, other);
+    CHECK(amx_prompt(x, x, 0, 0, o) == 256, "few rows");
+    CHECK(amx_prompt(x, x, 16, 0, other) == 16, "16 rows");
     CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile");
+    memset(other, 0, sizeof other);
+    CHECK(amx_prompt(x, x, 0, 4095, other) == 256 && amx_prompt(x, x, 0, 4096, other) == 512, "room for many rows");
+    CHECK(amx_prompt(x, x, 256, 4096, v) == 256, "a row tile that the caller chose");
+    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile of many rows");
+}
+
+/* attn_dense where rows are so many that a row tile has 512: its memory must have room for them. */
+static void amx_dense(void) {
+    enum { HEADS = 32, DIM = 32, KEYS = 40, ROWS = 520 };
+    static uint16_t q[ROWS * HEADS * DIM], o[ROWS * HEADS * DIM], kv[KEYS * HEADS * DIM];
+    attn_layer layer;
+    attn_io io;
+    attn_error error;
+    memset(&layer, 0, sizeof layer);
+    memset(&io, 0, sizeof io);
+    layer.heads = HEADS;
+    layer.head_dim = DIM;
+    layer.mask = ATTN_FULL;
+    layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
+    layer.isa = ATTN_ISA_AMX;
+    for (int i = 0; i < KEYS * HEADS * DIM; i++) kv[i] = 0x3f80;
+    io.q = q;
+    io.k = io.v = kv;
+    io.o = o;
+    size_t bytes = attn_dense_bytes(&layer, ROWS, KEYS);
+    void *mem = malloc(bytes);
+    CHECK(!attn_dense(&layer, ROWS, KEYS, &io, mem, bytes, &error), "%s", error.text);
+    for (int i = 0; i < ROWS * HEADS * DIM; i++) CHECK(o[i] == 0x3f80, "element %d: the mean of ones is %04x", i, o[i]);
+    free(mem);
 }
 
 /* ---- main ------------------------------------------------------------------------------------------------------- */
@@ -1900,6 +1941,7 @@ int main(int argc, char **argv) {
         test_run("random cases against the oracle", random_amx);
         run_traps();
         test_run("ones, a NaN in V, the row tile under a window", amx_details);
+        test_run("attn_dense of many rows", amx_dense);
     } else {
         test_run("all of this in bf16, amx", no_amx);
     }
