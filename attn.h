@@ -2340,17 +2340,16 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int lines, int vectors, in
     }
 }
 
-/* Keys first .. last - 1, seen from vector c on. Loops that ask for nothing: 3 % of prompts where slots are few. */
-ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, int32_t first, int32_t last,
-                                                int fresh) {
+/* Keys first .. end - 1, seen from vector c on. Loops that ask for nothing: 3 % of prompts where slots are few. */
+ATTN__AVX512 static void attn__lane_keys_avx512(const attn__sums *a, int32_t c, int32_t first, int32_t end, int fresh) {
     int32_t vectors = (a->rows + 15) / 16 - c, x = 0;
-    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, last, fresh, 1);
-    for (; vectors == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, 1, a, x, c, first, last, fresh, 0);
-    for (; vectors == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, 1, a, x, c, first, last, fresh, 0);
-    for (; a->ahead && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 1, a, x, 0, first, last, fresh, 0);
-    for (; x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 0, a, x, 0, first, last, fresh, 0);
-    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, 0, a, x, 0, first, last, fresh, 0);
-    for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, last, fresh, 0);
+    for (; a->strict && x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, end, fresh, 1);
+    for (; vectors == 1 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 1, 1, a, x, c, first, end, fresh, 0);
+    for (; vectors == 2 && x + 8 <= a->v_dim; x += 8) attn__lane_sums_avx512(8, 2, 1, a, x, c, first, end, fresh, 0);
+    for (; a->ahead && x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 1, a, x, 0, first, end, fresh, 0);
+    for (; x + 6 <= a->v_dim; x += 6) attn__lane_sums_avx512(6, 4, 0, a, x, 0, first, end, fresh, 0);
+    for (; x + 2 <= a->v_dim; x += 2) attn__lane_sums_avx512(2, 4, 0, a, x, 0, first, end, fresh, 0);
+    for (; x < a->v_dim; x++) attn__lane_sums_avx512(1, 4, 0, a, x, 0, first, end, fresh, 0);
 }
 
 /* At most 64 keys at a time: their weights stay in a first-level cache of 32 KB (2 % of the time of prompts). */
@@ -2677,14 +2676,13 @@ ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
 }
 
 /* Weights of 16 lanes from c on become pairs, 0 up to whole blocks. all: no masks in the loop, 5 to 8 % of the rest. */
-ATTN__AMX ATTN__INLINE __m512 attn__weigh_pairs(float *s, int32_t n, const uint64_t *mask, __m512 most, int32_t c,
-                                                int all) {
+ATTN__AMX ATTN__INLINE __m512 attn__weigh_amx(float *s, int32_t n, const uint64_t *mask, __m512 m, int32_t c, int all) {
     __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
     float *to = s;
     for (int32_t j = 0; j < attn__whole(n); j += 2, to += ATTN__LANES_AVX512) {
         __m512i two[2];
         ATTN__UNROLL for (int32_t i = 0; i < 2; i++, s += ATTN__LANES_AVX512) {
-            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s), most));
+            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s), m));
             __mmask16 seen = (__mmask16)(j + i >= n ? 0 : mask ? mask[j + i] >> c : 0xffff);
             if (!all) p = _mm512_maskz_mov_ps(seen, p);
             total[i] = _mm512_add_ps(total[i], p);
@@ -2699,8 +2697,8 @@ ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t
                                              float *alpha, float *sum, int32_t used) {
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old), total;
-        if (mask || n % 32) total = attn__weigh_pairs(s + c, n, mask, most, c, 0);
-        else total = attn__weigh_pairs(s + c, n, NULL, most, c, 1);
+        if (mask || n % 32) total = attn__weigh_amx(s + c, n, mask, most, c, 0);
+        else total = attn__weigh_amx(s + c, n, NULL, most, c, 1);
         _mm512_storeu_ps(m + c, most);
         _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
         _mm512_storeu_ps(sum + c, total);
@@ -3246,8 +3244,7 @@ static float attn__logit_scale(const attn__run *r, const attn__strip *s, int32_t
     return r->layer->scale * attn__head_scale(r->layer, r->io->k_scale, s->request, s->head + head);
 }
 
-/* Row i of q, 0 up to a multiple of 16, times the scale; with two to a word bf16 as they are, with four bytes and
-   what belongs to them, extra: attn__dots. */
+/* Row i of q times the scale, 0 up to a multiple of 16; two a word: bf16 as they are; four: bytes; extra: attn__dots */
 static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i, float *dst, int32_t per_word,
                              float *extra) {
     const attn_layer *l = r->layer;
@@ -3700,8 +3697,7 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
     const attn__scratch *t = &r->scratch;
     float *m = t->m + p->row, *l = t->l + p->row, *sigma = t->sigma + p->row;
     float gap = r->layer->skip.mode ? attn__vote(r, m, t->seed + p->row, p->used) : -1.0f;
-    int32_t n = p->last - p->first, i;
-    int skip = r->gap > 0 && gap > r->gap, moved = 0;
+    int32_t n = p->last - p->first, skip = r->gap > 0 && gap > r->gap, moved = 0, i;
     attn__count(r, gap, skip, 1);
     if (skip) { /* the largest logit bounds the tile's mass */
         for (i = 0; i < p->used; i++) {
@@ -4792,9 +4788,14 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
         mem[2 * n + i] = attn__mode_lengths(mode, input, i, &mem[i], &keys);
         mem[n + i] = (int32_t)keys;
     }
-    const attn_batch made = { input->n, mem, n ? mem + n : mem, n ? mem + 2 * n : mem, NULL, input->max_q_len,
-                              input->max_kv_len, input->max_rows };
-    *batch = made;
+    memset(batch, 0, sizeof *batch);
+    batch->n = input->n;
+    batch->q_len = mem;
+    batch->kv_len = n ? mem + n : mem;
+    batch->phase = n ? mem + 2 * n : mem;
+    batch->max_q_len = input->max_q_len;
+    batch->max_kv_len = input->max_kv_len;
+    batch->max_rows = input->max_rows;
     return attn__succeed(error);
 }
 
@@ -4888,8 +4889,7 @@ static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch
     int32_t requests = in ? in->requests : 0, i, status = ATTN_OK;
     for (i = 0; i < batch->n && !status; i++) {
         int64_t e = attn__q_len(batch, i), kv = batch->kv_len[i], padded = kv - e + m->max_q_len;
-        int listed = m->table_row && kv > 0;
-        int32_t row = listed && in->req_index ? in->req_index[i] : i;
+        int32_t listed = m->table_row && kv > 0, row = listed && in->req_index ? in->req_index[i] : i;
         if (want & ATTN_META_SPARSE) sparse += attn__clamped_sum(kv, in->topk) - attn__clamped_sum(kv - e, in->topk);
         if (listed && !in->req_to_token) return attn__fail(error, ATTN_E_ARGUMENT, "input.req_to_token is NULL", 0, 0);
         const attn__rule rules[] = {
