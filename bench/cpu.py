@@ -84,9 +84,24 @@ def cases(quick):
     rows += [case(DECODE, F16, 32, 8, 128, n, 4096) for n in (4, 16, 64)] + [case(PREFILL, F16, 32, 8, 128, 64, 4096)]
     rows += [case(DECODE, t, 32, 8, 128, 1, n) for n in (4096, 32768) for t in (F32, F16, BF16, INT8, E4M3)]
     rows += [case(DECODE, t, 32, 8, 128, 1, 262144) for t in (F16, INT8)]
-    rows += [case(PREFILL, F32, 8, 8, 128, 2048, 2048, isa=AVX2), case(DECODE, F16, 32, 8, 128, 16, 4096, isa=AVX2),
-             case(DECODE, F16, 32, 8, 128, 1, 4096, isa=AVX2)]
+    if has("avx512f"):
+        rows += [case(PREFILL, F32, 8, 8, 128, 2048, 2048, isa=AVX2), case(DECODE, F16, 32, 8, 128, 16, 4096, isa=AVX2),
+                 case(DECODE, F16, 32, 8, 128, 1, 4096, isa=AVX2)]
     return rows
+
+
+def processor():
+    """The first one's lines of /proc/cpuinfo."""
+    about = {}
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            about.setdefault(key.strip(), value.strip())
+    return about
+
+
+def has(flag):
+    return flag in processor().get("flags", "").split()
 
 
 # ---- competitors: open(case) returns callables, the address of o and its type and strides ----------------------------
@@ -293,7 +308,9 @@ class Vllm(Torch):
 
     def start(self):
         super().start()
-        found = glob.glob(os.path.join(PEERS, "vllm", "vllm", "_C.abi3.so"))
+        # vLLM's choice among its wheel's builds
+        build = "" if has("avx512_bf16") or not has("avx2") else "_AVX512" if has("avx512f") else "_AVX2"
+        found = glob.glob(os.path.join(PEERS, "vllm", "vllm", f"_C{build}.abi3.so"))
         if not found:
             raise Missing("not installed")
         try:
@@ -543,7 +560,7 @@ COMPETITORS = {     # the class, and what it finds in its environment
     "ONNX Runtime": (Onnx, {}),
     "vLLM": (Vllm, WITHOUT_AMX),
     "llama.cpp": (Llama, {}),
-    TILES: (Tiles, {"OPENBLAS_CORETYPE": "SKYLAKEX"}),
+    TILES: (Tiles, {"OPENBLAS_CORETYPE": "SKYLAKEX" if has("avx512f") else "HASWELL"}),
     HASWELL: (Tiles, {"OPENBLAS_CORETYPE": "HASWELL"}),
     "PyTorch AMX": (TorchAmx, {}),
     "vLLM AMX": (VllmAmx, {}),
@@ -722,12 +739,8 @@ class Row:
 # ---- what comes out --------------------------------------------------------------------------------------------------
 
 def machine():
-    about = {}
-    with open("/proc/cpuinfo") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            about.setdefault(key.strip(), value.strip())
-    wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in about.get("flags", "").split()]
+    about = processor()
+    wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has(name)]
     cores = len(os.sched_getaffinity(0))
     return (f"{platform.machine()} {about.get('vendor_id', '')} family {about.get('cpu family', '?')} model "
             f"{about.get('model', '?')} {' '.join(wide)} {cores} core{'s' * (cores > 1)}").replace(",", "")
@@ -790,7 +803,7 @@ def limits(rows, product, plan, threads):
             lines.append(f"f32 multiply-adds{what}: " + " / ".join(number(median(of[n])) for n in threads) + " GFLOP/s")
     for name in (TILES, HASWELL):
         if (name, threads[0]) in product:
-            what = "AVX-512" if name == TILES else "AVX2"
+            what = "AVX-512" if name == TILES and has("avx512f") else "AVX2"
             lines.append(f"OpenBLAS sgemm {what}, 2048: " + " / ".join(number(product[name, n]) for n in threads) +
                          " GFLOP/s")
     lines.append(f"plan of 256 decoding requests: {plan * 1e6:.1f} us (goal: below 20)")
@@ -806,10 +819,11 @@ def main():
     cpus = sorted(os.sched_getaffinity(0))
     threads = [1, len(cpus)] if len(cpus) > 1 else [1]
     remarks, rows, processes = [], [], []
-    amx = "amx_bf16" in machine()
     for name in COMPETITORS:
-        if name.endswith("AMX") and not amx:
+        if name.endswith("AMX") and not has("amx_bf16"):
             remarks.append(f"skip {name}: the processor has no AMX")
+            continue
+        if name == HASWELL and not has("avx512f"):      # the plain rows are those of AVX2
             continue
         processes.append(Process(name, cpus))
     missing = {p.name: p.started() for p in processes}
