@@ -1616,21 +1616,16 @@ static void attn__lane_values_scalar(const attn__sums *a) {
     }
 }
 
-static float attn__dot_scalar(const float *a, const float *b, int32_t d) {
-    float c[ATTN__CHAINS_SCALAR] = { 0 };
-    int32_t x = 0, i;
-    for (; x + ATTN__CHAINS_SCALAR <= d; x += ATTN__CHAINS_SCALAR) {
-        for (i = 0; i < ATTN__CHAINS_SCALAR; i++) c[i] += a[x + i] * b[x + i];
-    }
-    for (i = 0; x + i < d; i++) c[i] += a[x + i] * b[x + i];
-    return ((c[0] + c[2]) + (c[1] + c[3])) + ((c[4] + c[6]) + (c[5] + c[7]));
-}
-
 static void attn__row_scores_scalar(const attn__dots *a) {
-    for (int32_t r = 0; r < a->rows; r++) {
-        for (int32_t j = 0; j < a->n; j++) {
-            a->s[r * a->lds + j] = attn__dot_scalar(a->q + (ptrdiff_t)r * a->ldq, attn__row(a->k, j), a->d);
+    for (int32_t at = 0, x, i; at < a->rows * a->n; at++) {
+        const float *q = a->q + (ptrdiff_t)(at / a->n) * a->ldq, *k = attn__row(a->k, at % a->n);
+        float c[ATTN__CHAINS_SCALAR] = { 0 };
+        for (x = 0; x + ATTN__CHAINS_SCALAR <= a->d; x += ATTN__CHAINS_SCALAR) {
+            for (i = 0; i < ATTN__CHAINS_SCALAR; i++) c[i] += q[x + i] * k[x + i];
         }
+        for (i = 0; x + i < a->d; i++) c[i] += q[x + i] * k[x + i];
+        c[0] = ((c[0] + c[2]) + (c[1] + c[3])) + ((c[4] + c[6]) + (c[5] + c[7]));
+        a->s[at / a->n * a->lds + at % a->n] = c[0];
     }
 }
 
@@ -1832,8 +1827,7 @@ ATTN__INLINE int32_t attn__ahead_at(int32_t x, int32_t d, int32_t bytes) {
     return (int32_t)((uint32_t)x * (uint32_t)bytes / (uint32_t)d);
 }
 
-/* Asks for elements x .. end - 1, of `size` bytes, of n rows. AVX-512, in DECODE: a line at a time beside the
-   arithmetic, as far as the own rows reach, which is 2 to 8 % faster than all lines of some keys in one go. */
+/* Asks for elements x .. end - 1, of `size` bytes, of n rows: at best line by line, which is 2 to 10 % of decoding. */
 ATTN__INLINE void attn__fetch(const char *const *rows, int n, int32_t x, int32_t end, int32_t size) {
     for (; x < end; x += 64 / size) {
         ATTN__UNROLL for (int i = 0; i < n; i++) ATTN__FETCH_L2(rows[i] + (ptrdiff_t)x * size);
@@ -1881,12 +1875,9 @@ ATTN__VEC static void attn__narrow_vec(void *dst, const float *src, int32_t n, a
     for (; x + ATTN__W <= n && type <= ATTN_BF16; x += ATTN__W) {
         attn__vec y = attn__load_vec(src + x);
         if (factor) y = attn__fma_vec(y, attn__set_vec(*factor), attn__set_vec(0.0f));
-        if (type == ATTN_F32) {
-            attn__store_vec((float *)dst + x, y);
-        } else {
-            attn__halves half = type == ATTN_F16 ? attn__to_f16_vec(y) : attn__to_bf16_vec(y);
-            memcpy((uint16_t *)dst + x, &half, sizeof half);
-        }
+        attn__halves half = type == ATTN_F16 ? attn__to_f16_vec(y) : attn__to_bf16_vec(y);
+        if (type == ATTN_F32) attn__store_vec((float *)dst + x, y);
+        else memcpy((uint16_t *)dst + x, &half, sizeof half);
     }
     attn__narrow_scalar((char *)dst + (ptrdiff_t)x * attn__type_bytes(type), src + x, n - x, type, factor);
 }
@@ -1990,16 +1981,16 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 /* lines x vectors of o: columns from x on of 16 rows (lane), or rows from r on and their columns from x on, of which a
-   single vector may be partial. fetch: asks for the rows that are read next; loops that need not are 5 % of prompts */
+   single vector may be partial. fetch: asks for byte `at` of what is read next; loops without are 5 % of prompts */
 ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums *a, int32_t r, int32_t x,
-                              const uint64_t *mask, attn_type type, int fetch) {
+                              const uint64_t *mask, attn_type type, int fetch, int32_t at) {
     attn__vec sum[ATTN__SUMS], part[ATTN__N];
     const float *first = lane && a->n ? attn__row(a->v, 0) + x : NULL;
     ptrdiff_t step = lane && a->n ? attn__row(a->v, 1) + x - first : 0, start = 0;
     ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp;
     float *o = a->o + (lane ? x * ld : r * ld + x);
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
-    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, at = lane ? attn__ahead_at(x, a->v_dim, a->ahead_bytes) : 0, i;
+    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, i;
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
@@ -2008,7 +1999,7 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     ATTN__TWICE for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
         const float *v = lane ? first + start : attn__row(a->v, j) + x;
         float scale = type == ATTN_INT8 ? attn__row_scale(a->scales, j) : 1.0f;
-        if (fetch && a->ahead) attn__fetch(a->ahead + j, 1, at, lane ? at + 1 : a->ahead_bytes, 1);
+        if (fetch) ATTN__FETCH_L2(a->ahead[j] + at);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
             part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, scale, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
@@ -2024,13 +2015,20 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     }
 }
 
+/* The first rows ask for a line of what is next beside each line of their own. gcc 12 lacks registers for it on ARM. */
+ATTN__OP void attn__asking_vec(int lane, int lines, const attn__sums *a, int32_t x, attn_type type) {
+    int32_t bytes = a->ahead ? a->ahead_bytes : 0, at = attn__ahead_at(x, a->v_dim, bytes);
+    int fetch = lane ? bytes > 0 : at % 64 < attn__ahead_at(16, a->v_dim, bytes);
+    for (int32_t j = 0; ATTN__NEON && fetch && j < a->n; j++) ATTN__FETCH_L2(a->ahead[j] + at);
+    if (ATTN__X86 && fetch) attn__outer_vec(lane, lines, ATTN__N, a, 0, x, NULL, type, 1, at);
+    else attn__outer_vec(lane, lines, ATTN__N, a, 0, x, NULL, type, 0, 0);
+}
+
 ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
-    enum { KEYS = ATTN__KEYS, N = ATTN__N };
     int32_t x = 0, end = a->strict ? 0 : a->v_dim;
-    for (; a->ahead && x + KEYS <= end; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 1);
-    for (; x + KEYS <= end; x += KEYS) attn__outer_vec(1, KEYS, N, a, 0, x, NULL, ATTN_F32, 0);
-    for (; x + 2 <= end; x += 2) attn__outer_vec(1, 2, N, a, 0, x, NULL, ATTN_F32, 0);
-    for (; x < a->v_dim; x++) attn__outer_vec(1, 1, N, a, 0, x, a->strict ? a->mask : NULL, ATTN_F32, 0);
+    for (; x + ATTN__KEYS <= end && x + 8 != end; x += ATTN__KEYS) attn__asking_vec(1, ATTN__KEYS, a, x, ATTN_F32);
+    for (; x + 4 <= end; x += 4) attn__outer_vec(1, 4, ATTN__N, a, 0, x, NULL, ATTN_F32, 0, 0);
+    for (; x < a->v_dim; x++) attn__outer_vec(1, 1, ATTN__N, a, 0, x, a->strict ? a->mask : NULL, ATTN_F32, 0, 0);
 }
 
 /* One step of a vector of elements of d; only the last one may be partial. */
@@ -2043,6 +2041,9 @@ ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const floa
     }
     ATTN__UNROLL for (int r = 0; r < rows; r++, sum += keys) {
         attn__vec query = attn__load_vec(q + r * ldq);
+#if ATTN__X86 && defined(__GNUC__) /* GCC would read it for each key: 15 to 25 % of the scores of 16 rows and more */
+        if (rows > 1) __asm__("" : "+x"(query));
+#endif
         ATTN__UNROLL for (int i = 0; i < keys; i++) sum[i] = attn__fma_vec(query, key[i], sum[i]);
     }
 }
@@ -2056,7 +2057,7 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         const char *row[8];
         float *s = a->s + r * a->lds + j, out[16], scale[8];
         if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, 0, a->ahead_bytes, 1);
-        ATTN__UNROLL for (i = 0; i < rows * keys; i++) sum[i] = attn__set_vec(0.0f);
+        ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
         for (i = 0; i < keys; i++) scale[i] = type == ATTN_INT8 ? attn__row_scale(a->scales, j + i) : 1.0f;
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
@@ -2071,7 +2072,8 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
 }
 
 ATTN__OP void attn__score_rows_vec(const attn__dots *a, attn_type type) {
-    int32_t r = 0;
+    int32_t r = 0, wide = ATTN__KEYS > 4 && type <= ATTN_F16 ? a->rows : 0;
+    for (; r + ATTN__KEYS <= wide && r + 8 != wide; r += ATTN__KEYS) attn__dots_vec(ATTN__KEYS, ATTN__N, a, r, type);
     for (; r + 4 <= a->rows; r += 4) attn__dots_vec(4, ATTN__N, a, r, type);
     for (; type == ATTN_F32 && r + 2 <= a->rows; r += 2) attn__dots_vec(2, 4, a, r, type);
     for (; r < a->rows; r++) attn__dots_vec(1, 8, a, r, type);
@@ -2110,14 +2112,17 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    int32_t first = a->rows >= 4 && a->v_dim >= 16 ? 4 : 0, x = 0, r;
-    if (first) attn__outer_vec(0, 4, ATTN__N, a, 0, 0, NULL, type, 1);
-    for (; x + 16 <= a->v_dim; x += 16, first = 0) {
-        for (r = first; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0);
-        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, r + x == 0);
+    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r;
+    for (; x + 16 <= a->v_dim; x += 16) {
+        r = a->rows < 4 ? 1 : 4;
+        if (r == 4) attn__asking_vec(0, 4, a, x, type);
+        else attn__asking_vec(0, 1, a, x, type);
+        for (; r + most <= a->rows; r += most) attn__outer_vec(0, most, ATTN__N, a, r, x, NULL, type, 0, 0);
+        for (; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0, 0);
+        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, 0, 0);
     }
     for (; x < a->v_dim; x += ATTN__W) {
-        for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0);
+        for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0, 0);
     }
 }
 
@@ -3101,10 +3106,9 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
     int32_t v_dim = r->layer->v_dim, i;
     for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
         if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
-        if (a[v_dim] == 0 && a[v_dim + 1] == 0) {
-            memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
-            continue;
-        }
+        int first = a[v_dim] == 0 && a[v_dim + 1] == 0;
+        if (first) memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
+        if (first) continue;
         float top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
         r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
         a[v_dim + 2] = top;
@@ -3123,10 +3127,8 @@ static float attn__drift(const attn__run *r, int32_t request) {
 static float attn__finish_row(const float *tail, const float *sink, float drift, float *lse, float *certificate) {
     float m = tail[2];
     *certificate = 0;
-    if (tail[0] == 0) {
-        if (lse) *lse = sink ? *sink : attn__float_of(0xff800000u);
-        return 0.0f;
-    }
+    if (tail[0] == 0 && lse) *lse = sink ? *sink : attn__float_of(0xff800000u);
+    if (tail[0] == 0) return 0.0f;
     float top = sink && *sink > m ? *sink : m, weight = top == m ? 1.0f : attn__exp(m - top), sum = tail[0] * weight;
     if (sink) sum += attn__exp(*sink - top);
     if (lse) *lse = attn__is_finite(sum) ? top + (float)attn__log(sum) : sum;
@@ -4279,11 +4281,9 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
             factor = attn__int8_scale(src, c->dim, l->q_type);
             memcpy(attn__key_address(r, c->scale, request, head, key), &factor, sizeof factor);
         }
-        if (l->q_type == l->kv_type && factor == 1.0f) {
-            memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
-            continue;
-        }
-        for (x = 0; x < c->dim; x += 256) {
+        int same = l->q_type == l->kv_type && factor == 1.0f;
+        if (same) memcpy(dst, src, (size_t)c->dim * (size_t)kv_bytes);
+        for (x = 0; x < c->dim && !same; x += 256) {
             float wide[256];
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
