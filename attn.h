@@ -658,9 +658,8 @@ static void attn__put_float(attn__text *t, float value) {
         attn__put_char(t, (char)('0' + (place > first ? 0 : digits / 100000000)));
         if (place <= first) digits = digits % 100000000 * 10;
     }
-    if (first == exponent) return;
-    attn__put_char(t, 'e');
-    attn__put_int(t, exponent);
+    if (first != exponent) attn__put_char(t, 'e');
+    if (first != exponent) attn__put_int(t, exponent);
 }
 
 /* %a .. %d in format stand for the values, %A .. %D for the floats of which they are the bits. */
@@ -1526,10 +1525,9 @@ ATTN__INLINE float attn__row_scale(const char *const *scales, int32_t i) { retur
 
 static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
                                int32_t d, attn_type type) {
-    for (int32_t i = 0; i < rows; i++) {
+    for (int32_t i = 0, x; i < rows; i++) {
         float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
-        for (int32_t x = 0; x < d; x++) row[x] = attn__load(src[i], x, type);
-        for (int32_t x = 0; x < d && type == ATTN_INT8; x++) row[x] *= scale;
+        for (x = 0; x < d; x++) row[x] = scales ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
     }
 }
 
@@ -1714,6 +1712,12 @@ ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), _mm_loadu_ps(at + 4 * ld), 1);
 }
 
+/* Lanes that are i apart change places; i: a power of 2. */
+ATTN__OP attn__vec attn__swap_vec(attn__vec a, int i) {
+    if (i == 4) return _mm256_permute2f128_ps(a, a, 1);
+    return i == 2 ? _mm256_permute_ps(a, 0x4e) : _mm256_permute_ps(a, 0xb1);
+}
+
 ATTN__OP attn__vec attn__fold_vec(attn__vec a, attn__vec b) {
     return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
 }
@@ -1776,6 +1780,7 @@ ATTN__OP attn__ints attn__to_int_vec(attn__vec a) { return vcvtnq_s32_f32(a); }
 ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return vcvtq_f32_s32(a); }
 ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) { return (void)ld, vld1q_f32(at); }
 ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) { return (attn__vec)((int32x4_t)p + vshlq_n_s32(n, 23)); }
+ATTN__OP attn__vec attn__swap_vec(attn__vec a, int i) { return i == 2 ? vextq_f32(a, a, 2) : vrev64q_f32(a); }
 
 ATTN__OP attn__vec attn__mask_vec(uint64_t bits) {
     static const uint32_t bit[] = { 1, 2, 4, 8 };
@@ -1857,11 +1862,10 @@ ATTN__OP attn__vec attn__exp_vec(attn__vec x) {
 
 ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
                                int32_t rows, int32_t d, attn_type type) {
-    int scaled = type == ATTN_INT8;
     for (int32_t i = 0, x; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scaled ? scales : NULL, i);
+        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
         for (x = 0; x + ATTN__W <= d; x += ATTN__W) attn__store_vec(row + x, attn__read_vec(src[i], x, scale, type));
-        for (; x < d; x++) row[x] = scaled ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
+        for (; x < d; x++) row[x] = scales ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
     }
 }
 
@@ -2084,15 +2088,15 @@ ATTN__VEC static void attn__row_scores_vec(const attn__dots *a) {
 }
 
 ATTN__VEC static float attn__row_max_vec(const float *s, int32_t n, const uint64_t *mask) {
-    const uint64_t all = ~(uint64_t)0;
     attn__vec top = attn__set_vec(ATTN__LOWEST);
     float lanes[ATTN__W];
     for (int32_t j = 0; j < n; j += ATTN__W) {
         attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
         top = attn__select_vec(visible, attn__max_vec(attn__load_vec(s + j), top), top);
     }
+    ATTN__UNROLL for (int i = ATTN__W / 2; i > 0; i /= 2) top = attn__max_vec(top, attn__swap_vec(top, i));
     attn__store_vec(lanes, top);
-    return attn__row_max_scalar(lanes, ATTN__W, &all);
+    return lanes[0];
 }
 
 ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t *mask, float m) {
@@ -2104,10 +2108,8 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
         sum = attn__add_vec(sum, p);
         attn__store_vec(s + j, p);
     }
+    ATTN__UNROLL for (int i = ATTN__W / 2; i > 0; i /= 2) sum = attn__add_vec(sum, attn__swap_vec(sum, i));
     attn__store_vec(lanes, sum);
-    for (int i = ATTN__W / 2; i > 0; i /= 2) {
-        for (int x = 0; x < i; x++) lanes[x] += lanes[x + i];
-    }
     return lanes[0];
 }
 
@@ -4460,11 +4462,10 @@ static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__spa
                              const float *weights, float *out) {
     const float *score = attn__scores_of(r, s, 0);
     const attn__step p = { 0, 0, 0, n, 0, 0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
-    int32_t i, j;
     attn__key_rows(r, &r->k, s, 0, seen, first, n, p.rows);
     attn__decode_scores(r, s, &p);
-    for (i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
-        for (j = 0; j < n; j++) out[first + j] += weights[i] * (score[j] < 0 ? 0.0f : score[j]);
+    for (int32_t i = 0; i < s->rows; i++, score += attn__scores_row(r->layer)) { /* a NaN stays one */
+        for (int32_t j = 0; j < n; j++) out[first + j] += weights[i] * (score[j] < 0 ? 0.0f : score[j]);
     }
 }
 
@@ -4494,9 +4495,8 @@ static void attn__index_lane(void *job, int lane) {
     int32_t lanes = attn__max(1, c->exec->lanes), row, i = 0;
     attn__run r;
     attn__open(&r, c->plan, c->io, c->exec, lane);
-    for (row = 0; row < c->plan->rows; row++) {
+    for (row = lane; row < c->plan->rows; row += lanes) {
         while (row >= r.view.q_start[i + 1]) i++;
-        if (row % lanes != lane) continue;
         attn__index_row(&r, i, row - r.view.q_start[i], c->weights + (int64_t)row * r.layer->heads,
                         c->scores + row * c->score_row + (c->ks ? c->ks[row] : 0));
     }
