@@ -3110,9 +3110,8 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
         if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
         int first = a[v_dim] == 0 && a[v_dim + 1] == 0;
         if (first) memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
-        if (first) continue;
         float top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
-        r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
+        if (!first) r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
         a[v_dim + 2] = top;
     }
 }
@@ -3649,7 +3648,8 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
 static const char *const *attn__panel_keys(const attn__run *r, int32_t n) {
     const attn__scratch *t = &r->scratch;
     int32_t per_word = attn__per_word(r->layer), bytes = 4 * (r->layer->head_dim / per_word);
-    if (per_word == 1) return attn__wide_rows(r, &r->k, t->k_rows[0], n, t->wide_k, t->wide_k_rows);
+    float *wide = r->leaves->lanes < 64 && r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
+    if (per_word == 1) return attn__wide_rows(r, &r->k, t->k_rows[0], n, wide, t->wide_k_rows);
     for (int32_t i = 0; i < n + 15; i++) {
         char *row = (char *)t->wide_k + attn__min(i, n - 1) * bytes;
         t->wide_k_rows[i] = row;
@@ -3774,7 +3774,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
         for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
     }
-    /* f32 rows too: rows of a token-major cache lie 4 KiB apart and would share a few sets of the first-level cache */
+    /* f32 rows, too, but for K with AVX2 (1 to 3 %): 4 KiB apart they would share few sets of the first-level cache */
     k = attn__panel_keys(r, n);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };

@@ -9,8 +9,10 @@ turns at copies of K and V that together exceed a core's own cache. Only visible
 4 * head_dim operations each; decoding counts the bytes of K and V once. A competitor that is missing is named.
 
 python3 bench/cpu.py [--quick] [--only WORDS] [--write]; see make bench-cpu. --only: cases with these words in their
-names. --write: bench/results.csv and the table of bench/RESULTS.md.
+names. --write: the rows of this machine in bench/results.csv and the table of its kind (AVX2, AVX-512, AMX) in
+bench/RESULTS.md; what comes from other ones stays.
 """
+import csv
 import ctypes
 import datetime
 import glob
@@ -766,18 +768,28 @@ def table(rows, names, threads):
     return "\n".join(text)
 
 
-def csv(rows, names, plan, date):
-    """One line a case and number of threads."""
-    lines = [",".join("case threads unit ours peer peer_name ours_over_peer ceiling ceiling_name".split() + names +
-                      ["machine", "date"])]
+def records(rows, plan, date):
+    """One for each case and number of threads: {column: text}."""
     for r in rows:
         peer = r.rates.get(r.best)
-        lines.append(",".join([r.case.name(), str(r.threads), r.unit, f"{r.ours:.2f}", f"{peer:.2f}" if peer else "",
-                               r.best, f"{r.lead:.3f}" if peer else "", f"{r.ceiling:.2f}", r.of] +
-                              [f"{r.rates[name]:.2f}" if name in r.rates else "" for name in names] +
-                              [machine(), date]))
-    lines.append(f"plan of 256 decoding requests,1,us,{plan * 1e6:.2f},,,,20,goal,{',' * len(names)}{machine()},{date}")
-    return "\n".join(lines) + "\n"
+        lead = {"peer": f"{peer:.2f}", "peer_name": r.best, "ours_over_peer": f"{r.lead:.3f}"} if peer else {}
+        yield {"case": r.case.name(), "threads": r.threads, "unit": r.unit, "ours": f"{r.ours:.2f}", **lead,
+               "ceiling": f"{r.ceiling:.2f}", "ceiling_name": r.of, "machine": machine(), "date": date,
+               **{name: f"{rate:.2f}" for name, rate in r.rates.items() if name != HASWELL}}
+    yield {"case": "plan of 256 decoding requests", "threads": 1, "unit": "us", "ours": f"{plan * 1e6:.2f}",
+           "ceiling": 20, "ceiling_name": "goal", "machine": machine(), "date": date}
+
+
+def write_records(path, new):
+    """Takes the place of what this machine gave before."""
+    with open(path, newline="") as file:
+        kept = [record for record in csv.DictReader(file) if record["machine"] != machine()]
+    names = "case threads unit ours peer peer_name ours_over_peer ceiling ceiling_name".split()
+    names += [name for name in COMPETITORS if name not in (OURS, HASWELL)] + ["machine", "date"]
+    with open(path, "w", newline="") as file:
+        out = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        out.writeheader()
+        out.writerows(kept + list(new))
 
 
 def replace_between(path, first, last, text):
@@ -815,6 +827,7 @@ def main():
     only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     if write and (quick or only):
         sys.exit("--write wants all cases")
+    place = f"<!-- cpu.py {'AMX' if has('amx_bf16') else 'AVX-512' if has('avx512f') else 'AVX2'} -->"
     started, date = time.time(), datetime.date.today().isoformat()
     cpus = sorted(os.sched_getaffinity(0))
     threads = [1, len(cpus)] if len(cpus) > 1 else [1]
@@ -855,9 +868,8 @@ def main():
     print("\nahead of attn.h:" if ahead else "\nahead of attn.h: nobody", *ahead, sep="\n  ")
     if write:
         results = os.path.join(HERE, "RESULTS.md")
-        replace_between(results, "<!-- cpu.py -->", "<!-- end -->", text + "\n\n" + table(rows, names, threads))
-        with open(os.path.join(HERE, "results.csv"), "w") as file:
-            file.write(csv(rows, names, plan, date))
+        replace_between(results, place, "<!-- end -->", text + "\n\n" + table(rows, names, threads))
+        write_records(os.path.join(HERE, "results.csv"), records(rows, plan, date))
     for p in processes:
         p.process.terminate()
 
