@@ -2094,7 +2094,7 @@ ATTN__VEC static float attn__row_max_vec(const float *s, int32_t n, const uint64
         attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
         top = attn__select_vec(visible, attn__max_vec(attn__load_vec(s + j), top), top);
     }
-    ATTN__UNROLL for (int i = ATTN__W / 2; i > 0; i /= 2) top = attn__max_vec(top, attn__swap_vec(top, i));
+    ATTN__UNROLL for (int i = 1; i < ATTN__W; i *= 2) top = attn__max_vec(top, attn__swap_vec(top, ATTN__W / 2 / i));
     attn__store_vec(lanes, top);
     return lanes[0];
 }
@@ -2108,7 +2108,7 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
         sum = attn__add_vec(sum, p);
         attn__store_vec(s + j, p);
     }
-    ATTN__UNROLL for (int i = ATTN__W / 2; i > 0; i /= 2) sum = attn__add_vec(sum, attn__swap_vec(sum, i));
+    ATTN__UNROLL for (int i = 1; i < ATTN__W; i *= 2) sum = attn__add_vec(sum, attn__swap_vec(sum, ATTN__W / 2 / i));
     attn__store_vec(lanes, sum);
     return lanes[0];
 }
