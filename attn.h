@@ -552,15 +552,16 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__COLD static
 #endif
 
+#define ATTN__PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define ATTN__UNROLL _Pragma("clang loop unroll(full)") /* plain "unroll" acts before bounds are inlined */
-#define ATTN__TWICE _Pragma("clang loop unroll_count(2)")
+#define ATTN__TIMES(n) ATTN__PRAGMA(clang loop unroll_count(n))
 #elif defined(__GNUC__) && __GNUC__ >= 8
 #define ATTN__UNROLL _Pragma("GCC unroll 16") /* -O2 alone leaves the accumulators in memory */
-#define ATTN__TWICE _Pragma("GCC unroll 2") /* two steps of a loop at a time: 2 to 3 % of prompts on a shared core */
+#define ATTN__TIMES(n) ATTN__PRAGMA(GCC unroll n) /* n steps of a loop at a time: 2 to 6 % of prompts on shared cores */
 #else
 #define ATTN__UNROLL
-#define ATTN__TWICE
+#define ATTN__TIMES(n)
 #endif
 
 /* The host's flags compile our code. Fast-math would delete the order of our sums and the tests of -inf, and
@@ -1468,7 +1469,7 @@ typedef struct attn__dots {
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
                                     /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
     float scale, *top;              /* AMX, q[d][lanes][2], k[d][2], k's rows without gaps: what products are worth; */
-                                    /* for the largest score of each lane, whether seen or not, NULL: not wanted */
+                                    /* if leaves->tops divides n, for each lane's largest score, seen or not; or NULL */
 } attn__dots;
 
 typedef struct attn__sums {
@@ -1485,7 +1486,7 @@ typedef struct attn__sums {
 
 typedef struct attn__leaves {
     const char *name;
-    int32_t lanes, direct;          /* direct: bits of the types that row_* read, see attn__is_direct */
+    int32_t lanes, direct, tops;    /* direct: bits of types, see attn__is_direct; tops: see attn__dots, 0: never */
     /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
     void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
                   attn_type type);
@@ -1685,6 +1686,7 @@ ATTN__OP attn__vec attn__zip_high_vec(attn__vec a, attn__vec b) { return _mm256_
 ATTN__OP attn__ints attn__to_int_vec(attn__vec a) { return _mm256_cvtps_epi32(a); } /* the nearest */
 ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return _mm256_cvtepi32_ps(a); }
 ATTN__OP attn__halves attn__to_f16_vec(attn__vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+ATTN__OP float attn__first_vec(attn__vec a) { return _mm256_cvtss_f32(a); }
 
 /* p * 2^n */
 ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) {
@@ -1781,6 +1783,7 @@ ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return vcvtq_f32_s32(a); }
 ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) { return (void)ld, vld1q_f32(at); }
 ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) { return (attn__vec)((int32x4_t)p + vshlq_n_s32(n, 23)); }
 ATTN__OP attn__vec attn__swap_vec(attn__vec a, int i) { return i == 2 ? vextq_f32(a, a, 2) : vrev64q_f32(a); }
+ATTN__OP float attn__first_vec(attn__vec a) { return vgetq_lane_f32(a, 0); }
 
 ATTN__OP attn__vec attn__mask_vec(uint64_t bits) {
     static const uint32_t bit[] = { 1, 2, 4, 8 };
@@ -1892,10 +1895,9 @@ ATTN__VEC static void attn__softcap_vec(float *x, int32_t n, float cap) {
     for (int32_t i = 0; i < n; i += ATTN__W) {
         attn__vec t = attn__mul_vec(attn__load_first_vec(x + i, n - i), attn__set_vec(1.0f / cap));
         attn__vec a = attn__and_vec(magnitude, t), y = attn__mul_vec(t, t), small = attn__set_vec(attn__tanh_terms[0]);
-        attn__vec e = attn__exp_vec(attn__mul_vec(a, attn__set_vec(-2.0f)));
-        attn__vec d = attn__fma_vec(e, minus, minus); /* the divisor, negative */
-        attn__vec big = attn__fma_vec(d, attn__set_vec(-ATTN__RECIPROCAL1), attn__set_vec(ATTN__RECIPROCAL0));
-        ATTN__UNROLL for (int j = 0; j < 3; j++) big = attn__fma_vec(big, attn__fma_vec(d, big, one), big);
+        attn__vec e = attn__exp_vec(attn__mul_vec(a, attn__set_vec(-2.0f))), divisor = attn__fma_vec(e, minus, minus);
+        attn__vec big = attn__fma_vec(divisor, attn__set_vec(-ATTN__RECIPROCAL1), attn__set_vec(ATTN__RECIPROCAL0));
+        ATTN__UNROLL for (int j = 0; j < 3; j++) big = attn__fma_vec(big, attn__fma_vec(divisor, big, one), big);
         big = attn__or_vec(attn__mul_vec(attn__fma_vec(e, minus, half), big), attn__and_vec(sign, t));
         ATTN__UNROLL for (int j = 1; j < 4; j++) small = attn__fma_vec(small, y, attn__set_vec(attn__tanh_terms[j]));
         small = attn__fma_vec(attn__mul_vec(t, y), small, t);
@@ -1945,13 +1947,18 @@ ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
         if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
-        ATTN__TWICE for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
+        ATTN__TIMES(4) for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
             ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
             ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
                 sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
             }
         }
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) attn__store_vec(a->s + j * ATTN__LANES_VEC + i * ATTN__W, sum[i]);
+        ATTN__UNROLL for (i = 0; i < ATTN__N; i++) { /* 3 % of prompts; lane_max reads all scores */
+            attn__vec most = a->top && j ? attn__load_vec(a->top + i * ATTN__W) : attn__set_vec(ATTN__LOWEST);
+            ATTN__UNROLL for (x = i; x < ATTN__SUMS; x += ATTN__N) most = attn__max_vec(sum[x], most);
+            if (a->top) attn__store_vec(a->top + i * ATTN__W, most);
+        }
     }
 }
 
@@ -2000,7 +2007,7 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
         sum[i] = attn__mul_vec(y, sum[i]);
     }
-    ATTN__TWICE for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
+    ATTN__TIMES(2) for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
         const float *v = lane ? first + start : attn__row(a->v, j) + x;
         float scale = type == ATTN_INT8 ? attn__row_scale(a->scales, j) : 1.0f;
         if (fetch) ATTN__FETCH_L2(a->ahead[j] + at);
@@ -2089,19 +2096,16 @@ ATTN__VEC static void attn__row_scores_vec(const attn__dots *a) {
 
 ATTN__VEC static float attn__row_max_vec(const float *s, int32_t n, const uint64_t *mask) {
     attn__vec top = attn__set_vec(ATTN__LOWEST);
-    float lanes[ATTN__W];
     for (int32_t j = 0; j < n; j += ATTN__W) {
         attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
         top = attn__select_vec(visible, attn__max_vec(attn__load_vec(s + j), top), top);
     }
     ATTN__UNROLL for (int i = 1; i < ATTN__W; i *= 2) top = attn__max_vec(top, attn__swap_vec(top, ATTN__W / 2 / i));
-    attn__store_vec(lanes, top);
-    return lanes[0];
+    return attn__first_vec(top);
 }
 
 ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t *mask, float m) {
     attn__vec sum = attn__set_vec(0.0f);
-    float lanes[ATTN__W];
     for (int32_t j = 0; j < n; j += ATTN__W) {
         attn__vec visible = attn__mask_vec(mask[j >> 6] >> (j & 63));
         attn__vec p = attn__and_vec(visible, attn__exp_vec(attn__sub_vec(attn__load_vec(s + j), attn__set_vec(m))));
@@ -2109,8 +2113,7 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
         attn__store_vec(s + j, p);
     }
     ATTN__UNROLL for (int i = 1; i < ATTN__W; i *= 2) sum = attn__add_vec(sum, attn__swap_vec(sum, ATTN__W / 2 / i));
-    attn__store_vec(lanes, sum);
-    return lanes[0];
+    return attn__first_vec(sum);
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
@@ -2219,7 +2222,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
     }
     if (a->ahead) attn__fetch(a->ahead + j, keys, attn__ahead_at(x, a->d, a->ahead_bytes),
                               attn__ahead_at(end, a->d, a->ahead_bytes), 1);
-    ATTN__TWICE for (; x < end; x++, q += ATTN__LANES_AVX512) {
+    ATTN__TIMES(2) for (; x < end; x++, q += ATTN__LANES_AVX512) {
         __m512 query[4];
         ATTN__UNROLL for (c = 0; c < vectors; c++) query[c] = _mm512_loadu_ps(q + 16 * c);
         ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
@@ -2301,7 +2304,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
     for (int32_t c = 0; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total = _mm512_setzero_ps();
-        ATTN__TWICE for (int32_t j = 0; j < n; j++) {
+        ATTN__TIMES(2) for (int32_t j = 0; j < n; j++) {
             float *x = s + j * ATTN__LANES_AVX512 + c;
             __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
             if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
@@ -2318,9 +2321,8 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
 ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int lines, int vectors, int fetch, const attn__sums *a, int32_t x,
                                                       int32_t c, int32_t first, int32_t last, int fresh, int strict) {
     __m512 sum[8][4];
-    const float *row = first < last ? attn__row(a->v, first) + x : NULL;
+    const float *row = first < last ? attn__row(a->v, first) + x : NULL, *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     ptrdiff_t ld = first < last ? attn__row(a->v, first + 1) + x - row : 0, start = 0;
-    const float *p = a->p + 16 * c, *alpha = a->alpha + 16 * c;
     float *o = a->o + (ptrdiff_t)x * ATTN__LANES_AVX512 + 16 * c;
     int32_t at = attn__ahead_at(x, a->v_dim, a->ahead_bytes), shift = 16 * c, j, i;
     ATTN__UNROLL for (i = 0; i < lines; i++) {
@@ -2329,7 +2331,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_sums_avx512(int lines, int vectors, in
             if (fresh) sum[i][c] = _mm512_mul_ps(sum[i][c], _mm512_loadu_ps(alpha + 16 * c));
         }
     }
-    ATTN__TWICE for (j = first; j < last; j++, start += ld) {
+    ATTN__TIMES(2) for (j = first; j < last; j++, start += ld) {
         __m512 weight[4];
         if (fetch && a->ahead) ATTN__FETCH_L2(a->ahead[j] + at);
         ATTN__UNROLL for (c = 0; c < vectors; c++) weight[c] = _mm512_loadu_ps(p + j * ATTN__LANES_AVX512 + 16 * c);
@@ -2734,7 +2736,7 @@ ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 
 static const attn__leaves attn__leaves_scalar = {
-    "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
+    "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
     attn__row_values_scalar, NULL, NULL, attn__finite_scalar, NULL
@@ -2742,7 +2744,7 @@ static const attn__leaves attn__leaves_scalar = {
 
 #if ATTN__X86 || ATTN__NEON
 static const attn__leaves attn__leaves_vec = {
-    ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, attn__widen_vec, attn__narrow_vec,
+    ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, ATTN__KEYS, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
     attn__row_values_vec, NULL, NULL, attn__finite_vec, NULL
@@ -2752,7 +2754,7 @@ static const attn__leaves attn__leaves_vec = {
 #if ATTN__X86
 /* Much of what works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
-    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
+    "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 0, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, attn__finite_vec, NULL
@@ -2760,7 +2762,7 @@ static const attn__leaves attn__leaves_avx512 = {
 
 #if ATTN__HAS_AMX
 static const attn__leaves attn__leaves_amx = {
-    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
+    "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, NULL, NULL, attn__finite_vec, attn__pack_amx
@@ -3027,8 +3029,7 @@ typedef struct attn__run {
     const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
     float *slots;
-    int32_t group, state_stride;
-    int32_t strip, phase;           /* the strip at hand, -1: none yet, and its phase */
+    int32_t group, state_stride, strip, phase; /* strip: the one at hand, -1: none yet; phase: the strip's */
     int64_t slot_floats;            /* floats of one slot or state */
     attn_counters *counters;        /* this lane's, or NULL */
     int dense;                      /* skipping: lambda is 1 or more */
@@ -3644,11 +3645,10 @@ static void attn__bias_panel(const attn__run *r, const attn__strip *s, const att
     }
 }
 
-/* The n keys at hand as panels read them: in f32, as they are, or as bytes, x + 128. */
-static const char *const *attn__panel_keys(const attn__run *r, int32_t n) {
+/* The n keys at hand as panels read them: in f32 (wide NULL: themselves), as they are, or as bytes, x + 128. */
+static const char *const *attn__panel_keys(const attn__run *r, int32_t n, float *wide) {
     const attn__scratch *t = &r->scratch;
     int32_t per_word = attn__per_word(r->layer), bytes = 4 * (r->layer->head_dim / per_word);
-    float *wide = r->leaves->lanes < 64 && r->layer->kv_type == ATTN_F32 ? NULL : t->wide_k;
     if (per_word == 1) return attn__wide_rows(r, &r->k, t->k_rows[0], n, wide, t->wide_k_rows);
     for (int32_t i = 0; i < n + 15; i++) {
         char *row = (char *)t->wide_k + attn__min(i, n - 1) * bytes;
@@ -3672,11 +3672,11 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__per_word(r->layer);
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
     const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
-    int whole = by == 2 && n % 32 == 0 && !(r->layer->softcap > 0) && !r->io->alibi;
+    int with_top = f->tops && n % f->tops == 0 && !(r->layer->softcap > 0) && !r->io->alibi;
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
     attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes,
-                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), whole && !p->mask ? t->top : NULL };
+                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), with_top && !p->mask ? t->top : NULL };
     (r->phase == ATTN_DECODE ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
@@ -3730,7 +3730,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     attn__clip(seen, 0, attn__key_tile(r->layer, r->phase), &first, &last);
     if (unit > 0 && first < last) {
         attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-        k = attn__panel_keys(r, last - first);
+        k = attn__panel_keys(r, last - first, t->wide_k);
     }
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
@@ -3767,6 +3767,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     const char *const *k, *const *v = NULL, *const *ahead = t->v_rows, *const *later = NULL;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
     int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
+    int in_place = lanes < 64 && r->layer->kv_type == ATTN_F32;
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows);
     if (next[0] < next[1]) {
@@ -3774,8 +3775,8 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         attn__key_rows(r, &r->k, s, s->head, seen, next[0], next[1] - next[0], t->k_rows[1]);
         for (i = next[1] - next[0]; i < n; i++) t->k_rows[1][i] = t->k_rows[1][0];
     }
-    /* f32 rows, too, but for K with AVX2 (1 to 3 %): 4 KiB apart they would share few sets of the first-level cache */
-    k = attn__panel_keys(r, n);
+    /* f32, too: rows 4 KiB apart share few cache sets. AVX2's first panel reads them first, and waits less: 3 to 4 % */
+    k = attn__panel_keys(r, n, in_place ? NULL : t->wide_k);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
@@ -3783,6 +3784,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
         p.first = attn__block_start(r->layer, p.first);
         attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
         int32_t needs = attn__panel_weights(r, &p), at = p.first - first;
+        if (ahead && in_place && row + lanes < s->rows) k = attn__panel_keys(r, n, t->wide_k);
         if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
         attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + at : NULL, NULL, ATTN_F32, 0,
                          2 * attn__whole(n), p.used, needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, later, p.mask,
@@ -3816,8 +3818,7 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
     int64_t end = attn__min64((unit + 1) * unit_keys, attn__max(seen.lead, seen.hi));
     int32_t tile[2], next[2];
     memset(t->o, 0, (size_t)(rows * r->layer->v_dim) * sizeof(float));
-    memset(t->l, 0, (size_t)rows * sizeof(float));
-    memset(t->sigma, 0, (size_t)rows * sizeof(float));
+    for (i = 0; i < rows; i++) t->l[i] = t->sigma[i] = 0.0f;
     for (i = 0; i < rows; i++) t->m[i] = ATTN__LOWEST;
     if (r->layer->skip.mode) attn__prefill_seed(r, s, seen, unit);
     next[1] = (int32_t)attn__min64(unit * unit_keys, end);
@@ -4472,9 +4473,8 @@ static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__spa
 static void attn__index_row(const attn__run *r, int32_t request, int32_t row, const float *weights, float *out) {
     attn__lengths n = attn__lengths_of(&r->view, request);
     attn__span seen = attn__union_span(r->layer, &n, row, row);
-    int32_t heads = r->layer->heads, head, key, first, last;
-    int32_t keys = attn__min(ATTN__WIDE, attn__key_tile(r->layer, ATTN_DECODE));
-    int32_t end = attn__max(seen.lead, seen.hi), horizon = attn__horizon(r->layer, &n, row);
+    int32_t end = attn__max(seen.lead, seen.hi), keys = attn__min(ATTN__WIDE, attn__key_tile(r->layer, ATTN_DECODE));
+    int32_t head, key, first, last, heads = r->layer->heads, horizon = attn__horizon(r->layer, &n, row);
     for (key = 0; key < end; key++) out[key] = 0.0f;
     for (head = 0; head < heads; head += r->layer->row_tile) {
         attn__strip s = { request, 0, 1, row * heads + head, attn__min(r->layer->row_tile, heads - head), 0, 0, 0 };
