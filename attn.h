@@ -3863,17 +3863,15 @@ static uint64_t *attn__masks_of(const attn__run *r, const attn__strip *s, int32_
 static int attn__open_tile(const attn__run *r, const attn__strip *s, const attn__tile *tile, int32_t slot) {
     uint64_t *masks = attn__masks_of(r, s, slot);
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
-    attn__span p = { 0, 0, INT32_MAX };
-    for (int32_t i = 0; i < s->rows; i++) {
-        if (!same) p = attn__packed_span(r, s, i);
-        for (int32_t w = 0; w < 2; w++) {
-            int64_t base = (int64_t)tile->first + 64 * w;
-            uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
-            uint64_t seen = attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
-            if (!same && r->layer->mask == ATTN_TREE) seen &= attn__tree_bits(r, s, i, base);
-            masks[2 * i + w] = seen & wanted;
-            if ((seen & wanted) != wanted) all = 0;
-        }
+    for (int32_t i = 0; i < 2 * s->rows; i++) {
+        int64_t base = (int64_t)tile->first + 64 * (i % 2);
+        uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
+        masks[i] = wanted;
+        if (same) continue;
+        attn__span p = attn__packed_span(r, s, i / 2);
+        masks[i] &= attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
+        if (r->layer->mask == ATTN_TREE) masks[i] &= attn__tree_bits(r, s, i / 2, base);
+        all &= masks[i] == wanted;
     }
     for (int32_t h = 0; h < s->heads; h++) r->scratch.needs[slot + h] = 2; /* V, for all that is known */
     return all;
