@@ -269,7 +269,7 @@ typedef struct attn_layer {
     int32_t page_size, ring;        /* keys per page, 0: contiguous; R: key p lies in slot p mod R, 0: in slot p */
     int32_t topk, scale_kind;       /* TOPK: entries of each row's list; attn_scale */
     int32_t split_keys;             /* 0: a prefill row is one unit; else a multiple of 256: units of that many keys */
-    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 (AMX up to 512), the family's own */
+    int32_t row_tile, key_tile;     /* tile sizes, see >>numerics; 0: 256 (AMX, AVX2 up to 512), the family's own */
     int32_t workers;                /* decode work is cut into this many equal runs; 0: 64. Never the core count */
     float scale, softcap;           /* see >>score; scale 0: 1 / sqrt(head_dim); softcap 0: off */
     attn_skip skip;
@@ -1263,13 +1263,13 @@ ATTN__COLD int32_t attn__class_of(const attn_layer *layer) {
     return (int32_t)hash;
 }
 
-/* What depends on the processor. Beside AMX's products the copies of K and V that each row tile makes weigh more: tiles
-   twice as large take 7 to 11 % off the rest, where that leaves 32. Not beside DECODE, which cuts its rows alike. */
+/* What depends on the processor. Row tiles twice as large, where that leaves 32, halve the copies of K and V: with AVX2
+   1 to 4 % of a prompt, with AMX, whose products are fast, 7 to 11 % of the rest. DECODE would cut its rows alike. */
 static void attn__resolve_isa(attn_plan *p) {
     attn_layer *l = &p->resolved;
     int many = p->families == 1 << ATTN_PREFILL && p->max_rows * l->heads >= 32 * 512;
     if (!l->isa) l->isa = (int32_t)attn_isa_detect();
-    if (!p->layer.row_tile && many && attn__in_bf16(l)) l->row_tile = 512;
+    if (!p->layer.row_tile && many && (attn__in_bf16(l) || l->isa == ATTN_ISA_AVX2)) l->row_tile = 512;
 }
 
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,

@@ -1775,13 +1775,14 @@ static void no_amx(void) {
     test_skip("this CPU or build has no AMX");
 }
 
-/* ---- AMX: what the oracle's room for weights in bf16 would hide ------------------------------------------------- */
+/* ---- row tiles, and of AMX what the oracle's room for weights in bf16 would hide -------------------------------- */
 
 enum { AMX_ROWS = 600, AMX_HEADS = 4, AMX_DIM = 128, AMX_SIZE = AMX_ROWS * AMX_HEADS * AMX_DIM };
 
 /* One prompt under a window, so that panels of rows start at keys of all kinds. Returns the row tile it had; max_rows:
    the batch's capacity. */
-static int32_t amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile, int64_t max_rows, uint16_t *o) {
+static int32_t bf16_prompt(attn_isa isa, const uint16_t *x, const uint16_t *v, int32_t row_tile, int64_t max_rows,
+                           uint16_t *o) {
     int32_t rows = AMX_ROWS, words[4096];
     attn_batch batch;
     attn_layer layer;
@@ -1801,7 +1802,7 @@ static int32_t amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile
     layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
     layer.window_left = 77;
     layer.row_tile = row_tile;
-    layer.isa = ATTN_ISA_AMX;
+    layer.isa = (int32_t)isa;
     io.q = x;
     io.k = (void *)(uintptr_t)x;
     io.v = (void *)(uintptr_t)v;
@@ -1814,38 +1815,51 @@ static int32_t amx_prompt(const uint16_t *x, const uint16_t *v, int32_t row_tile
     return plan.resolved.row_tile;
 }
 
-static void amx_details(void) {
-    static uint16_t x[AMX_SIZE], v[AMX_SIZE], o[AMX_SIZE], other[AMX_SIZE];
-    const int per_row = AMX_HEADS * AMX_DIM;
+static void fill_bf16(uint16_t *x) {
     test_rng r = { 5 };
-    int i, row;
-    for (i = 0; i < AMX_SIZE; i++) {
+    for (int i = 0; i < AMX_SIZE; i++) {
         float y = test_uniform(&r);
         uint32_t bits;
         memcpy(&bits, &y, sizeof bits);
         x[i] = (uint16_t)(bits >> 16);
-        v[i] = 0x3f80;
     }
-    amx_prompt(x, v, 0, 0, o);
+}
+
+static void row_tiles(attn_isa isa) {
+    static uint16_t x[AMX_SIZE], o[AMX_SIZE], other[AMX_SIZE];
+    fill_bf16(x);
+    CHECK(bf16_prompt(isa, x, x, 0, 0, o) == 256, "few rows");
+    CHECK(bf16_prompt(isa, x, x, 16, 0, other) == 16, "16 rows");
+    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile");
+    memset(other, 0, sizeof other);
+    CHECK(bf16_prompt(isa, x, x, 0, 4095, other) == 256, "hardly room for 32 tiles of 512");
+    CHECK(bf16_prompt(isa, x, x, 0, 4096, other) == 512, "room for many rows");
+    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile of many rows");
+    CHECK(bf16_prompt(isa, x, x, 256, 4096, other) == 256, "a row tile that the caller chose");
+}
+
+static void amx_row_tiles(void) { row_tiles(ATTN_ISA_AMX); }
+static void avx2_row_tiles(void) { row_tiles(ATTN_ISA_AVX2); }
+
+static void amx_details(void) {
+    static uint16_t x[AMX_SIZE], v[AMX_SIZE], o[AMX_SIZE];
+    const int per_row = AMX_HEADS * AMX_DIM;
+    int i, row;
+    fill_bf16(x);
+    for (i = 0; i < AMX_SIZE; i++) v[i] = 0x3f80;
+    bf16_prompt(ATTN_ISA_AMX, x, v, 0, 0, o);
     for (i = 0; i < AMX_SIZE; i++) CHECK(o[i] == 0x3f80, "row %d: the mean of ones is %04x", i / per_row, o[i]);
     v[100 * per_row] = 0x7fc0;
-    amx_prompt(x, v, 0, 0, o);
+    bf16_prompt(ATTN_ISA_AMX, x, v, 0, 0, o);
     for (row = 0; row < AMX_ROWS; row++) {
         int sees = row >= 100 && row < 177, spoilt = (o[row * per_row] & 0x7f80) == 0x7f80;
         CHECK(sees == spoilt && o[row * per_row + 1] == 0x3f80, "row %d: %04x of a NaN in key 100", row,
               o[row * per_row]);
     }
-    CHECK(amx_prompt(x, x, 0, 0, o) == 256, "few rows");
-    CHECK(amx_prompt(x, x, 16, 0, other) == 16, "16 rows");
-    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile");
-    memset(other, 0, sizeof other);
-    CHECK(amx_prompt(x, x, 0, 4095, other) == 256 && amx_prompt(x, x, 0, 4096, other) == 512, "room for many rows");
-    CHECK(amx_prompt(x, x, 256, 4096, v) == 256, "a row tile that the caller chose");
-    CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile of many rows");
 }
 
 /* attn_dense where rows are so many that a row tile has 512: its memory must have room for them. */
-static void amx_dense(void) {
+static void many_rows_dense(attn_isa isa) {
     enum { HEADS = 32, DIM = 32, KEYS = 40, ROWS = 520 };
     static uint16_t q[ROWS * HEADS * DIM], o[ROWS * HEADS * DIM], kv[KEYS * HEADS * DIM];
     attn_layer layer;
@@ -1857,7 +1871,7 @@ static void amx_dense(void) {
     layer.head_dim = DIM;
     layer.mask = ATTN_FULL;
     layer.q_type = layer.kv_type = layer.o_type = ATTN_BF16;
-    layer.isa = ATTN_ISA_AMX;
+    layer.isa = (int32_t)isa;
     for (int i = 0; i < KEYS * HEADS * DIM; i++) kv[i] = 0x3f80;
     io.q = q;
     io.k = io.v = kv;
@@ -1868,6 +1882,9 @@ static void amx_dense(void) {
     for (int i = 0; i < ROWS * HEADS * DIM; i++) CHECK(o[i] == 0x3f80, "element %d: the mean of ones is %04x", i, o[i]);
     free(mem);
 }
+
+static void amx_dense(void) { many_rows_dense(ATTN_ISA_AMX); }
+static void avx2_dense(void) { many_rows_dense(ATTN_ISA_AVX2); }
 
 /* ---- main ------------------------------------------------------------------------------------------------------- */
 
@@ -1932,6 +1949,10 @@ int main(int argc, char **argv) {
     isa_count = case_isas(isas);
     run_types();
     run_traps();
+    if (has_isa(ATTN_ISA_AVX2)) {
+        test_run("row tiles under a window, avx2", avx2_row_tiles);
+        test_run("attn_dense of many rows, avx2", avx2_dense);
+    }
     if (has_isa(ATTN_ISA_AMX)) {
         case_tiles(1);
         isas[0] = ATTN_ISA_AMX;
@@ -1940,7 +1961,8 @@ int main(int argc, char **argv) {
         random_done = 0;
         test_run("random cases against the oracle", random_amx);
         run_traps();
-        test_run("ones, a NaN in V, the row tile under a window", amx_details);
+        test_run("ones, a NaN in V", amx_details);
+        test_run("row tiles under a window", amx_row_tiles);
         test_run("attn_dense of many rows", amx_dense);
     } else {
         test_run("all of this in bf16, amx", no_amx);
