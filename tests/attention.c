@@ -1831,8 +1831,8 @@ static void row_tiles(attn_isa isa) {
     CHECK(bf16_prompt(isa, x, x, 0, 0, o) == 256, "few rows");
     CHECK(bf16_prompt(isa, x, x, 16, 0, other) == 16, "16 rows");
     CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile");
-    memset(other, 0, sizeof other);
     CHECK(bf16_prompt(isa, x, x, 0, 4095, other) == 256, "hardly room for 32 tiles of 512");
+    memset(other, 0, sizeof other);
     CHECK(bf16_prompt(isa, x, x, 0, 4096, other) == 512, "room for many rows");
     CHECK(!memcmp(o, other, sizeof o), "bits depend on the row tile of many rows");
     CHECK(bf16_prompt(isa, x, x, 256, 4096, other) == 256, "a row tile that the caller chose");
