@@ -918,7 +918,6 @@ static void attn__clip(attn__span s, int32_t first, int32_t last, int32_t *begin
 }
 
 /* ---- >>plan: from lengths to tasks ------------------------------------------------------------------------------
-
    A *strip* is a block of query rows of one request that one kernel call works on: PREFILL, up to row_tile packed
    rows (row = token * group + head of the group) of one kv head; DECODE, the same, or, while the rows of a head fill
    less than a tile, several kv heads with all their rows, so that token-major K and V are read as one stream.
@@ -1158,11 +1157,8 @@ static void attn__add_task(attn__planner *p, const attn__strip *s, attn__task t,
         t.slot = p->plan.slots;
         t.slots = f.depth;
         p->plan.slots += f.depth;
-        if (t.begin == 0) {
-            int32_t *m = p->view.merges + (int64_t)p->plan.merges++ * ATTN__MERGE;
-            m[0] = t.strip;
-            m[1] = p->plan.tasks;
-        }
+        const int32_t merge[ATTN__MERGE] = { t.strip, p->plan.tasks };
+        if (t.begin == 0) memcpy(p->view.merges + (int64_t)p->plan.merges++ * ATTN__MERGE, merge, sizeof merge);
     }
     p->plan.work += work;
     p->plan.largest_task = attn__max64(p->plan.largest_task, work);
@@ -1460,7 +1456,7 @@ static float attn__tanh(float x) {
    rate, and takes the wait for K and V out of PREFILL. mask: NULL: all visible. */
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
-    const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [rows / 32][chain][d / 16][32] */
+    const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [][chain][d / chains][chain_lanes] */
     const char *const *k, *const *scales;
     attn_type type;                 /* of k: f32, or another where attn__is_direct */
     int32_t lds, ldq, rows, n, d, ahead_bytes;
@@ -1499,17 +1495,17 @@ typedef struct attn__leaves {
     void (*lane_scores)(const attn__dots *a);
     /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
     void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
-    /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums */
+    /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums: one for every
+       chains-th key, then the tree of row_weights, so they are the same wherever the keys start in their tile */
     void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
-                         float *sum, int32_t used);
+                         float *sum, int32_t used, int32_t chains);
     void (*lane_values)(const attn__sums *a);
     void (*row_scores)(const attn__dots *a);
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
-    /* NULL: not in lanes. lane_scores and, after lane_weights, its sums, each as row_* add it up; d: whole sixteens */
-    void (*chain_scores)(const attn__dots *a);
-    void (*chain_sums)(const float *s, int32_t n, float *sum, int32_t used);
+    int32_t chains, chain_lanes;    /* lanes of row_*; rows that chain_scores takes at a time, 0: it is not there */
+    void (*chain_scores)(const attn__dots *a); /* lane_scores with the sums of row_scores; d: whole sixteens */
     /* Are n rows in f32 free of NaN and infinity, which spoil a sum even with a weight of 0? */
     int (*finite)(const char *const *rows, int32_t n, int32_t d);
     /* AMX: n rows of v as [v_dim][whole blocks], dst has room for two; NaN and infinity become 0: are there none? */
@@ -1518,7 +1514,7 @@ typedef struct attn__leaves {
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
 
-enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8, ATTN__CHAIN_LANES = 32 /* rows of chain_scores at a time */ };
+enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
 
 /* Row i of a list of f32 rows, and the factor of one of int8; without a list of these 1. */
 ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
@@ -1587,7 +1583,8 @@ static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mas
 }
 
 static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                      float *alpha, float *sum, int32_t used) {
+                                      float *alpha, float *sum, int32_t used, int32_t chains) {
+    (void)chains;
     for (int32_t r = 0; r < used; r++) {
         float old = m[r];
         if (top[r] > old) m[r] = top[r];
@@ -1939,28 +1936,41 @@ ATTN__VEC static void attn__turn_vec(float *dst, int64_t ldd, const float *src, 
     attn__turn_scalar(dst, ldd, src, lds, rows - n, d);
 }
 
-/* A key's vectors are neighbours, in sum as in s. */
-ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) {
-    for (int32_t j = 0, x, i; j < a->n; j += ATTN__KEYS) {
-        attn__vec sum[ATTN__SUMS], query[ATTN__N];
-        const float *row[ATTN__KEYS], *q = a->q;
+/* A key's vectors are neighbours, in sum as in s. chains: 1, or ATTN__W, which add up as in attn__dots_vec: d = x,
+   x + ATTN__W, ..., one after the other in the order of its tree, whose nodes wait in `part`. */
+ATTN__OP void attn__panel_scores_vec(const attn__dots *a, int chains) {
+    for (int32_t j = 0, c, x, i, level; j < a->n; j += ATTN__KEYS) {
+        attn__vec sum[ATTN__SUMS], part[4][ATTN__SUMS], query[ATTN__N];
+        const float *row[ATTN__KEYS];
+        float *s = a->s + j * ATTN__LANES_VEC, *top = a->top;
         if (a->ahead) attn__fetch(a->ahead + j, ATTN__KEYS, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < ATTN__KEYS; i++) row[i] = attn__row(a->k, j + i);
-        ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
-        ATTN__TIMES(4) for (x = 0; x < a->d; x++, q += ATTN__LANES_VEC) {
-            ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
-            ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
-                sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
+        for (c = 0; c < chains; c++) {
+            x = ATTN__X86 ? (c & 4) + (c & 1) * 2 + (c >> 1 & 1) : c;
+            const float *q = a->q + x * (a->d / chains) * ATTN__LANES_VEC;
+            ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__set_vec(0.0f);
+            ATTN__TIMES(4) for (; x < a->d; x += chains, q += ATTN__LANES_VEC) {
+                ATTN__UNROLL for (i = 0; i < ATTN__N; i++) query[i] = attn__load_vec(q + i * ATTN__W);
+                ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
+                    sum[i] = attn__fma_vec(attn__set_vec(row[i / ATTN__N][x]), query[i % ATTN__N], sum[i]);
+                }
             }
+            for (level = 0; c >> level & 1; level++) {
+                ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) sum[i] = attn__add_vec(part[level][i], sum[i]);
+            }
+            ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) part[level][i] = sum[i];
         }
-        ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) attn__store_vec(a->s + j * ATTN__LANES_VEC + i * ATTN__W, sum[i]);
+        ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) attn__store_vec(s + i * ATTN__W, sum[i]);
         ATTN__UNROLL for (i = 0; i < ATTN__N; i++) { /* 3 % of prompts; lane_max reads all scores */
-            attn__vec most = a->top && j ? attn__load_vec(a->top + i * ATTN__W) : attn__set_vec(ATTN__LOWEST);
+            attn__vec most = top && j ? attn__load_vec(top + i * ATTN__W) : attn__set_vec(ATTN__LOWEST);
             ATTN__UNROLL for (x = i; x < ATTN__SUMS; x += ATTN__N) most = attn__max_vec(sum[x], most);
-            if (a->top) attn__store_vec(a->top + i * ATTN__W, most);
+            if (top) attn__store_vec(top + i * ATTN__W, most);
         }
     }
 }
+
+ATTN__VEC static void attn__lane_scores_vec(const attn__dots *a) { attn__panel_scores_vec(a, 1); }
+ATTN__VEC static void attn__chain_scores_vec(const attn__dots *a) { attn__panel_scores_vec(a, ATTN__W); }
 
 ATTN__VEC static void attn__lane_max_vec(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used) {
     for (int32_t c = 0; c < used; c += ATTN__W) {
@@ -1974,20 +1984,25 @@ ATTN__VEC static void attn__lane_max_vec(const float *s, int32_t n, const uint64
 }
 
 ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                             float *alpha, float *sum, int32_t used) {
-    for (int32_t c = 0; c < used; c += ATTN__W) {
+                                             float *alpha, float *sum, int32_t used, int32_t chains) {
+    for (int32_t c = 0, i, j; c < used; c += ATTN__W) {
         attn__vec old = attn__load_vec(m + c), most = attn__max_vec(attn__load_vec(top + c), old);
-        attn__vec total = attn__set_vec(0.0f);
-        for (int32_t j = 0; j < n; j++) {
-            float *x = s + j * ATTN__LANES_VEC + c;
-            attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(x), most));
-            if (mask) p = attn__and_vec(p, attn__mask_vec(mask[j] >> c));
-            total = attn__add_vec(total, p);
-            attn__store_vec(x, p);
+        attn__vec total[ATTN__W] = { attn__set_vec(0.0f) };
+        for (i = 0; i < chains; i++) {
+            for (j = i; j < n; j += chains) {
+                float *x = s + j * ATTN__LANES_VEC + c;
+                attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(x), most));
+                if (mask) p = attn__and_vec(p, attn__mask_vec(mask[j] >> c));
+                total[i] = attn__add_vec(total[i], p);
+                attn__store_vec(x, p);
+            }
+        }
+        for (j = chains / 2; j > 0; j /= 2) {
+            for (i = 0; i < j; i++) total[i] = attn__add_vec(total[i], total[i + j]);
         }
         attn__store_vec(m + c, most);
         attn__store_vec(alpha + c, attn__exp_vec(attn__sub_vec(old, most)));
-        attn__store_vec(sum + c, total);
+        attn__store_vec(sum + c, total[0]);
     }
 }
 
@@ -2300,20 +2315,25 @@ ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const 
 }
 
 ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
-                                                   float *m, float *alpha, float *sum, int32_t used) {
-    for (int32_t c = 0; c < used; c += 16) {
+                                                   float *m, float *alpha, float *sum, int32_t used, int32_t chains) {
+    for (int32_t c = 0, i, j; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
-        __m512 total = _mm512_setzero_ps();
-        ATTN__TIMES(2) for (int32_t j = 0; j < n; j++) {
-            float *x = s + j * ATTN__LANES_AVX512 + c;
-            __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
-            if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
-            total = _mm512_add_ps(total, p);
-            _mm512_storeu_ps(x, p);
+        __m512 total[16] = { _mm512_setzero_ps() };
+        for (i = 0; i < chains; i++) {
+            ATTN__TIMES(2) for (j = i; j < n; j += chains) {
+                float *x = s + j * ATTN__LANES_AVX512 + c;
+                __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
+                if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
+                total[i] = _mm512_add_ps(total[i], p);
+                _mm512_storeu_ps(x, p);
+            }
+        }
+        for (j = chains / 2; j > 0; j /= 2) {
+            for (i = 0; i < j; i++) total[i] = _mm512_add_ps(total[i], total[i + j]);
         }
         _mm512_storeu_ps(m + c, most);
         _mm512_storeu_ps(alpha + c, attn__exp_avx512(_mm512_sub_ps(old, most)));
-        _mm512_storeu_ps(sum + c, total);
+        _mm512_storeu_ps(sum + c, total[0]);
     }
 }
 
@@ -2378,7 +2398,7 @@ ATTN__AVX512 static void attn__lane_values_avx512(const attn__sums *a) {
 /* Six keys x 32 rows, each sum as attn__dots_avx512 adds it: chains d = x, x + 16, ..., x and x + 2 at a time, then its
    tree; nodes wait in `part`. A chain's q lies together, or rows would share sets of the first-level cache (10 %). */
 ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int32_t c) {
-    enum { SUMS = 6 * 2, LD = ATTN__LANES_AVX512 };
+    enum { SUMS = 6 * 2, LD = ATTN__LANES_AVX512, ROWS = 32 };
     __m512 sum[2][SUMS], part[4][SUMS];
     const float *row[6];
     float *s = a->s + j * LD + 16 * c;
@@ -2386,12 +2406,12 @@ ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int
     ATTN__UNROLL for (i = 0; i < 6; i++) row[i] = attn__row(a->k, j + i);
     for (pair = 0; pair < 8; pair++) {
         int32_t x = pair / 2 * 4 + pair % 2, level = 0;
-        const float *q = a->q + 16 * c * a->d + x * (a->d / 16) * ATTN__CHAIN_LANES;
+        const float *q = a->q + 16 * c * a->d + x * (a->d / 16) * ROWS;
         for (i = 0; i < 6 && a->ahead && c == 0; i++) ATTN__FETCH_L2(a->ahead[j + i] + pair * a->ahead_bytes / 8);
         ATTN__UNROLL for (i = 0; i < SUMS; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
-        for (; x < a->d; x += 16, q += ATTN__CHAIN_LANES) {
+        for (; x < a->d; x += 16, q += ROWS) {
             ATTN__UNROLL for (h = 0; h < 2; h++) {
-                const float *at = q + 2 * h * (a->d / 16) * ATTN__CHAIN_LANES;
+                const float *at = q + 2 * h * (a->d / 16) * ROWS;
                 __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + 16);
                 ATTN__UNROLL for (i = 0; i < SUMS; i += 2) {
                     __m512 key = _mm512_set1_ps(row[i / 2][x + 2 * h]);
@@ -2412,19 +2432,6 @@ ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int
 ATTN__AVX512 static void attn__chain_scores_avx512(const attn__dots *a) {
     for (int32_t c = 0; 16 * c < a->rows; c += 2) {
         for (int32_t j = 0; j < a->n; j += 6) attn__chains_avx512(a, j, c);
-    }
-}
-
-/* A sum for every sixteenth key, then the tree of row_weights, the same wherever the keys start in their tile. */
-ATTN__AVX512 static void attn__chain_sums_avx512(const float *s, int32_t n, float *sum, int32_t used) {
-    for (int32_t c = 0, i, half; c < used; c += 16, s += 16) {
-        __m512 sums[16];
-        for (i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
-        for (i = 0; i < n; i++) sums[i % 16] = _mm512_add_ps(sums[i % 16], _mm512_loadu_ps(s + i * ATTN__LANES_AVX512));
-        for (half = 8; half > 0; half /= 2) {
-            for (i = 0; i < half; i++) sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
-        }
-        _mm512_storeu_ps(sum + c, sums[0]);
     }
 }
 
@@ -2703,7 +2710,8 @@ ATTN__AMX ATTN__INLINE __m512 attn__weigh_amx(float *s, int32_t n, const uint64_
 }
 
 ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                             float *alpha, float *sum, int32_t used) {
+                                             float *alpha, float *sum, int32_t used, int32_t chains) {
+    (void)chains;
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old), total;
         if (mask || n % 32) total = attn__weigh_amx(s + c, n, mask, most, c, 0);
@@ -2739,7 +2747,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, NULL, NULL, attn__finite_scalar, NULL
+    attn__row_values_scalar, 0, 0, NULL, attn__finite_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2747,7 +2755,7 @@ static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, ATTN__KEYS, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec, NULL, NULL, attn__finite_vec, NULL
+    attn__row_values_vec, ATTN__W, ATTN__LANES_VEC, attn__chain_scores_vec, attn__finite_vec, NULL
 };
 #endif
 
@@ -2757,7 +2765,7 @@ static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 0, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, attn__chain_scores_avx512, attn__chain_sums_avx512, attn__finite_vec, NULL
+    attn__row_values_avx512, 16, 32, attn__chain_scores_avx512, attn__finite_vec, NULL
 };
 
 #if ATTN__HAS_AMX
@@ -2765,7 +2773,7 @@ static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, NULL, NULL, attn__finite_vec, attn__pack_amx
+    attn__row_values_avx512, 0, 0, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
 
@@ -2909,10 +2917,11 @@ ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
 enum { ATTN__WIDE = 64, ATTN__TURN = 16, ATTN__ROWS_AHEAD = 8 };
 
 /* Do `rows` rows of a kv head stand in the vector lanes? In DECODE, with the same bits, where that is faster: from 57
-   rows on, unless many lanes stay empty. Votes of skipping count a head's rows, so they have row_* only. */
+   (AVX2: 29) on, unless many lanes stay empty. Votes of skipping count a head's rows, so they have row_* only. */
 static int attn__in_panels(const attn_layer *l, int phase, int64_t rows) {
-    int able = attn__leaves_of(l)->chain_scores && l->head_dim % 16 == 0 && !l->skip.mode && !attn__by_bytes(l);
-    return phase == ATTN_PREFILL || (able && rows > 56 && 8 * attn__round_up(rows, 32) <= 9 * rows);
+    int32_t lanes = attn__leaves_of(l)->chain_lanes;
+    int able = lanes && l->head_dim % 16 == 0 && !l->skip.mode && !attn__by_bytes(l);
+    return phase == ATTN_PREFILL || (able && rows > 2 * lanes - 8 && 8 * attn__round_up(rows, lanes) <= 9 * rows);
 }
 
 /* Softmax mass of a row: kept and skipped sums of exp(logit - m). */
@@ -2952,11 +2961,11 @@ ATTN__COLD void *attn__take(char *base, int64_t *used, int64_t bytes) {
 /* Lays one lane's memory out from base; returns its bytes. With base NULL it only measures. */
 static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, const attn__capacity *c) {
     const attn_layer *l = &p->resolved;
-    int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l)->lanes, used = 0;
+    int64_t group = l->heads / l->kv_heads, lanes = attn__leaves_of(l)->lanes, chains = attn__leaves_of(l)->chain_lanes;
     int64_t d = attn__round_up(l->head_dim, 16), v_dim = attn__round_up(l->v_dim, 16);
-    int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0, rows, panel_rows, packed;
+    int64_t decode_rows = p->families & 1 << ATTN_DECODE ? c->rows : 0, used = 0, rows, panel_rows, packed;
     rows = attn__min64(l->row_tile, p->max_q_len * group);
-    packed = decode_rows * (attn__in_panels(l, ATTN_DECODE, attn__min64(rows, 64)) ? 2 : 1); /* with empty lanes */
+    packed = decode_rows * (attn__in_panels(l, ATTN_DECODE, attn__min64(rows, 2 * chains)) ? 2 : 1); /* empty lanes */
     panel_rows = p->families & 1 << ATTN_PREFILL || packed > decode_rows ? rows : 0;
     int64_t keys = panel_rows ? attn__key_tile(l, ATTN_PREFILL) : 0, depth = decode_rows ? c->depth : 1;
     int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
@@ -3093,9 +3102,8 @@ static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, c
     r->slot_floats = c.rows * r->state_stride;
     r->slots = (float *)(void *)start;
     r->counters = io->counters ? io->counters + lane : NULL;
-    int64_t slots = attn__round_up(c.slots * r->slot_floats * 4, 64);
-    int64_t lane_bytes = attn__carve(&r->scratch, NULL, plan, &c);
-    attn__carve(&r->scratch, start + slots + lane * lane_bytes, plan, &c);
+    int64_t slots = attn__round_up(c.slots * r->slot_floats * 4, 64), bytes = attn__carve(&r->scratch, NULL, plan, &c);
+    attn__carve(&r->scratch, start + slots + lane * bytes, plan, &c);
 }
 
 static void attn__clear_state(const attn__run *r, const attn__strip *s, float *state) {
@@ -3410,12 +3418,11 @@ static int attn__check_table(const attn__run *r, int use, attn_error *error) {
 }
 
 static int attn__check_cache(const attn__run *r, int use, attn_error *error) {
-    const attn_layer *l = r->layer;
     const attn_io *io = r->io;
-    int32_t align = attn__type_bytes(l->kv_type);
+    int32_t align = attn__type_bytes(r->layer->kv_type);
     int needed = r->plan->rows > 0 && r->view.kv_start[r->plan->n] > 0; /* any keys */
-    int scaled = needed && l->kv_type == ATTN_INT8, latent = (l->flags & ATTN_V_IN_K) != 0;
-    int values = latent || use != ATTN__SCORE, paged = needed && l->page_size;
+    int scaled = needed && r->layer->kv_type == ATTN_INT8, latent = (r->layer->flags & ATTN_V_IN_K) != 0;
+    int values = latent || use != ATTN__SCORE, paged = needed && r->layer->page_size;
     int status = attn__check_pointer("io.k", io->k, needed, align, error);
     if (!status) status = attn__check_pointer("io.k_scale", io->k_scale, scaled, 4, error);
     if (!status && values) status = attn__check_pointer("io.v", io->v, latent ? -1 : needed, align, error);
@@ -3428,9 +3435,8 @@ static int attn__check_cache(const attn__run *r, int use, attn_error *error) {
 
 /* Every row of a tree must see itself: its position is counted from its bits. */
 static int attn__check_trees(const attn__run *r, attn_error *error) {
-    const int32_t *q_start = r->view.q_start;
     for (int32_t i = 0; i < r->plan->n; i++) {
-        for (int32_t row = q_start[i], own = 0; row < q_start[i + 1]; row++, own++) {
+        for (int32_t row = r->view.q_start[i], own = 0; row < r->view.q_start[i + 1]; row++, own++) {
             if (attn__tree_bit(attn__tree_row(r, i, own), own)) continue;
             return attn__fail_at(error, ATTN_E_ARGUMENT, i, own, "tree[%a] lacks bit %b, the row's own", row, own, 0);
         }
@@ -3521,11 +3527,10 @@ static void attn__open_skip(attn__run *r, int32_t request) {
 
 /* How far each row's largest logit, top, lies below its reference (m, if given, and ref), at least; -1: no keys. */
 static float attn__vote(const attn__run *r, const float *m, const attn__account *ref, int32_t rows) {
-    const float *top = r->scratch.top;
     float gap = -1.0f;
     for (int32_t i = 0; i < rows; i++) {
-        float below = (m && m[i] > ref[i].m ? m[i] : ref[i].m) - top[i];
-        if (top[i] == ATTN__LOWEST) continue;
+        float below = (m && m[i] > ref[i].m ? m[i] : ref[i].m) - r->scratch.top[i];
+        if (r->scratch.top[i] == ATTN__LOWEST) continue;
         if (!(below > 0)) below = 0; /* NaN too */
         if (gap < 0 || below < gap) gap = below;
         if (!r->counters && (gap <= r->gap || r->eps > 0)) return gap; /* decided: only the histogram wants the rest */
@@ -3575,9 +3580,9 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     int chains = r->phase == ATTN_DECODE;
-    int32_t lanes = chains ? ATTN__CHAIN_LANES : r->leaves->lanes, d = r->layer->head_dim, i, n, x;
+    int32_t lanes = chains ? r->leaves->chain_lanes : r->leaves->lanes, d = r->layer->head_dim, i, n, x;
     int32_t ld = (int32_t)attn__round_up(d, 16), per_word = attn__per_word(r->layer), words = d / per_word;
-    int32_t rows = (int32_t)attn__round_up(s->rows, lanes), step = chains ? 16 : words;
+    int32_t rows = (int32_t)attn__round_up(s->rows, lanes), step = chains ? r->leaves->chains : words;
     for (i = 0; i < rows; i += ATTN__TURN) {
         float *q = t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, *extra = q + (int64_t)words * lanes;
         for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) {
@@ -3608,6 +3613,7 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
 typedef struct attn__panel {
     int32_t row, used, first, last;
     const uint64_t *mask;           /* NULL: every row sees every key */
+    int32_t chains;                 /* sums for a product and for the weights: 1, in DECODE leaves->chains */
 } attn__panel;
 
 /* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
@@ -3677,7 +3683,7 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     if (p->mask) attn__mask_panel(r, s, p);
     attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes,
                      ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), with_top && !p->mask ? t->top : NULL };
-    (r->phase == ATTN_DECODE ? f->chain_scores : f->lane_scores)(&a);
+    (p->chains > 1 ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
     if (!a.top) f->lane_max(t->scores, n, p->mask, t->top, p->used);
@@ -3711,8 +3717,7 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
             t->sum[i] = t->top[i] == ATTN__LOWEST ? 0.0f : (float)n * attn__exp(t->top[i] - m[i]);
         }
     } else {
-        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used);
-        if (r->phase == ATTN_DECODE) r->leaves->chain_sums(t->scores, n, t->sum, p->used);
+        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used, p->chains);
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
         if (skip && r->counters) r->counters->v_skipped++;
     }
@@ -3733,10 +3738,12 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
         k = attn__panel_keys(r, last - first, t->wide_k);
     }
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL };
+        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL, 1 };
         for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
-        if (k) attn__panel_logits(r, s, &p, k, NULL);
-        if (k) r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used);
+        if (k) {
+            attn__panel_logits(r, s, &p, k, NULL);
+            r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
+        }
         for (i = 0; i < p.used; i++) {
             attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
             t->seed[row + i] = seed;
@@ -3767,6 +3774,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     const char *const *k, *const *v = NULL, *const *ahead = t->v_rows, *const *later = NULL;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
     int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
+    int32_t chains = r->phase == ATTN_DECODE ? r->leaves->chains : 1;
     int in_place = lanes < 64 && r->layer->kv_type == ATTN_F32;
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows);
@@ -3778,7 +3786,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     /* f32, too: rows 4 KiB apart share few cache sets. AVX2's first panel reads them first, and waits less: 3 to 4 % */
     k = attn__panel_keys(r, n, in_place ? NULL : t->wide_k);
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL };
+        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL, chains };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
         p.first = attn__block_start(r->layer, p.first);
@@ -3865,8 +3873,7 @@ static int attn__open_tile(const attn__run *r, const attn__strip *s, const attn_
     int same = attn__all_seen(r, s, 0, s->rows, tile->begin, tile->last), all = 1;
     for (int32_t i = 0; i < 2 * s->rows; i++) {
         int64_t base = (int64_t)tile->first + 64 * (i % 2);
-        uint64_t wanted = attn__range_bits(tile->begin - base, tile->last - base);
-        masks[i] = wanted;
+        uint64_t wanted = masks[i] = attn__range_bits(tile->begin - base, tile->last - base);
         if (same) continue;
         attn__span p = attn__packed_span(r, s, i / 2);
         masks[i] &= attn__range_bits(p.lo - base, p.hi - base) | attn__range_bits(-base, p.lead - base);
@@ -3899,8 +3906,7 @@ static void attn__decode_visible(const attn__run *r, attn__sums a, int32_t row, 
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
     attn_type type = r->layer->kv_type;
     int32_t most = type == ATTN_F16 ? 16 : r->leaves->lanes < 64 ? 4 : type == ATTN_E4M3 ? 8 : 16;
-    int pays = r->leaves->direct >> type & 1 && s->rows <= most && s->rows % 4 < 2 && dim % 16 == 0;
-    return type == ATTN_F32 || pays;
+    return type == ATTN_F32 || (r->leaves->direct >> type & 1 && s->rows <= most && s->rows % 4 < 2 && dim % 16 == 0);
 }
 
 /* The scores of a slot, and floats from row to row. */
@@ -4043,18 +4049,16 @@ static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *
    each other, f16 took a third longer, f32 half as long again. Returns its needs; 1: no keys, 0: there is no step. */
 static int attn__next_step(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
                            attn__step *p) {
-    const attn_layer *l = r->layer;
     p->needs = 0;
     while (p->tile < count && !p->needs) {
-        p->h++;
-        if (p->h == s->heads) p->key += p->most;
+        if (++p->h == s->heads) p->key += p->most;
         if (p->h == s->heads) p->h = 0;
         if (p->key >= tiles[p->tile].last - tiles[p->tile].first) attn__next_keys(tiles, count, p);
         p->slot = (p->tile & 1) * s->heads + p->h;
         if (p->tile < count) p->needs = p->values ? r->scratch.needs[p->slot] : 2;
     }
     p->n = p->needs < 2 ? 0 : attn__min(p->most, tiles[p->tile].last - tiles[p->tile].first - p->key);
-    p->bytes = (p->values ? l->v_dim : l->head_dim) * attn__type_bytes(l->kv_type);
+    p->bytes = (p->values ? r->v.dim : r->k.dim) * attn__type_bytes(r->layer->kv_type);
     return p->needs;
 }
 
@@ -4076,19 +4080,16 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
     while (next.needs) {
         const attn__tile *tile = &tiles[next.tile];
         now = next;
-        if (!now.values && now.h == 0 && now.key == tile->begin - tile->first) {
-            all[now.tile % 2] = attn__open_tile(r, s, tile, now.slot);
-        }
+        int opens = !now.values && now.h == 0 && now.key == tile->begin - tile->first;
+        if (opens) all[now.tile % 2] = attn__open_tile(r, s, tile, now.slot);
         now.all = all[now.tile % 2];
         next.rows = t->k_rows[now.rows == t->k_rows[0]];
         if (attn__next_step(r, s, tiles, count, &next) == 2) attn__step_rows(r, s, seen, &tiles[next.tile], &next);
         if (next.n >= now.n) now.ahead = next.rows;
         now.ahead_bytes = next.bytes;
-        if (now.values) {
-            if (t->needs[now.slot] < 2) now.n = 0; /* known only now */
-            if (t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
-            continue;
-        }
+        if (now.values && t->needs[now.slot] < 2) now.n = 0; /* known only now */
+        if (now.values && t->needs[now.slot]) attn__decode_sums(r, s, &now, state);
+        if (now.values) continue;
         attn__decode_scores(r, s, &now);
         if (now.key + now.n < tile->last - tile->first) continue;
         t->needs[now.slot] = attn__decode_tile(r, s, tile, &now, state);
@@ -4439,8 +4440,7 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
         { all > 0 && !bits, "bits is NULL", 0, 0 },
         { (int64_t)count < all, "count = %a is less than q_len * words = %b", (int64_t)count, all }
     };
-    status = attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules));
-    if (status) return status;
+    if (attn__check_rules(error, ATTN_E_ARGUMENT, -1, rules, ATTN__COUNT(rules))) return ATTN_E_ARGUMENT;
     if (all) memset(bits, 0, (size_t)all * sizeof *bits);
     for (int32_t row = 0; row < q_len; row++, bits += words) {
         for (int32_t key = 0; key < kv_len; key++) {
@@ -4561,12 +4561,11 @@ static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_
             if (rank && (rank & known) == bound) count[rank >> shift & 255u]++;
         }
         while (bin >= 0 && count[bin] < left) left -= count[bin--];
-        *ties = topk;
+        *ties = bin < 0 ? topk : left;
         if (bin < 0) return 1;
         bound |= (uint32_t)bin << shift;
         known |= 255u << shift;
     }
-    *ties = left;
     return bound;
 }
 

@@ -1,6 +1,6 @@
-/* amx_sim.h - AMX's tiles in C, in place of the intrinsics that attn.h uses: see amx.sh. Eight tiles of 16 rows of 64
-   bytes, as attn.h configures them; a product adds even and odd elements of a pair apart and their sums to the tile, as
-   the manual describes TDPBF16PS. Subnormals are not flushed. */
+/* amx_sim.h - AMX's tiles in C, in place of the intrinsics that attn.h uses: see simulate.sh. Eight tiles of 16 rows of
+   64 bytes, as attn.h configures them; a product adds even and odd elements of a pair apart and their sums to the tile,
+   as the manual describes TDPBF16PS. Subnormals are not flushed. */
 #ifndef AMX_SIM_H
 #define AMX_SIM_H
 #include <immintrin.h>
@@ -11,7 +11,11 @@
 typedef float amx_floats __attribute__((vector_size(64)));
 typedef uint32_t amx_words __attribute__((vector_size(64)));
 
+#ifdef AVX512_SIM_H
+#define AMX_SIM static inline __attribute__((target("avx2,fma,f16c"), unused))
+#else
 #define AMX_SIM static inline __attribute__((target("avx512f"), unused))
+#endif
 
 static __thread union amx_tile {
     amx_words words[16];

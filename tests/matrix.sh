@@ -23,7 +23,7 @@ B=${B:-build}
 steps() {
     case $1 in
         matrix)
-            echo asan-ubsan-gcc asan-ubsan-clang archs asan-clang O0 clang m32 compile fast-math amx tsan nvrtc12
+            echo asan-ubsan-gcc asan-ubsan-clang archs asan-clang O0 clang m32 compile fast-math simulate tsan nvrtc12
             echo valgrind msan demo
             for triple in $TRIPLES; do
                 echo "cross-$triple"
@@ -104,7 +104,7 @@ run_step() {
         demo) $MAKE -s demo && echo "ok   make demo" ;;
         compile) sh tests/compile.sh all ;;
         fast-math) sh tests/fast_math.sh all ;;
-        amx) mkdir -p "$dir" && sh tests/amx.sh "$dir" ;;
+        simulate) mkdir -p "$dir" && sh tests/simulate.sh "$dir" ;;
         O0) parts "attention $SHORT" OPT=-O0 ;;
         O3) parts "properties llm $MOST" OPT=-O3 ;;
         # also what compiles the implementation for itself, which takes clang longer
