@@ -1456,7 +1456,7 @@ static float attn__tanh(float x) {
    rate, and takes the wait for K and V out of PREFILL. mask: NULL: all visible. */
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
-    const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [][chain][d / chains][chain_lanes] */
+    const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [][chain][d / row_lanes][chain_lanes] */
     const char *const *k, *const *scales;
     attn_type type;                 /* of k: f32, or another where attn__is_direct */
     int32_t lds, ldq, rows, n, d, ahead_bytes;
@@ -1504,7 +1504,7 @@ typedef struct attn__leaves {
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
-    int32_t chains, chain_lanes;    /* lanes of row_*; rows that chain_scores takes at a time, 0: it is not there */
+    int32_t row_lanes, chain_lanes; /* of row_*: so many chains; rows that chain_scores takes at a time, 0: no such */
     void (*chain_scores)(const attn__dots *a); /* lane_scores with the sums of row_scores; d: whole sixteens */
     /* Are n rows in f32 free of NaN and infinity, which spoil a sum even with a weight of 0? */
     int (*finite)(const char *const *rows, int32_t n, int32_t d);
@@ -2747,7 +2747,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, 0, 0, NULL, attn__finite_scalar, NULL
+    attn__row_values_scalar, ATTN__CHAINS_SCALAR, 0, NULL, attn__finite_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2773,7 +2773,7 @@ static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, 0, 0, NULL, attn__finite_vec, attn__pack_amx
+    attn__row_values_avx512, 16, 0, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
 
@@ -3582,7 +3582,7 @@ static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     int chains = r->phase == ATTN_DECODE;
     int32_t lanes = chains ? r->leaves->chain_lanes : r->leaves->lanes, d = r->layer->head_dim, i, n, x;
     int32_t ld = (int32_t)attn__round_up(d, 16), per_word = attn__per_word(r->layer), words = d / per_word;
-    int32_t rows = (int32_t)attn__round_up(s->rows, lanes), step = chains ? r->leaves->chains : words;
+    int32_t rows = (int32_t)attn__round_up(s->rows, lanes), step = chains ? r->leaves->row_lanes : words;
     for (i = 0; i < rows; i += ATTN__TURN) {
         float *q = t->q + (int64_t)(i / lanes * lanes) * d + i % lanes, *extra = q + (int64_t)words * lanes;
         for (n = 0; n < ATTN__TURN && i + n < s->rows; n++) {
@@ -3613,7 +3613,7 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
 typedef struct attn__panel {
     int32_t row, used, first, last;
     const uint64_t *mask;           /* NULL: every row sees every key */
-    int32_t chains;                 /* sums for a product and for the weights: 1, in DECODE leaves->chains */
+    int32_t chains;                 /* sums for a product and for the weights: 1, in DECODE leaves->row_lanes */
 } attn__panel;
 
 /* mask[key] = the rows of a panel that see the key. Spans grow with the row, so each key is seen by one range of rows,
@@ -3774,7 +3774,7 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     const char *const *k, *const *v = NULL, *const *ahead = t->v_rows, *const *later = NULL;
     int32_t lanes = r->leaves->lanes, v_dim = r->layer->v_dim, first = tile[0], n = tile[1] - first, row, i;
     int32_t k_bytes = r->layer->head_dim * attn__type_bytes(r->layer->kv_type), finite = 1;
-    int32_t chains = r->phase == ATTN_DECODE ? r->leaves->chains : 1;
+    int32_t chains = r->phase == ATTN_DECODE ? r->leaves->row_lanes : 1;
     int in_place = lanes < 64 && r->layer->kv_type == ATTN_F32;
     attn__key_rows(r, &r->k, s, s->head, seen, first, n, t->k_rows[0]);
     attn__key_rows(r, &r->v, s, s->head, seen, first, n, t->v_rows);
@@ -3904,9 +3904,11 @@ static void attn__decode_visible(const attn__run *r, attn__sums a, int32_t row, 
 /* Do the leaves read the cache as it is? With one row a head that takes 22 to 45 % less time than a copy in f32 (AVX2 9
    to 30 %); with 64 rows, which share the copies, 7 % more, with 16 of e4m3, too, and with AVX2 of all but f16. */
 static int attn__is_direct(const attn__run *r, const attn__strip *s, int32_t dim) {
+    const attn__leaves *f = r->leaves;
     attn_type type = r->layer->kv_type;
-    int32_t most = type == ATTN_F16 ? 16 : r->leaves->lanes < 64 ? 4 : type == ATTN_E4M3 ? 8 : 16;
-    return type == ATTN_F32 || (r->leaves->direct >> type & 1 && s->rows <= most && s->rows % 4 < 2 && dim % 16 == 0);
+    int32_t most = type == ATTN_F16 ? 16 : f->lanes < 64 ? 4 : type == ATTN_E4M3 ? 8 : 16;
+    int able = f->direct >> type & 1 && (dim & (f->row_lanes - 1)) == 0; /* no partial vectors */
+    return type == ATTN_F32 || (able && s->rows <= most && s->rows % 4 < 2);
 }
 
 /* The scores of a slot, and floats from row to row. */
