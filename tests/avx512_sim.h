@@ -100,14 +100,14 @@ SIM __m512 sim_shuffle_f32x4(__m512 a, __m512 b, int order) {
 
 /* arithmetic */
 
-#define SIM_HALVES(name, type, part, call)     \
-    SIM type name(type a, type b) {            \
-        sim_512 x, y, r;                       \
-        memcpy(&x, &a, sizeof x);              \
-        memcpy(&y, &b, sizeof y);              \
-        EACH(2) r.part[i] = call(x.part[i], y.part[i]); \
-        memcpy(&a, &r, sizeof r);              \
-        return a;                              \
+#define SIM_HALVES(name, type, part, call)                        \
+    SIM type name(type a, type b) {                               \
+        sim_512 x, y;                                             \
+        memcpy(&x, &a, sizeof x);                                 \
+        memcpy(&y, &b, sizeof y);                                 \
+        EACH(2) x.part[i] = call(x.part[i], y.part[i]);           \
+        memcpy(&a, &x, sizeof a);                                 \
+        return a;                                                 \
     }
 SIM_HALVES(sim_add_ps, __m512, half, _mm256_add_ps)
 SIM_HALVES(sim_sub_ps, __m512, half, _mm256_sub_ps)
@@ -150,20 +150,15 @@ SIM __m512 sim_scalef_ps(__m512 a, __m512 b) {
     return r.floats;
 }
 
-SIM __m512i sim_slli_epi32(__m512i a, int n) {
-    EACH(2) { sim_512 r = sim_ints(a); r.ints_half[i] = _mm256_slli_epi32(r.ints_half[i], n); a = r.ints; }
-    return a;
-}
-
-SIM __m512i sim_srli_epi32(__m512i a, int n) {
-    EACH(2) { sim_512 r = sim_ints(a); r.ints_half[i] = _mm256_srli_epi32(r.ints_half[i], n); a = r.ints; }
-    return a;
-}
-
-SIM __m512i sim_slli_epi16(__m512i a, int n) {
-    EACH(2) { sim_512 r = sim_ints(a); r.ints_half[i] = _mm256_slli_epi16(r.ints_half[i], n); a = r.ints; }
-    return a;
-}
+#define SIM_SHIFT(name, call)                                     \
+    SIM __m512i name(__m512i a, int n) {                          \
+        sim_512 r = sim_ints(a);                                  \
+        EACH(2) r.ints_half[i] = call(r.ints_half[i], n);         \
+        return r.ints;                                            \
+    }
+SIM_SHIFT(sim_slli_epi32, _mm256_slli_epi32)
+SIM_SHIFT(sim_srli_epi32, _mm256_srli_epi32)
+SIM_SHIFT(sim_slli_epi16, _mm256_slli_epi16)
 
 SIM __m512i sim_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
     __m512i r = { 0 };
