@@ -3707,9 +3707,8 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
     const attn__scratch *t = &r->scratch;
     float *m = t->m + p->row, *l = t->l + p->row, *sigma = t->sigma + p->row;
     float gap = r->layer->skip.mode ? attn__vote(r, m, t->seed + p->row, p->used) : -1.0f;
-    int32_t n = p->last - p->first, skip = r->gap > 0 && gap > r->gap, moved = 0, i;
-    attn__count(r, gap, skip, 1);
-    if (skip) { /* the largest logit bounds the tile's mass */
+    int32_t n = p->last - p->first, no_weights = r->gap > 0 && gap > r->gap, skip = no_weights, moved = 0, i;
+    if (no_weights) { /* the largest logit bounds the tile's mass */
         for (i = 0; i < p->used; i++) {
             float old = m[i];
             if (t->top[i] > old) m[i] = t->top[i];
@@ -3719,8 +3718,8 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
     } else {
         r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used, p->chains);
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
-        if (skip && r->counters) r->counters->v_skipped++;
     }
+    attn__count(r, gap, skip, no_weights);
     for (i = 0; i < p->used && skip; i++) moved |= l[i] != 0 && t->alpha[i] != 1.0f;
     for (i = 0; i < p->used; i++) l[i] = l[i] * t->alpha[i] + (skip ? 0.0f : t->sum[i]);
     for (i = 0; i < p->used && r->layer->skip.mode; i++) sigma[i] = sigma[i] * t->alpha[i] + (skip ? t->sum[i] : 0.0f);
@@ -3731,19 +3730,15 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
 static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, row, i, first, last;
-    const char *const *k = NULL;
     attn__clip(seen, 0, attn__key_tile(r->layer, r->phase), &first, &last);
-    if (unit > 0 && first < last) {
-        attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
-        k = attn__panel_keys(r, last - first, t->wide_k);
-    }
+    for (i = 0; i < s->rows; i++) t->seed[i] = attn__unseen;
+    if (unit == 0 || first == last) return;
+    attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
+    const char *const *k = attn__panel_keys(r, last - first, t->wide_k);
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL, 1 };
-        for (i = 0; i < p.used; i++) t->top[i] = ATTN__LOWEST;
-        if (k) {
-            attn__panel_logits(r, s, &p, k, NULL);
-            r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
-        }
+        attn__panel_logits(r, s, &p, k, NULL);
+        r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
         for (i = 0; i < p.used; i++) {
             attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
             t->seed[row + i] = seed;
