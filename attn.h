@@ -740,7 +740,6 @@ static const attn__field attn__layer_fields[] = {
     ATTN__FIELD(skip.mode, 0, ATTN_SKIP_EPS), ATTN__FIELD(scale, 0, 0), ATTN__FIELD(softcap, 0, 0),
     ATTN__FIELD(skip.prefill, 0, 0), ATTN__FIELD(skip.decode, 0, 0)
 };
-#undef ATTN__FIELD
 #define ATTN__LAYER_INTEGERS (ATTN__COUNT(attn__layer_fields) - 4)
 typedef char attn__enums_are_int32[sizeof(attn_type) == 4 && sizeof(attn_mask) == 4 ? 1 : -1];
 
@@ -4813,7 +4812,6 @@ static const attn__meta_array attn__meta_arrays[] = {
     ATTN__ARRAY(pad_row, PAD, Q, 0), ATTN__ARRAY(unpad_row, PAD, ROW, 0), ATTN__ARRAY(pad_len, PAD, REQUEST, 0),
     ATTN__ARRAY(row_q_len, ROW_TABLE, ROW, 0), ATTN__ARRAY(row_kv_len, ROW_TABLE, ROW, 0)
 };
-#undef ATTN__ARRAY
 
 static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
     int64_t requests = m->n, rows = m->max_rows;
