@@ -1280,7 +1280,7 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
     attn__resolve_isa(&p.plan);
     p.plan.words = (int32_t *)mem;
     attn__capacity_of_plan(&c, &p.plan);
-    attn__view v = attn__view_of(p.plan.words, p.plan.n, &c);
+    attn__view v = p.view = attn__view_of(p.plan.words, p.plan.n, &c);
     v.q_start[0] = v.kv_start[0] = 0;
     for (int32_t i = 0; i < batch->n; i++) {
         v.q_start[i + 1] = v.q_start[i] + attn__q_len(batch, i);
@@ -1288,7 +1288,6 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
         v.phase[i] = attn__phase_of(batch, i);
         v.prefix[i] = layer->mask == ATTN_PREFIX ? batch->prefix[i] : 0;
     }
-    p.view = v;
     p.plan.rows = v.q_start[p.plan.n];
     attn__add_strips(&p);
     attn__add_tasks(&p);
