@@ -2775,17 +2775,6 @@ static const attn__leaves attn__leaves_amx = {
 };
 #endif
 
-/* Has the CPU tiles and products of bf16, and does Linux lend the registers (arch_prctl, ARCH_REQ_XCOMP_PERM)? */
-static int attn__request_amx(uint32_t features, uint32_t state) {
-    const uint32_t amx = 1u << 22 | 1u << 24;
-    long status = -1;
-    if ((features & amx) != amx || (state & 0x60000u) != 0x60000u) return 0;
-#if ATTN__HAS_AMX
-    __asm__ volatile("syscall" : "=a"(status) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-#endif
-    return status == 0;
-}
-
 static void attn__cpuid(uint32_t leaf, uint32_t *r) {
 #if defined(_MSC_VER)
     __cpuidex((int *)r, (int)leaf, 0);
@@ -2813,7 +2802,14 @@ ATTN_API attn_isa attn_isa_detect(void) {
     if (!(seven[1] & avx2) || (state & 6u) != 6u) return ATTN_ISA_SCALAR;
     if ((seven[1] & avx512) != avx512 || (state & 0xe6u) != 0xe6u) return ATTN_ISA_AVX2;
     if (!(seven[2] >> 11 & 1u)) return ATTN_ISA_AVX512;
-    return attn__request_amx(seven[3], state) ? ATTN_ISA_AMX : ATTN_ISA_AVX512_VNNI;
+#if ATTN__HAS_AMX
+    const uint32_t amx = 1u << 22 | 1u << 24; /* products of bf16, tiles */
+    long refused; /* does Linux lend the registers? arch_prctl, ARCH_REQ_XCOMP_PERM */
+    if ((seven[3] & amx) != amx || (state & 0x60000u) != 0x60000u) return ATTN_ISA_AVX512_VNNI;
+    __asm__ volatile("syscall" : "=a"(refused) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    if (!refused) return ATTN_ISA_AMX;
+#endif
+    return ATTN_ISA_AVX512_VNNI;
 #else
     return ATTN__NEON ? ATTN_ISA_NEON : ATTN_ISA_SCALAR;
 #endif

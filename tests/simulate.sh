@@ -36,7 +36,7 @@ if grep -q ' avx512_vnni' /proc/cpuinfo; then
     sims='-include tests/amx_sim.h'
     changes=2
     sed -e 's/__asm__ volatile("ldtilecfg.*/(void)shapes;/' \
-        -e 's/return attn__request_amx(.*) ? /return 1 ? /' attn.h >"$out/attn.h"
+        -e 's/if ((seven\[3\] & amx) != amx.*/return ATTN_ISA_AMX;/' attn.h >"$out/attn.h"
 else
     sims='-include tests/avx512_sim.h -include tests/amx_sim.h'
     changes=5
