@@ -3027,7 +3027,7 @@ typedef struct attn__run {
     const attn_io *io;
     const attn__leaves *leaves;
     attn__view view;
-    attn_io strides;                /* io with none of them 0 */
+    attn_io strides;                /* io, none of those of q, o and page_table 0; k's and v's, in bytes: */
     attn__cache k, v, k_scales, v_scales;
     const float *v_scale;           /* unless there is one per key */
     attn__scratch scratch;
@@ -3042,6 +3042,10 @@ typedef struct attn__run {
 static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_layer *l, void *base, int32_t dim,
                              int64_t page, int64_t row, int64_t head, float *scale) {
     int64_t bytes = attn__type_bytes(l->kv_type), width = l->kv_heads * (int64_t)sizeof(float);
+    int64_t room = l->page_size ? l->page_size : l->ring;
+    head = attn__or(head, dim);
+    row = attn__or(row, (int64_t)l->kv_heads * dim);
+    if (room) page = attn__or(page, attn__max64(room * row, l->kv_heads * head));
     int64_t slots = l->page_size ? l->page_size : (l->kv_heads > 1 && head >= row ? head : page) / row;
     const attn__cache values = { (char *)base, page * bytes, row * bytes, head * bytes, dim, !page, NULL };
     const attn__cache factors = { (char *)scale, slots * width, width, (int64_t)sizeof(float), dim, !page, NULL };
@@ -3053,28 +3057,22 @@ static void attn__open_cache(attn__cache *c, attn__cache *scales, const attn_lay
 static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io *io) {
     const attn_layer *l = &plan->resolved;
     attn_io *s = &r->strides;
-    int32_t slots = l->page_size ? l->page_size : l->ring, latent = (l->flags & ATTN_V_IN_K) != 0;
+    int own = !(l->flags & ATTN_V_IN_K); /* has V a cache of its own? */
     r->plan = plan;
     r->layer = l;
     r->io = io;
     r->leaves = attn__leaves_of(l);
-    r->v_scale = latent ? io->k_scale : io->v_scale;
+    r->v_scale = own ? io->v_scale : io->k_scale;
     *s = *io;
     s->q_head = attn__or(io->q_head, l->head_dim);
     s->q_row = attn__or(io->q_row, (int64_t)l->heads * l->head_dim);
     s->o_head = attn__or(io->o_head, l->v_dim);
     s->o_row = attn__or(io->o_row, (int64_t)l->heads * l->v_dim);
-    s->k_head = attn__or(io->k_head, l->head_dim);
-    s->k_row = attn__or(io->k_row, (int64_t)l->kv_heads * l->head_dim);
-    s->v_head = attn__or(io->v_head, l->v_dim);
-    s->v_row = attn__or(io->v_row, (int64_t)l->kv_heads * l->v_dim);
-    if (slots) s->k_page = attn__or(io->k_page, attn__max64(slots * s->k_row, l->kv_heads * s->k_head));
-    if (slots) s->v_page = attn__or(io->v_page, attn__max64(slots * s->v_row, l->kv_heads * s->v_head));
     if (l->page_size) s->page_table_row = attn__or(io->page_table_row, attn__ceil_div(plan->max_kv_len, l->page_size));
-    attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, s->k_page, s->k_row, s->k_head, io->k_scale);
+    attn__open_cache(&r->k, &r->k_scales, l, io->k, l->head_dim, io->k_page, io->k_row, io->k_head, io->k_scale);
     r->v = r->k;
     r->v.dim = l->v_dim;
-    if (!latent) attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, s->v_page, s->v_row, s->v_head, io->v_scale);
+    if (own) attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, io->v_page, io->v_row, io->v_head, io->v_scale);
 }
 
 /* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
