@@ -4669,13 +4669,10 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
 /* Decimal digits with an optional point and exponent to a float >= 0; -1 if it is anything else. */
 static float attn__parse(const char *text) {
     double x = 0;
-    int32_t exponent = 0, power = 0, digits = 0;
-    for (; (*text >= '0' && *text <= '9') || (*text == '.' && !power); text++) {
-        int digit = *text != '.';
-        if (digit) x = x * 10 + (*text - '0');
-        exponent -= digit && power;
-        digits += digit;
-        power |= !digit;
+    int32_t exponent = 0, digits = 0;
+    for (; *text >= '0' && *text <= '9'; text++, digits++) x = x * 10 + (*text - '0');
+    if (*text == '.') {
+        for (text++; *text >= '0' && *text <= '9'; text++, digits++, exponent--) x = x * 10 + (*text - '0');
     }
     if (digits && (*text == 'e' || *text == 'E')) {
         int32_t e = 0, sign = text[1] == '-' ? -1 : 1;
