@@ -53,7 +53,7 @@
       drafts that a target model verifies run as DECODE with E = 2, 3, ..., to get the bits of plain decoding.
 
    >>layouts  All strides count elements; 0 means packed.
-      q, o    [row][head][dim], the rows of all requests one after another in request order
+      q, o    [row][head][dim], the rows of all requests one after another in request order; lse [row][head]
       k, v    contiguous  [key][kv_head][dim]; request i at i * k_page (padded) or, k_page being 0, end to end (ragged)
               paged       [page][slot][kv_head][dim]; key p of request i in page page_table[i][p / page_size],
                           slot p % page_size. Pages in any order, also shared; entries that no row needs are never read
@@ -63,7 +63,6 @@
               ring        layer.ring = R slots per request, at i * k_page (0: R rows) or in the first R / page_size
                           pages of the table row; key p in slot p mod R. Needs window_left and
                           R >= window_left - 1 + max_q_len; then up to max_q_len appended rows can be taken back exactly
-      lse     [row][head]
 
    >>masks  Row j of a request has position P + j, P = KV - E (bottom-right aligned). attn_visible is all of it in code.
       CAUSAL        keys 0 .. P + j.
@@ -117,8 +116,7 @@
          DRAFT_EXTEND       the accepted tokens too   extend_lens     seq_lens           DECODE    draft takes accepted
          DRAFT_EXTEND_V2    all D drafts too          D               seq_lens           DECODE    draft takes all D
          IDLE               not read                  0               0                  PREFILL   pads only
-      The caller's phase array wins: a MIXED batch may hold both phases. seq_lens[i] = -1 is a pad (E = KV = 0) in every
-      mode, so that a captured batch replays a smaller one. batch.prefix is left NULL.
+      seq_lens[i] = -1 is a pad (E = KV = 0), so that a captured batch replays a smaller one. batch.prefix is left NULL.
 
       Metadata. attn_meta_make writes the index arrays that kernels and other libraries ask for, all int32, from a
       batch; i is a request, j one of its rows, r = cu_seqlens_q[i] + j:
@@ -213,8 +211,7 @@ typedef enum attn_status { ATTN_OK = 0, ATTN_E_ARGUMENT, ATTN_E_BATCH, ATTN_E_LA
 typedef enum attn_type { ATTN_F32 = 0, ATTN_F16, ATTN_BF16, ATTN_E4M3, ATTN_E5M2, ATTN_INT8 } attn_type;
 typedef enum attn_mask { ATTN_CAUSAL = 0, ATTN_FULL, ATTN_PREFIX, ATTN_BLOCK, ATTN_TREE, ATTN_TOPK } attn_mask;
 
-/* attn_layer.scale_kind, the shape of io.k_scale and io.v_scale: [1]; [kv_head]; [n][kv_head]; and for int8, written
-   by attn_append, [key][kv_head] or [page][slot][kv_head]. */
+/* The shape of scales: [1]; [kv_head]; [n][kv_head]; int8, by attn_append: [key][kv_head] or [page][slot][kv_head]. */
 typedef enum attn_scale { ATTN_SCALE_PER_TENSOR = 0, ATTN_SCALE_PER_HEAD, ATTN_SCALE_PER_REQUEST,
                           ATTN_SCALE_PER_KEY } attn_scale;
 typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_ISA_AVX512, ATTN_ISA_AVX512_VNNI,
@@ -222,8 +219,7 @@ typedef enum attn_isa { ATTN_ISA_AUTO = 0, ATTN_ISA_SCALAR, ATTN_ISA_AVX2, ATTN_
 typedef enum attn_phase { ATTN_PREFILL = 0, ATTN_DECODE = 1 } attn_phase; /* of a request: >>concepts */
 typedef enum attn_stage { ATTN_COMPUTE = 0, ATTN_MERGE = 1 } attn_stage;  /* of a plan's tasks, see attn_check */
 
-/* attn_layer.flags. TRUSTED: attn_forward and attn_append do not check page ids and top-k lists, known to be right.
-   V_IN_K: V is the first v_dim elements of each key, see >>layouts, latent. FAST_INT8: >>engines, KV of 8 bits. */
+/* TRUSTED: page ids and top-k lists, known to be right, are not checked. V_IN_K: >>layouts. FAST_INT8: >>engines. */
 typedef enum attn_flag { ATTN_TRUSTED = 1, ATTN_V_IN_K = 2, ATTN_FAST_INT8 = 4 } attn_flag;
 
 /* Skip-softmax: how key tiles are found that weigh next to nothing and are left out; see >>engines. */
@@ -333,8 +329,7 @@ ATTN_API attn_isa attn_isa_detect(void);
 /* Bytes of plan memory for any batch within the capacities of `batch`; 0: invalid ones, attn_plan_make says why. */
 ATTN_API size_t attn_plan_bytes(const attn_batch *batch, const attn_layer *layer);
 
-/* Plans one step of one layer class: which rows, keys and heads make a task. Copies the lengths, so the arrays may
-   change afterwards. mem: attn_plan_bytes() bytes, aligned to 4. Threads may share a plan. */
+/* Plans a step of one layer class: >>concepts. mem: attn_plan_bytes() bytes, aligned to 4. Threads may share a plan. */
 ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn_layer *layer, void *mem, size_t bytes,
                             attn_error *error);
 
@@ -422,7 +417,7 @@ typedef struct attn_mode_input {
     const int32_t *seq_lens;        /* see the table; IDLE does not read it */
     const int32_t *extend_lens;     /* new rows E: EXTEND, MIXED, DRAFT_EXTEND, SPLIT_PREFILL, DLLM_EXTEND only */
     const int32_t *prefix_lens;     /* what KV - E must be, as a check; NULL: not checked */
-    const int32_t *phase;           /* attn_phase of each, wins over the mode's; NULL: the mode's */
+    const int32_t *phase;           /* attn_phase of each, MIXED may hold both; NULL: the mode's */
     int32_t draft_tokens, draft_step; /* D of TARGET_VERIFY and DRAFT_EXTEND_V2, from 1; s of DRAFT_DECODE, from 0 */
     int32_t max_q_len, max_kv_len;  /* capacities, passed on to the batch, 0: none. max_kv_len counts the drafts: */
     int64_t max_rows;               /* the longest context plus D */
