@@ -1072,7 +1072,6 @@ static int attn__measure(const attn_batch *batch, attn_mask mask, int32_t *max_q
     return ATTN_OK;
 }
 
-/* Units that a strip can have at most. */
 static int64_t attn__unit_bound(const attn_plan *p, int32_t unit_keys) {
     const attn_layer *l = &p->resolved;
     int64_t units = attn__ceil_div(p->max_kv_len, unit_keys), sinks = attn__ceil_div(l->sink_keys, unit_keys);
@@ -1678,8 +1677,7 @@ ATTN__OP attn__vec attn__from_int_vec(attn__ints a) { return _mm256_cvtepi32_ps(
 ATTN__OP attn__halves attn__to_f16_vec(attn__vec a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
 ATTN__OP float attn__first_vec(attn__vec a) { return _mm256_cvtss_f32(a); }
 
-/* p * 2^n */
-ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) {
+ATTN__OP attn__vec attn__scale_vec(attn__vec p, attn__ints n) { /* p * 2^n */
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(n, 23)));
 }
 
@@ -1792,8 +1790,7 @@ ATTN__OP void attn__store_first_vec(float *at, int32_t n, attn__vec a) {
     if (n < ATTN__W) memcpy(at, first, (size_t)n * sizeof *at);
 }
 
-/* here (0 + 1) + (2 + 3) */
-ATTN__OP attn__vec attn__sums_vec(const attn__vec *a) {
+ATTN__OP attn__vec attn__sums_vec(const attn__vec *a) { /* here (0 + 1) + (2 + 3) */
     return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
 }
 
@@ -2892,7 +2889,6 @@ ATTN_API size_t attn_plan_explain(const attn_plan *plan, char *text, size_t byte
 
 ATTN__INLINE int32_t attn__state_stride(const attn_layer *l) { return (int32_t)attn__round_up(l->v_dim + 3, 16); }
 ATTN__INLINE int64_t attn__or(int64_t given, int64_t packed) { return given ? given : packed; }
-/* Where a key lives in its request's cache. */
 ATTN__INLINE int32_t attn__slot_of(const attn_layer *l, int32_t key) { return l->ring ? key % l->ring : key; }
 
 ATTN__COLD int attn__check_plan(const attn_plan *plan, attn_error *error) {
@@ -3350,7 +3346,6 @@ static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, i
 /* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
 enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
 
-/* Page ids of the keys first .. last - 1 of a request. */
 static int attn__check_pages(const attn__run *r, int32_t request, int32_t first, int32_t last, attn_error *error) {
     const int32_t size = r->layer->page_size, *table = r->io->page_table + request * r->strides.page_table_row;
     for (int64_t key = first; key < last; key += size - key % size) {
@@ -3500,7 +3495,6 @@ static int attn__check_exec(const attn_plan *plan, const attn_exec *exec, attn_e
    and in tile 0 * the share of the row's keys that the run has passed. The shares of all runs add up to 1, and no run
    counts more mass than the row keeps, so a row loses at most eps / (1 + eps). Source: BLASST; paced budgets. */
 
-/* What the mode says about a request. */
 static void attn__open_skip(attn__run *r, int32_t request) {
     const attn_skip *skip = &r->layer->skip;
     float value = r->view.phase[request] == ATTN_PREFILL ? skip->prefill : skip->decode;
@@ -3624,7 +3618,6 @@ static void attn__mask_panel(const attn__run *r, const attn__strip *s, const att
     }
 }
 
-/* ALiBi for a panel's scores. */
 static void attn__bias_panel(const attn__run *r, const attn__strip *s, const attn__panel *p) {
     float slope[64], *x = r->scratch.scores;
     int32_t position[64], i, key;
@@ -4254,7 +4247,6 @@ static float attn__int8_scale(const char *src, int32_t dim, attn_type type) {
     return attn__float_of((uint32_t)top) / 127.0f;
 }
 
-/* One new row into a cache, all kv heads. */
 static void attn__append_row(const attn__run *r, const attn__cache *c, const float *scale, const void *from,
                              int64_t index, int32_t request, int32_t key) {
     const attn_layer *l = r->layer;
@@ -4356,7 +4348,6 @@ static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, co
     return attn__is_finite(wa + wb) ? top + (float)attn__log(wa + wb) : wa + wb;
 }
 
-/* arrays: the six of attn_merge, in its order. */
 static int attn__check_merge(attn_layer *l, const attn_layer *layer, int64_t rows, const void *const *arrays,
                              attn_error *error) {
     static const char *const names[] = { "a_o", "a_lse", "b_o", "b_lse", "o", "lse" };
@@ -4471,7 +4462,6 @@ static void attn__index_row(const attn__run *r, int32_t request, int32_t row, co
     }
 }
 
-/* Rows lane, lane + lanes, ... of the batch. */
 static void attn__index_lane(void *job, int lane) {
     const attn__job *c = (const attn__job *)job;
     int32_t lanes = attn__max(1, c->exec->lanes), row, i = 0;
