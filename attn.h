@@ -1905,7 +1905,6 @@ ATTN__VEC static int attn__finite_vec(const char *const *rows, int32_t n, int32_
     return attn__finite_scalar(rows, n, d);
 }
 
-/* A vector of rows and four columns at a time */
 ATTN__VEC static void attn__turn_vec(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d) {
     int32_t n = 0, x, i;
     for (; n + ATTN__W <= rows; n += ATTN__W, dst += ATTN__W, src += ATTN__W * lds) {
