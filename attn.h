@@ -4525,19 +4525,18 @@ static uint32_t attn__rank_of(float x) {
 
 /* Rank of the topk-th largest score, found eight bits at a time, 1 if there are fewer; *ties: how many of it count. */
 static uint32_t attn__topk_bound(const float *x, int32_t n, int32_t topk, int32_t *ties) {
-    uint32_t bound = 0, known = 0, rank;
+    uint32_t bound = 0, rank;
     int32_t left = topk, shift, i;
     for (shift = 24; shift >= 0; shift -= 8) {
         int32_t count[256] = { 0 }, bin = 255;
         for (i = 0; i < n; i++) {
             rank = attn__rank_of(x[i]);
-            if (rank && (rank & known) == bound) count[rank >> shift & 255u]++;
+            if (rank && (rank & 0xffffff00u << shift) == bound) count[rank >> shift & 255u]++;
         }
         while (bin >= 0 && count[bin] < left) left -= count[bin--];
         *ties = bin < 0 ? topk : left;
         if (bin < 0) return 1;
         bound |= (uint32_t)bin << shift;
-        known |= 255u << shift;
     }
     return bound;
 }
