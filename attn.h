@@ -4106,42 +4106,38 @@ static void attn__panel_heads(attn__run *r, const attn__strip *s, int32_t unit, 
     r->scratch.q -= s->heads * floats;
 }
 
-/* What all tasks of a strip need: most lanes find it done by their last task. */
-static void attn__open_strip(attn__run *r, const attn__strip *s, int32_t strip, int panels) {
-    if (strip == r->strip) return;
-    r->strip = strip;
-    if (r->layer->mask == ATTN_TOPK) attn__pick(r, s->request, s->row / r->group);
-    if (s->units && panels) attn__panel_heads(r, s, 0, NULL);
-    if (s->units && !panels) attn__pack_rows(r, s);
-    attn__open_skip(r, s->request);
-    if (r->eps > 0) attn__open_budgets(r, s);
-}
-
 /* A run of units of one strip: merged as far as the tree allows, then written out or left in slots. */
 static void attn__compute(attn__run *r, int32_t index) {
     attn__task t = r->view.tasks[index];
-    attn__strip s = r->view.strips[t.strip];
-    r->phase = r->view.phase[s.request];
-    int panels = attn__in_panels(r->layer, r->phase, s.rows), groups = r->phase == ATTN_DECODE && r->layer->skip.mode;
-    attn__fold f = { attn__unit_at(&s, t.begin - 1), 0, { 0 } };
+    const attn__strip *s = &r->view.strips[t.strip];
+    r->phase = r->view.phase[s->request];
+    int panels = attn__in_panels(r->layer, r->phase, s->rows), groups = r->phase == ATTN_DECODE && r->layer->skip.mode;
+    attn__fold f = { attn__unit_at(s, t.begin - 1), 0, { 0 } };
     float *stack[72] = { r->scratch.states };
-    attn__open_strip(r, &s, t.strip, panels);
-    if (!s.units) attn__clear_state(r, &s, stack[0]);
-    if (groups && attn__unit_at(&s, t.end - 1) >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, &s);
+    if (t.strip != r->strip) { /* what all tasks of a strip need: most lanes find it done by their last task */
+        r->strip = t.strip;
+        if (r->layer->mask == ATTN_TOPK) attn__pick(r, s->request, s->row / r->group);
+        if (s->units && panels) attn__panel_heads(r, s, 0, NULL);
+        if (s->units && !panels) attn__pack_rows(r, s);
+        attn__open_skip(r, s->request);
+        if (r->eps > 0) attn__open_budgets(r, s);
+    }
+    if (!s->units) attn__clear_state(r, s, stack[0]);
+    if (groups && attn__unit_at(s, t.end - 1) >= ATTN__GROUP_KEYS / ATTN__UNIT) attn__decode_seed(r, s);
     for (int32_t i = t.begin; i < t.end; i++) {
-        int32_t unit = attn__unit_at(&s, i), next = i + 1 < s.units ? attn__unit_at(&s, i + 1) : -1;
-        int fresh = groups && (i == t.begin || attn__new_group(&s, i)), first = unit < ATTN__GROUP_KEYS / ATTN__UNIT;
-        for (int32_t j = 0; fresh && j < s.heads * s.rows; j++) { /* a group's reference: tile 0, if not in it */
+        int32_t unit = attn__unit_at(s, i), next = i + 1 < s->units ? attn__unit_at(s, i + 1) : -1;
+        int fresh = groups && (i == t.begin || attn__new_group(s, i)), first = unit < ATTN__GROUP_KEYS / ATTN__UNIT;
+        for (int32_t j = 0; fresh && j < s->heads * s->rows; j++) { /* a group's reference: tile 0, if not in it */
             r->scratch.ref[j] = first ? attn__unseen : r->scratch.seed[j];
         }
         stack[f.depth] = r->scratch.states + f.depth * r->slot_floats;
-        (panels ? attn__panel_heads : attn__decode_unit)(r, &s, unit, stack[f.depth]);
+        (panels ? attn__panel_heads : attn__decode_unit)(r, s, unit, stack[f.depth]);
         f.unit[f.depth++] = unit;
-        while (attn__fold_step(&f, next)) attn__merge_states(r, &s, stack[f.depth - 1], stack[f.depth]);
+        while (attn__fold_step(&f, next)) attn__merge_states(r, s, stack[f.depth - 1], stack[f.depth]);
     }
-    if (t.slot < 0) attn__emit(r, &s, stack[0]);
+    if (t.slot < 0) attn__emit(r, s, stack[0]);
     ATTN_ASSERT(t.slot < 0 || f.depth == t.slots);
-    size_t bytes = (size_t)(s.heads * s.rows) * (size_t)r->state_stride * sizeof(float);
+    size_t bytes = (size_t)(s->heads * s->rows) * (size_t)r->state_stride * sizeof(float);
     for (int32_t i = 0; i < t.slots; i++) memcpy(r->slots + (t.slot + i) * r->slot_floats, stack[i], bytes);
 }
 
