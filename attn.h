@@ -3099,10 +3099,9 @@ static void attn__merge_states(const attn__run *r, const attn__strip *s, float *
     int32_t v_dim = r->layer->v_dim, i;
     for (i = 0; i < s->heads * s->rows; i++, a += r->state_stride, b += r->state_stride) {
         if (b[v_dim] == 0 && b[v_dim + 1] == 0) continue;
-        int first = a[v_dim] == 0 && a[v_dim + 1] == 0;
-        if (first) memcpy(a, b, (size_t)(v_dim + 3) * sizeof(float));
         float top = a[v_dim + 2] > b[v_dim + 2] ? a[v_dim + 2] : b[v_dim + 2];
-        if (!first) r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
+        if (a[v_dim] == 0 && a[v_dim + 1] == 0) memcpy(a, b, (size_t)(v_dim + 2) * sizeof(float));
+        else r->leaves->blend(a, b, attn__exp(a[v_dim + 2] - top), attn__exp(b[v_dim + 2] - top), v_dim + 2);
         a[v_dim + 2] = top;
     }
 }
