@@ -4201,9 +4201,8 @@ typedef struct attn__job {
 
 static void attn__run_lanes(attn__job *job, void (*fn)(void *job, int lane)) {
     const attn_exec *e = job->exec;
-    int parallel = e->parallel_for && e->lanes > 1;
-    if (parallel) e->parallel_for(e->user, e->lanes, fn, job);
-    for (int lane = 0; !parallel && lane < attn__max(1, e->lanes); lane++) fn(job, lane);
+    if (e->parallel_for && e->lanes > 1) e->parallel_for(e->user, e->lanes, fn, job);
+    else for (int lane = 0; lane < attn__max(1, e->lanes); lane++) fn(job, lane);
 }
 
 static void attn__lane(void *job, int lane) {
