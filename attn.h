@@ -1704,8 +1704,7 @@ ATTN__OP attn__vec attn__load_rows_vec(const float *at, int64_t ld) {
 
 /* Lanes that are i apart change places; i: a power of 2. */
 ATTN__OP attn__vec attn__swap_vec(attn__vec a, int i) {
-    if (i == 4) return _mm256_permute2f128_ps(a, a, 1);
-    return i == 2 ? _mm256_permute_ps(a, 0x4e) : _mm256_permute_ps(a, 0xb1);
+    return i == 4 ? _mm256_permute2f128_ps(a, a, 1) : i == 2 ? _mm256_permute_ps(a, 0x4e) : _mm256_permute_ps(a, 0xb1);
 }
 
 ATTN__OP attn__vec attn__fold_vec(attn__vec a, attn__vec b) {
@@ -2569,7 +2568,7 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 }
 
 #if ATTN__HAS_AMX
-/* ---- >>leaves_amx: PREFILL in bf16, sums in f32; weights are rounded to bf16 as q, the cache and o are -------------
+/* ---- >>leaves_amx: bf16, sums in f32; PREFILL rounds weights to bf16 as q, the cache and o are ---------------------
    A product of tiles takes 16 rows of 32 bf16 and 16 columns of 32, in pairs: K and q, V turned and weights. Keys come
    in blocks of 32 at absolute positions, since what meets in a product decides the rounding. */
 
@@ -2586,6 +2585,11 @@ typedef struct attn__product {
     const char *const *ahead;
 } attn__product;
 
+static const uint8_t attn__tiles_amx[64] = { /* eight of 16 rows of 64 bytes */
+    1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16
+};
+
 /* Scales 32 rows of 32 lanes; top: the largest so far. */
 ATTN__AMX ATTN__INLINE void attn__scale_amx(float *c, __m512 low, __m512 high, float *top) {
     __m512 x[2], most[2] = { _mm512_loadu_ps(top), _mm512_loadu_ps(top + 16) };
@@ -2601,16 +2605,12 @@ ATTN__AMX ATTN__INLINE void attn__scale_amx(float *c, __m512 low, __m512 high, f
 
 /* 32 rows and columns at a time, while they are near: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
 ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
-    static const uint8_t shapes[64] = { /* eight tiles of 16 rows of 64 bytes */
-        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0,
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16
-    };
     const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
     const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(p->scale);
     int32_t halves = p->halves, blocks = p->rows / 32 * halves, asked = 0, i;
     float top[ATTN__LANES_AVX512];
     for (i = 0; i < ATTN__LANES_AVX512; i++) top[i] = ATTN__LOWEST;
-    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
+    __asm__ volatile("ldtilecfg %0" : : "m"(attn__tiles_amx) : "memory");
     for (i = 0; i < blocks; i++) {
         int32_t half = i % halves * 32, wanted = p->ahead ? p->n * (i + 1) / blocks : 0;
         const char *a = p->a + i / halves * 32 * lda;
@@ -2678,6 +2678,40 @@ ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
     const attn__product p = { a->s, a->k[0], a->q, NULL, a->scale, a->top, 4 * a->d, attn__whole(a->n), a->d,
                               a->rows > 32 ? 2 : 1, a->n, a->ahead_bytes, a->ahead };
     attn__multiply_amx(&p);
+}
+
+/* DECODE: 32 keys, in place where evenly apart, by 16 rows, q[d][16]. 64 keys, 4 rows: .41 us (by 32 rows), not .77. */
+ATTN__AMX static void attn__row_scores_amx(const attn__dots *a) {
+    const __m512 scale = _mm512_set1_ps(a->scale);
+    int32_t wanted = a->ahead ? a->ahead_bytes / 4 : 0, keys, even, j, r, x, i;
+    float c[32 * 16], copy[32 * 16];
+    __asm__ volatile("ldtilecfg %0" : : "m"(attn__tiles_amx) : "memory");
+    for (j = 0; (keys = attn__min(32, a->n - j)) > 0; j += 32) {
+        const char *const *row = a->k + j;
+        ptrdiff_t ld = row[1] - row[0];
+        for (even = 1; even < keys && row[even] - row[even - 1] == ld; even++) continue;
+        if (even < 32) ld = 64;
+        for (r = 0; r < a->rows; r += 16) {
+            _tile_zero(0);
+            _tile_zero(1);
+            for (x = 0; x < a->d; x += 16) {
+                const char *k = even < 32 ? (const char *)copy : row[0] + 4 * x;
+                for (i = even / 32 * 32; i < 32; i++) memcpy(copy + 16 * i, row[attn__min(i, keys - 1)] + 4 * x, 64);
+                if (r == 0 && x < wanted) attn__fetch(a->ahead + j, keys, 4 * x, 4 * x + 64, 1);
+                __asm__ volatile("" : : : "memory"); /* as above */
+                _tile_loadd(6, a->q + r * a->ldq + 16 * x, 64);
+                _tile_loadd(4, k, ld);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(5, k + 16 * ld, ld);
+                _tile_dpbf16ps(1, 5, 6);
+            }
+            _tile_stored(0, c, 64);
+            _tile_stored(1, c + 256, 64);
+            for (x = 0; x < 512; x += 16) _mm512_storeu_ps(c + x, _mm512_mul_ps(_mm512_loadu_ps(c + x), scale));
+            attn__turn_vec(a->s + r * a->lds + j, a->lds, c, 16, keys, attn__min(16, a->rows - r));
+        }
+    }
+    _tile_release();
 }
 
 /* Weights of 16 lanes from c on become pairs, 0 up to whole blocks. all: no masks in the loop, 5 to 8 % of the rest. */
@@ -2761,7 +2795,7 @@ static const attn__leaves attn__leaves_avx512 = {
 static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
-    attn__lane_values_amx, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
+    attn__lane_values_amx, attn__row_scores_amx, attn__row_max_avx512, attn__row_weights_avx512,
     attn__row_values_avx512, 16, 0, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
@@ -2951,6 +2985,7 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     rows = attn__min64(l->row_tile, p->max_q_len * group);
     packed = decode_rows * (attn__in_panels(l, ATTN_DECODE, attn__min64(rows, 2 * chains)) ? 2 : 1); /* empty lanes */
     panel_rows = p->families & 1 << ATTN_PREFILL || packed > decode_rows ? rows : 0;
+    if (attn__in_bf16(l) && decode_rows) packed += 15 * attn__max64(1, decode_rows / group);
     int64_t keys = panel_rows ? attn__key_tile(l, ATTN_PREFILL) : 0, depth = decode_rows ? c->depth : 1;
     int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), attn__key_tile(l, ATTN_PREFILL));
@@ -2995,8 +3030,7 @@ static int64_t attn__exec_size(const attn_plan *plan, int32_t lanes) {
 }
 
 ATTN_API size_t attn_exec_bytes(const attn_plan *plan, int32_t lanes) {
-    if (attn__check_plan(plan, NULL) || lanes < 0 || lanes > 65536) return 0;
-    return attn__to_size(attn__exec_size(plan, lanes));
+    return attn__check_plan(plan, NULL) || lanes < 0 || lanes > 65536 ? 0 : attn__to_size(attn__exec_size(plan, lanes));
 }
 
 static char *attn__exec_start(const attn_exec *e) { return (char *)e->mem + (0 - (uintptr_t)e->mem) % 64; }
@@ -3814,10 +3848,16 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 
 /* ---- >>decode: few rows, keys streamed once ---------------------------------------------------------------------- */
 
+/* AMX: the rows of a head as attn__row_scores_amx reads them, sixteen side by side; the last ones may be missing. */
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
-    int64_t ld = attn__round_up(r->layer->head_dim, 16);
-    float *dst = r->scratch.q;
-    for (int32_t i = 0; i < s->heads * s->rows; i++, dst += ld) attn__copy_q_row(r, s, i, dst, 1, NULL);
+    int64_t ld = attn__round_up(r->layer->head_dim, 16), whole = attn__round_up(s->rows, 16), row;
+    int32_t pairs = attn__in_bf16(r->layer), i;
+    float *q = r->scratch.q, *words = r->scratch.row;
+    for (i = 0; i < s->heads * s->rows; i++) {
+        attn__copy_q_row(r, s, i, pairs ? words : q + i * ld, 1 + pairs, NULL);
+        row = i / s->rows * whole + i % s->rows;
+        if (pairs) r->leaves->turn(q + row / 16 * 16 * ld + row % 16, 16, words, ld, 1, r->layer->head_dim / 2);
+    }
 }
 
 /* Keys begin .. last - 1 of the key tile that starts at `first`. */
@@ -3895,12 +3935,13 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, const 
     const attn__scratch *t = &r->scratch;
     const attn_layer *l = r->layer;
     float *scores = attn__scores_of(r, s, p->slot) + p->key;
-    int32_t ldq = (int32_t)attn__round_up(l->head_dim, 16), direct = attn__is_direct(r, s, l->head_dim);
+    int32_t pairs = attn__in_bf16(l), direct = pairs || attn__is_direct(r, s, l->head_dim), d = l->head_dim;
+    int32_t ldq = (int32_t)attn__round_up(d, 16), rows = (int32_t)attn__round_up(s->rows, pairs ? 16 : 1);
     ATTN_ASSERT(p->n <= ATTN__WIDE && p->key + p->n <= attn__key_tile(l, ATTN_DECODE));
     const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, direct ? NULL : t->wide_k, t->wide_k_rows);
-    attn__dots a = { scores, t->q + (int64_t)p->h * s->rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
-                     direct ? l->kv_type : ATTN_F32, attn__scores_row(l), ldq, s->rows, p->n, l->head_dim,
-                     p->ahead_bytes, p->ahead, NULL, 0, 1, NULL };
+    attn__dots a = { scores, t->q + (int64_t)p->h * rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
+                     direct ? l->kv_type : ATTN_F32, attn__scores_row(l), ldq, s->rows, p->n, pairs ? d / 2 : d,
+                     p->ahead_bytes, p->ahead, NULL, 0, pairs ? attn__logit_scale(r, s, p->h) : 1, NULL };
     r->leaves->row_scores(&a);
 }
 

@@ -1,7 +1,7 @@
 /* isas.h - the instruction sets that this machine and build have:
    for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa))
-   Plain AVX-512 is left out where there is VNNI, too: the same code and more; AMX, which is AVX-512 but for prompts
-   in bf16: case_tiles. */
+   Plain AVX-512 is left out where there is VNNI, too: the same code and more; AMX, which is AVX-512 but for
+   layers in bf16: case_tiles. */
 #ifndef ATTN_TEST_ISAS_H
 #define ATTN_TEST_ISAS_H
 

@@ -34,13 +34,13 @@ cp tests/*.c tests/*.h "$out/tests"
 cp tests/compile/impl.c "$out/tests/compile"
 if grep -q ' avx512_vnni' /proc/cpuinfo; then
     sims='-include tests/amx_sim.h'
-    changes=2
-    sed -e 's/__asm__ volatile("ldtilecfg.*/(void)shapes;/' \
+    changes=3
+    sed -e 's/__asm__ volatile("ldtilecfg.*/(void)attn__tiles_amx;/' \
         -e 's/if ((seven\[3\] & amx) != amx.*/return ATTN_ISA_AMX;/' attn.h >"$out/attn.h"
 else
     sims='-include tests/avx512_sim.h -include tests/amx_sim.h'
-    changes=5
-    sed -e 's/__asm__ volatile("ldtilecfg.*/(void)shapes;/' \
+    changes=6
+    sed -e 's/__asm__ volatile("ldtilecfg.*/(void)attn__tiles_amx;/' \
         -e 's/ATTN__TARGET(".*avx512f[^"]*")/ATTN__TARGET("avx2,fma,f16c")/' \
         -e 's/__asm__("vpdpbusd.*/sum = sim_dot4(sum, a, b);/' \
         -e 's/if ((seven\[1\] & avx512) != avx512.*/return ATTN_ISA_AMX;/' attn.h >"$out/attn.h"
@@ -87,4 +87,5 @@ esac
 run attention "$names" ref.o cases.o
 run properties "$chunks" ref.o cases.o
 run skip "$names"
+run sparse amx
 finish

@@ -536,6 +536,33 @@ static void test_types(void) {
     }
 }
 
+/* AMX serves layers whose q, K and o are bf16. */
+static void test_amx(void) {
+    static const int32_t heads[] = { 1, 5, 40 };
+    int h, layout;
+    if (!has_isa(ATTN_ISA_AMX)) {
+        test_skip("this CPU or build has no AMX");
+        return;
+    }
+    for (h = 0; h < 3; h++) {
+        for (layout = RAGGED; layout <= PAGED; layout++) {
+            index_spec s;
+            spec_defaults(&s);
+            s.layer.isa = ATTN_ISA_AMX;
+            s.layer.q_type = s.layer.kv_type = s.layer.o_type = ATTN_BF16;
+            s.layer.heads = heads[h];
+            s.layer.head_dim = 32 << h;
+            s.layer.row_tile = h == 2 ? 0 : 16;
+            s.layer.scale_kind = layout;
+            s.layer.page_size = h ? 64 : 7;
+            s.layout = layout;
+            s.gaps = h % 2;
+            mixed_requests(&s);
+            run_index(&s);
+        }
+    }
+}
+
 static void test_int8_kinds(void) {
     int kind, isa;
     for (isa = ATTN_ISA_SCALAR; isa; isa = next_isa(isa)) {
@@ -1497,6 +1524,7 @@ int main(int argc, char **argv) {
     if (argc > 1) test.only = argv[1];
     test_run("index scores: heads 1 to 200, dims 40 to 128", test_shapes);
     test_run("index scores: types, layouts, both matrices", test_types);
+    test_run("index scores: bf16, amx", test_amx);
     test_run("index scores: int8 with every kind of scale", test_int8_kinds);
     test_run("index scores: windows, chunks and the other masks", test_windows);
     test_run("index scores: pages before a window are not read", test_unread_pages);
