@@ -822,7 +822,7 @@ static int attn__resolve(const attn_layer *layer, attn_layer *out, attn_error *e
     return attn__check_combinations(out, layer, error);
 }
 
-/* Does AMX serve the prompts of a layer? All types must be bf16, so that weights in bf16 lose no more than o does. */
+/* Does AMX serve a layer? All types must be bf16, so that the prompts' weights in bf16 lose no more than o does. */
 ATTN__INLINE int attn__in_bf16(const attn_layer *l) {
     int all = l->q_type == ATTN_BF16 && l->kv_type == ATTN_BF16 && l->o_type == ATTN_BF16;
     return ATTN__HAS_AMX && l->isa == ATTN_ISA_AMX && all && l->head_dim % 32 == 0 && l->v_dim % 32 == 0;
@@ -1439,7 +1439,7 @@ static float attn__tanh(float x) {
    s[key][lanes], o[v_dim][lanes]; K and V are read as scalars from their natural rows. All operations are vertical: a
    row never meets its neighbours. used: rows of the panel that matter.
    row_*: DECODE. d and v_dim stand in the lanes. The sum of a dot product is fixed: lane x adds d = x, x + L, ... in
-   order, then the lanes are added as a tree; so a row gets the same bits however many rows share the call.
+   order, then the lanes are added as a tree (AMX: its own); so a row gets the same bits however many share the call.
    masks: bit r of mask[key] (lane_*) or bit key of mask[] (row_*) set: visible. Masked weights become 0 as integers.
    k, v: one pointer per key; the list is padded with valid pointers to a multiple of 16. */
 
@@ -1456,7 +1456,7 @@ typedef struct attn__dots {
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
                                     /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
-    float scale, *top;              /* AMX, q[d][lanes][2], k[d][2], k's rows without gaps: what products are worth; */
+    float scale, *top;              /* AMX, q[d][lanes][2] (row_*: [][d][16][2]), k[d][2], lane_*: no gaps: worth; */
                                     /* if leaves->tops divides n, for each lane's largest score, seen or not; or NULL */
 } attn__dots;
 
@@ -2569,8 +2569,8 @@ ATTN__AVX512 static void attn__row_values_avx512(const attn__sums *a) {
 
 #if ATTN__HAS_AMX
 /* ---- >>leaves_amx: bf16, sums in f32; PREFILL rounds weights to bf16 as q, the cache and o are ---------------------
-   A product of tiles takes 16 rows of 32 bf16 and 16 columns of 32, in pairs: K and q, V turned and weights. Keys come
-   in blocks of 32 at absolute positions, since what meets in a product decides the rounding. */
+   A product of tiles takes 16 rows of 32 bf16 and 16 columns of 32, in pairs: K and q, V turned and weights. In PREFILL
+   keys come in blocks of 32 at absolute positions, since what meets in a product with V decides the rounding. */
 
 #define ATTN__AMX ATTN__TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
@@ -2603,7 +2603,7 @@ ATTN__AMX ATTN__INLINE void attn__scale_amx(float *c, __m512 low, __m512 high, f
     ATTN__UNROLL for (int32_t j = 0; j < 2; j++) _mm512_storeu_ps(top + 16 * j, most[j]);
 }
 
-/* 32 rows and columns at a time, while they are near: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. */
+/* 32 rows and columns, while they are near: tiles 0 to 3 are sums, 4, 5 of a, 6, 7 of b. (sums): gcc < 12.3 casts c. */
 ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
     const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
     const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(p->scale);
@@ -2626,24 +2626,24 @@ ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
             if (_mm512_cmpneq_ps_mask(low, one) | _mm512_cmpneq_ps_mask(high, one)) attn__scale_amx(c, low, high, top);
             __asm__ volatile("" : : : "memory"); /* gcc does not know that tiles are loaded from memory */
             _tile_loadd(0, c, ld);
-            _tile_loadd(1, c + 16, ld);
+            _tile_loadd(1, (c + 16), ld);
             _tile_loadd(2, d, ld);
-            _tile_loadd(3, d + 16, ld);
+            _tile_loadd(3, (d + 16), ld);
         }
         for (int32_t x = 0; x < p->words; x += 16, a += 64, b += 16 * lanes) {
             _tile_loadd(4, a, lda);
             _tile_loadd(6, b, ld);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, b + 16, ld);
+            _tile_loadd(7, (b + 16), ld);
             _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, a + 16 * lda, lda);
+            _tile_loadd(5, (a + 16 * lda), lda);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
         _tile_stored(0, c, ld);
-        _tile_stored(1, c + 16, ld);
+        _tile_stored(1, (c + 16), ld);
         _tile_stored(2, d, ld);
-        _tile_stored(3, d + 16, ld);
+        _tile_stored(3, (d + 16), ld);
         if (!p->alpha) attn__scale_amx(c, scale, scale, top + half);
     }
     if (p->top) memcpy(p->top, top, sizeof top);
@@ -2680,7 +2680,7 @@ ATTN__AMX static void attn__lane_scores_amx(const attn__dots *a) {
     attn__multiply_amx(&p);
 }
 
-/* DECODE: 32 keys, in place where evenly apart, by 16 rows, q[d][16]. 64 keys, 4 rows: .41 us (by 32 rows), not .77. */
+/* DECODE: 32 keys, in place where evenly apart, by 16 rows. By 32 rows 64 keys and 4 rows took .41 us, AVX-512 .77. */
 ATTN__AMX static void attn__row_scores_amx(const attn__dots *a) {
     const __m512 scale = _mm512_set1_ps(a->scale);
     int32_t wanted = a->ahead ? a->ahead_bytes / 4 : 0, keys, even, j, r, x, i;
@@ -2699,14 +2699,14 @@ ATTN__AMX static void attn__row_scores_amx(const attn__dots *a) {
                 for (i = even / 32 * 32; i < 32; i++) memcpy(copy + 16 * i, row[attn__min(i, keys - 1)] + 4 * x, 64);
                 if (r == 0 && x < wanted) attn__fetch(a->ahead + j, keys, 4 * x, 4 * x + 64, 1);
                 __asm__ volatile("" : : : "memory"); /* as above */
-                _tile_loadd(6, a->q + r * a->ldq + 16 * x, 64);
+                _tile_loadd(6, (a->q + r * a->ldq + 16 * x), 64);
                 _tile_loadd(4, k, ld);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(5, k + 16 * ld, ld);
+                _tile_loadd(5, (k + 16 * ld), ld);
                 _tile_dpbf16ps(1, 5, 6);
             }
             _tile_stored(0, c, 64);
-            _tile_stored(1, c + 256, 64);
+            _tile_stored(1, (c + 256), 64);
             for (x = 0; x < 512; x += 16) _mm512_storeu_ps(c + x, _mm512_mul_ps(_mm512_loadu_ps(c + x), scale));
             attn__turn_vec(a->s + r * a->lds + j, a->lds, c, 16, keys, attn__min(16, a->rows - r));
         }
@@ -4043,13 +4043,13 @@ static int32_t attn__unit_tiles(const attn__run *r, attn__span seen, int32_t uni
     return count;
 }
 
-/* Behind this comes the first step. A head's keys are read 16 KB at a time. */
+/* Behind this comes the first step. A head's keys are read 16 KB at a time (AMX: whole blocks). */
 static void attn__first_step(const attn__run *r, const attn__tile *tiles, attn__step *p) {
     const attn_layer *l = r->layer;
-    int32_t keys = 16384 / (attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type)) & -16;
-    const attn__step first = { 0, -1, tiles->begin - tiles->first, 0, attn__max(16, attn__min(keys, ATTN__WIDE)),
-                               0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
+    int32_t bytes = attn__max(l->head_dim, l->v_dim) * attn__type_bytes(l->kv_type), least = attn__in_bf16(l) ? 32 : 16;
+    const attn__step first = { 0, -1, tiles->begin - tiles->first, 0, 0, 0, 0, 0, 0, r->scratch.k_rows[0], 0, 0, NULL };
     *p = first;
+    p->most = attn__max(least, attn__min(16384 / bytes & -least, ATTN__WIDE));
 }
 
 /* From K or V of a tile to the next: K 0, K 1, V 0, K 2, V 1, ..., K last, V last - 1, V last. */

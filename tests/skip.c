@@ -2478,22 +2478,22 @@ static void quiet_tiles(uint16_t *q, uint16_t *k) {
     for (i = 0; i < TILES_KV; i++) k[i * TILES_DIM] = i / TILE % 4 ? 0xc000 : 0;
 }
 
-static void dense_bf16(attn_layer *layer, attn_io *io, int mode, float value, float *lambda) {
+static void dense_bf16(attn_layer *layer, int rows, attn_io *io, int mode, float value, float *lambda) {
     size_t bytes;
     void *mem;
     attn_error error;
     layer->skip.mode = mode;
-    layer->skip.prefill = mode == ATTN_SKIP_LAMBDA ? 0 : value;
+    layer->skip.prefill = layer->skip.decode = mode == ATTN_SKIP_LAMBDA ? 0 : value;
     *lambda = value;
     io->lambda = mode == ATTN_SKIP_LAMBDA ? lambda : NULL;
-    bytes = attn_dense_bytes(layer, TILES_Q, TILES_KV);
+    bytes = attn_dense_bytes(layer, rows, TILES_KV);
     mem = need(bytes);
-    CHECK(!attn_dense(layer, TILES_Q, TILES_KV, io, mem, bytes, &error), "%s", error.text);
+    CHECK(!attn_dense(layer, rows, TILES_KV, io, mem, bytes, &error), "%s", error.text);
     free(mem);
 }
 
 /* Against the dense bits: equal where nothing can fall, else off by no more than the certificate says. */
-static void check_bf16(attn_layer *layer, attn_io *io, int mode, float value) {
+static void check_bf16(attn_layer *layer, int rows, attn_io *io, int mode, float value) {
     static uint16_t dense[TILES_Q * TILES_DIM];
     static float certificate[TILES_Q];
     attn_counters count[2];
@@ -2502,16 +2502,16 @@ static void check_bf16(attn_layer *layer, attn_io *io, int mode, float value) {
     int i;
     io->counters = NULL;
     io->certificate = NULL;
-    dense_bf16(layer, io, ATTN_SKIP_OFF, 0, &lambda);
-    memcpy(dense, o, sizeof dense);
+    dense_bf16(layer, rows, io, ATTN_SKIP_OFF, 0, &lambda);
+    memcpy(dense, o, sizeof dense); /* all rows, of which DECODE has one */
     memset(count, 0, sizeof count);
     io->counters = count;
     io->certificate = certificate;
-    dense_bf16(layer, io, mode, value, &lambda);
+    dense_bf16(layer, rows, io, mode, value, &lambda);
     if (value < 1e-20f) CHECK(!memcmp(o, dense, sizeof dense), "mode %d of %g changes bits", mode, (double)value);
     CHECK((count->v_skipped > 0) == (value > 1e-20f), "mode %d of %g: %ld skipped", mode, (double)value,
           (long)count->v_skipped);
-    for (i = 0; i < TILES_Q * TILES_DIM; i++) { /* o and the weights are rounded; values are -1 .. 1 */
+    for (i = 0; i < rows * TILES_DIM; i++) { /* o and the weights are rounded; values are -1 .. 1 */
         double got = (double)of_bf16(o[i]), want = (double)of_bf16(dense[i]);
         CHECK(fabs(got - want) <= 2 * (double)certificate[i / TILES_DIM] + 1.0 / 64, "row %d: %g, dense %g",
               i / TILES_DIM, got, want);
@@ -2546,10 +2546,13 @@ static void test_amx(void) {
     io.v = v;
     io.o = o;
     for (layer.split_keys = 0; layer.split_keys <= RUN; layer.split_keys += RUN) {
-        check_bf16(&layer, &io, ATTN_SKIP_LAMBDA, 1e-30f);
-        check_bf16(&layer, &io, ATTN_SKIP_LAMBDA, 0.01f);
-        check_bf16(&layer, &io, ATTN_SKIP_FACTOR, 10.0f);
-        check_bf16(&layer, &io, ATTN_SKIP_EPS, 0.05f);
+        int rows;
+        for (rows = TILES_Q; rows > 0; rows -= TILES_Q - 1) { /* a prompt, a row of DECODE */
+            check_bf16(&layer, rows, &io, ATTN_SKIP_LAMBDA, 1e-30f);
+            check_bf16(&layer, rows, &io, ATTN_SKIP_LAMBDA, 0.01f);
+            check_bf16(&layer, rows, &io, ATTN_SKIP_FACTOR, 10.0f);
+            check_bf16(&layer, rows, &io, ATTN_SKIP_EPS, 0.05f);
+        }
     }
 }
 
@@ -2579,6 +2582,6 @@ int main(int argc, char **argv) {
     test_run("each request has its own length", test_own_length);
     test_run("counters add up, outputs are optional", test_optional);
     test_run("how much falls at eps .05", test_how_much);
-    test_run("prompts in bf16 on amx: bits, certificates", test_amx);
+    test_run("bf16 on amx, prompts and DECODE: bits, certificates", test_amx);
     return test_close("skip");
 }
