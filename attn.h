@@ -2603,7 +2603,7 @@ ATTN__AMX ATTN__INLINE void attn__scale_amx(float *c, __m512 low, __m512 high, f
     ATTN__UNROLL for (int32_t j = 0; j < 2; j++) _mm512_storeu_ps(top + 16 * j, most[j]);
 }
 
-/* 32 rows and columns, while they are near: tiles 0 to 3 are sums, 4, 5 of a, 6, 7 of b. (sums): gcc < 12.3 casts c. */
+/* 32 rows and columns, while near: tiles 0 to 3 are sums, 4, 5 of a, 6, 7 of b. Without () gcc < 12.3 would cast c. */
 ATTN__AMX static void attn__multiply_amx(const attn__product *p) {
     const ptrdiff_t lanes = ATTN__LANES_AVX512, ld = 4 * lanes, lda = p->lda;
     const __m512 one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(p->scale);
