@@ -2985,7 +2985,7 @@ static int64_t attn__carve(attn__scratch *s, char *base, const attn_plan *p, con
     rows = attn__min64(l->row_tile, p->max_q_len * group);
     packed = decode_rows * (attn__in_panels(l, ATTN_DECODE, attn__min64(rows, 2 * chains)) ? 2 : 1); /* empty lanes */
     panel_rows = p->families & 1 << ATTN_PREFILL || packed > decode_rows ? rows : 0;
-    if (attn__in_bf16(l) && decode_rows) packed += 15 * attn__max64(1, decode_rows / group);
+    if (attn__in_bf16(l) && decode_rows) packed += 15 * attn__max64(1, decode_rows / group); /* whole sixteens */
     int64_t keys = panel_rows ? attn__key_tile(l, ATTN_PREFILL) : 0, depth = decode_rows ? c->depth : 1;
     int64_t wide = decode_rows && l->kv_type != ATTN_F32 ? ATTN__WIDE : 0;
     int64_t tile = attn__max(attn__key_tile(l, ATTN_DECODE), attn__key_tile(l, ATTN_PREFILL));

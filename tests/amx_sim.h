@@ -53,8 +53,9 @@ AMX_SIM void amx_product(int c, int a, int b) {
 #undef _tile_dpbf16ps
 #undef _tile_release
 #define _tile_zero amx_zero
-#define _tile_loadd amx_load
-#define _tile_stored amx_store
+/* without parentheses, as in the first headers of gcc 11 and 12: a sum must bring its own */
+#define _tile_loadd(tile, from, stride) amx_load(tile, (const void *)from, stride)
+#define _tile_stored(tile, to, stride) amx_store(tile, (void *)to, stride)
 #define _tile_dpbf16ps amx_product
 #define _tile_release() ((void)0)
 #endif

@@ -2478,17 +2478,32 @@ static void quiet_tiles(uint16_t *q, uint16_t *k) {
     for (i = 0; i < TILES_KV; i++) k[i * TILES_DIM] = i / TILE % 4 ? 0xc000 : 0;
 }
 
-static void dense_bf16(attn_layer *layer, int rows, attn_io *io, int mode, float value, float *lambda) {
+/* One row: DECODE, else a prompt. */
+static void dense_bf16(attn_layer *layer, int32_t rows, attn_io *io, int mode, float value, float *lambda) {
+    const int32_t kv_len = TILES_KV, phase = rows > 1 ? ATTN_PREFILL : ATTN_DECODE;
+    attn_batch batch;
+    attn_plan plan;
+    attn_exec exec;
+    attn_error error;
     size_t bytes;
     void *mem;
-    attn_error error;
     layer->skip.mode = mode;
     layer->skip.prefill = layer->skip.decode = mode == ATTN_SKIP_LAMBDA ? 0 : value;
     *lambda = value;
     io->lambda = mode == ATTN_SKIP_LAMBDA ? lambda : NULL;
-    bytes = attn_dense_bytes(layer, rows, TILES_KV);
+    memset(&batch, 0, sizeof batch);
+    memset(&exec, 0, sizeof exec);
+    batch.n = 1;
+    batch.q_len = &rows;
+    batch.kv_len = &kv_len;
+    batch.phase = &phase;
+    bytes = attn_plan_bytes(&batch, layer);
     mem = need(bytes);
-    CHECK(!attn_dense(layer, rows, TILES_KV, io, mem, bytes, &error), "%s", error.text);
+    CHECK(!attn_plan_make(&plan, &batch, layer, mem, bytes, &error), "%s", error.text);
+    exec.bytes = attn_exec_bytes(&plan, 1);
+    exec.mem = need(exec.bytes);
+    CHECK(!attn_forward(&plan, layer, io, &exec, &error), "%s", error.text);
+    free(exec.mem);
     free(mem);
 }
 
