@@ -1328,17 +1328,17 @@ static uint16_t attn__to_bf16(float x) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* e5m2 is the upper half of an f16; the bits of e4m3 are those of an f16 that is 2^8 times smaller. */
+/* e5m2 is the upper half of an f16, e4m3 has the bits of one that is 2^8 times smaller: that is in attn__head_scale. */
 static float attn__from_f8(uint32_t b, attn_type type) {
     if (type == ATTN_E5M2) return attn__from_f16(b << 8);
     if ((b & 0x7fu) == 0x7fu) return attn__float_of(0x7fc00000u);
-    return attn__from_f16((b & 0x80u) << 8 | (b & 0x7fu) << 7) * 256.0f;
+    return attn__from_f16((b & 0x80u) << 8 | (b & 0x7fu) << 7);
 }
 
 static uint8_t attn__to_f8(float x, attn_type type) {
     uint32_t sign = attn__bits_of(x) >> 24 & 0x80u, a = attn__bits_of(x) & 0x7fffffffu;
     if (a > 0x7f800000u) return 0x7f;
-    return (uint8_t)(sign | (type == ATTN_E4M3 ? attn__round_bits(a, 3, 7, 0x7eu) : attn__round_bits(a, 2, 15, 0x7bu)));
+    return (uint8_t)(sign | attn__round_bits(a, type == ATTN_E4M3 ? 3 : 2, 15, type == ATTN_E4M3 ? 0x7eu : 0x7bu));
 }
 
 /* The integer nearest to |x| < 2^22, ties to even: what a sum with 1.5 * 2^23 ends in. */
@@ -1739,7 +1739,7 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_
     if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
     raw = _mm_slli_epi16(raw, 7);
     raw = _mm_xor_si128(raw, _mm_and_si128(_mm_add_epi16(raw, _mm_set1_epi16(0x80)), _mm_set1_epi16(0x4000)));
-    return _mm256_mul_ps(_mm256_cvtph_ps(raw), _mm256_set1_ps(256.0f));
+    return _mm256_cvtph_ps(raw);
 }
 
 #else /* NEON */
@@ -1812,7 +1812,7 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_
     if (type == ATTN_E5M2) return vcvt_f32_f16((float16x4_t)vshl_n_s16(raw, 8));
     raw = vshl_n_s16(raw, 7);
     raw = veor_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
-    return vmulq_n_f32(vcvt_f32_f16((float16x4_t)raw), 256.0f);
+    return vcvt_f32_f16((float16x4_t)raw);
 }
 #endif
 
@@ -2171,8 +2171,7 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(int c, int vectors, const cha
     if (type == ATTN_F32) return _mm512_maskz_loadu_ps(first, at);
     if (type == ATTN_INT8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
     int wide = vectors * attn__type_bytes(type) > 1;
-    __m512 unit = _mm512_set1_ps(type == ATTN_E4M3 ? 256.0f : 1.0f);
-    if (type > ATTN_BF16 && c % 2) return _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(*odd, 1)), unit);
+    if (type > ATTN_BF16 && c % 2) return _mm512_cvtph_ps(_mm512_extracti64x4_epi64(*odd, 1));
     __m256i raw = wide ? _mm256_loadu_si256(at) : _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)at));
     if (type == ATTN_F16) return _mm512_cvtph_ps(raw);
     if (type == ATTN_BF16) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
@@ -2180,7 +2179,7 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(int c, int vectors, const cha
     half = type == ATTN_E5M2 ? _mm512_slli_epi16(half, 8) : _mm512_slli_epi16(half, 7);
     __m512i sum = _mm512_add_epi16(half, _mm512_set1_epi16(0x80));
     *odd = type == ATTN_E5M2 ? half : _mm512_ternarylogic_epi32(half, sum, _mm512_set1_epi16(0x4000), 0x78);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(*odd)), unit);
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(*odd));
 }
 
 /* Half the instructions of AVX2's, which takes partial vectors: 2 % of verifying and of short prompts */
@@ -3099,11 +3098,12 @@ static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io
     if (own) attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, io->v_page, io->v_row, io->v_head, io->v_scale);
 }
 
-/* The factor of one kv head of a cache; scales per key are applied where keys are widened. */
+/* The factor of one kv head of a cache, as it is read; scales per key are applied where keys are widened. */
 static float attn__head_scale(const attn_layer *l, const float *scale, int32_t request, int32_t head) {
-    if (!scale || l->scale_kind == ATTN_SCALE_PER_KEY) return 1.0f;
-    if (l->scale_kind == ATTN_SCALE_PER_TENSOR) return scale[0];
-    return scale[l->scale_kind == ATTN_SCALE_PER_HEAD ? head : (int64_t)request * l->kv_heads + head];
+    float unit = l->kv_type == ATTN_E4M3 ? 256.0f : 1.0f;
+    if (!scale || l->scale_kind == ATTN_SCALE_PER_KEY) return unit;
+    if (l->scale_kind == ATTN_SCALE_PER_TENSOR) return unit * scale[0];
+    return unit * scale[l->scale_kind == ATTN_SCALE_PER_HEAD ? head : (int64_t)request * l->kv_heads + head];
 }
 
 static void attn__open(attn__run *r, const attn_plan *plan, const attn_io *io, const attn_exec *exec, int32_t lane) {
