@@ -511,8 +511,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #include <avx512fintrin.h>
 #include <avx512bwintrin.h>
 #include <avx512dqintrin.h>
-#include <avx512vlintrin.h>
-#include <avx512vlbwintrin.h>
 #endif
 #define ATTN__FETCH_L1(at) _mm_prefetch(at, _MM_HINT_T0)
 #define ATTN__FETCH_L2(at) _mm_prefetch(at, _MM_HINT_T1)
