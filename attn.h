@@ -557,9 +557,8 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__TIMES(n)
 #endif
 
-/* The host's flags compile our code. Fast-math would delete the order of our sums and the tests of -inf, and
-   contraction would make the bits depend on -mfma: IEEE rules, and no fused operations but our own, to the end of the
-   implementation. (Partial flags such as -funsafe-math-optimizations define no macro, so this is always on.) */
+/* The host's flags compile our code: fast-math would delete the order of sums and tests of -inf, contraction make bits
+   depend on -mfma. So IEEE rules, and only our own FMAs, from here on. Always: -funsafe-math-... defines no macro. */
 #if defined(__clang__)
 #if defined(__x86_64__) /* elsewhere clang 14 warns that it ignores the pragma */
 #pragma float_control(precise, on, push)
@@ -667,7 +666,7 @@ static void attn__put_format(attn__text *t, const char *format, int64_t a, int64
     }
 }
 
-/* An error that starts with the name of an argument; error may be NULL. */
+/* Errors that start with the name of an argument; of the whole call; of one request, %d, and one slot of it, or -1. */
 ATTN__COLD int attn__fail_name(attn_error *error, int status, const char *name, const char *format, int64_t a,
                                int64_t b, int64_t c, int64_t d) {
     attn__text t = { error ? error->text : NULL, sizeof error->text, 0 };
@@ -679,13 +678,11 @@ ATTN__COLD int attn__fail_name(attn_error *error, int status, const char *name, 
     return status;
 }
 
-/* An error of the whole call: "layer.chunk = %a needs mask CAUSAL or BLOCK". */
 ATTN__COLD int attn__fail(attn_error *error, int status, const char *format, int64_t a, int64_t b) {
     return attn__fail_name(error, status, "", format, a, b, 0, 0);
 }
 static int attn__succeed(attn_error *error) { return attn__fail(error, ATTN_OK, "", 0, 0); }
 
-/* An error of one request, %d, and one slot of it, or -1: "q_len[%d] = %a is negative". */
 ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, int32_t slot, const char *format,
                              int64_t a, int64_t b, int64_t c) {
     attn__fail_name(error, status, "", format, a, b, c, request);
@@ -694,10 +691,9 @@ ATTN__COLD int attn__fail_at(attn_error *error, int status, int32_t request, int
     return status;
 }
 
-/* What must not be, and the words for it; %d is the request. */
 typedef struct attn__rule {
     int broken;
-    const char *text;
+    const char *text;               /* %d is the request */
     int64_t a, b;
 } attn__rule;
 
@@ -838,8 +834,7 @@ ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
 
 /* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
 
-/* Keys [0, lead) and [lo, hi). All three grow with the row, which the tile code relies on. TREE: what any row of the
-   request may see; the tree's bits say the rest. TOPK: ranks in the list of the keys that a row does see. */
+/* Keys [0, lead) and [lo, hi); all grow with the row. TREE: what its bits may take from. TOPK: ranks of seen keys. */
 typedef struct attn__span {
     int32_t lead, lo, hi;
 } attn__span;
@@ -893,7 +888,6 @@ static int32_t attn__tree_depth(const uint32_t *bits, int32_t q_len) {
     return depth;
 }
 
-/* Keys that any of the rows first .. last sees. */
 ATTN__INLINE attn__span attn__union_span(const attn_layer *layer, const attn__lengths *n, int32_t first, int32_t last) {
     attn__span s = attn__row_span(layer, n, last);
     if (first < last) s.lo = attn__row_span(layer, n, first).lo;
@@ -982,8 +976,7 @@ ATTN__INLINE int attn__higher(int32_t a, int32_t b, int32_t c) {
     return bc < ab && bc < (ab ^ bc);
 }
 
-/* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
-   belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
+/* The merge tree as a stack: neighbours merge once no unit to come joins their node. before: left of the run, or -1. */
 typedef struct attn__fold {
     int32_t before, depth, unit[72];
 } attn__fold;
@@ -1054,7 +1047,6 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
     return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
-/* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
 static int attn__measure(const attn_batch *batch, attn_mask mask, int32_t *max_q_len, int32_t *max_kv_len,
                          int64_t *max_rows, attn_error *error) {
     int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
@@ -1187,14 +1179,13 @@ static void attn__add_tasks(attn__planner *p) {
     }
 }
 
-/* TOPK: every token has keys of its own, so its rows have strips of their own. */
 static void attn__add_strips(attn__planner *p) {
     const attn_layer *l = &p->plan.resolved;
     int32_t group = l->heads / l->kv_heads, phase, i, first;
     for (phase = ATTN_PREFILL; phase <= ATTN_DECODE; phase++) {
         for (i = 0; i < p->plan.n; i++) {
             int32_t rows = p->view.phase[i] == phase ? attn__lengths_of(&p->view, i).q_len * group : 0;
-            int32_t step = l->mask == ATTN_TOPK ? group : rows;
+            int32_t step = l->mask == ATTN_TOPK ? group : rows; /* each token has keys, so strips, of its own */
             for (first = 0; first < rows; first += step) attn__add_rows(p, i, first, step);
         }
     }
@@ -1241,11 +1232,10 @@ ATTN__COLD int attn__check_memory(const char *name, const void *mem, size_t byte
     return attn__fail_name(error, ATTN_E_MEMORY, name, rule, (int64_t)bytes, (int64_t)needed, (int64_t)alignment, 0);
 }
 
-/* Tells classes of layers apart, whatever runs them. */
 ATTN__COLD int32_t attn__class_of(const attn_layer *layer) {
     attn_layer l = *layer;
     uint32_t hash = 1;
-    l.isa = 0;
+    l.isa = 0; /* whatever runs it */
     for (int i = 0; i < ATTN__COUNT(attn__layer_fields); i++) hash = hash * 31 + (uint32_t)attn__field_value(&l, i);
     return (int32_t)hash;
 }
@@ -1364,9 +1354,8 @@ static void attn__store(void *dst, int32_t x, attn_type type, float value) {
     if (type == ATTN_E4M3 || type == ATTN_E5M2) ((uint8_t *)dst)[x] = attn__to_f8(value, type);
 }
 
-/* FAST_INT8: x becomes round(x / s), s = largest |x| / 127 but 2^-126 at least, and s is returned; n: a multiple of 16.
-   The bits of |x| grow with it, NaN and inf top them all: s is spoilt. start: NULL, or the integers are stored as int8
-   and *start gets the bits of -128 * their sum. Sixteen at a time: compilers make vectors of that. */
+/* FAST_INT8: x becomes round(x / s); returns s = largest |x| / 127, at least 2^-126; NaN and inf top all and spoil it.
+   n: whole sixteens, which become vectors. start: NULL, or x becomes int8 and *start the bits of -128 * their sum. */
 static float attn__quantise(float *x, int32_t n, float *start) {
     int32_t top[16] = { 0x03fe0000 /* 127 * 2^-126 */ };
     uint32_t sum = 0;
@@ -2420,8 +2409,7 @@ ATTN__AVX512 static void attn__chain_scores_avx512(const attn__dots *a) {
     }
 }
 
-/* Sums of sixteen vectors: ((0 + 2) + (1 + 3)) in each quarter, then ((0 + 1) + (2 + 3)) of the quarters. The first
-   step blends instead of shuffling twice: shuffles have one port, blends two. */
+/* Sixteen sums: (0 + 2) + (1 + 3) in each quarter, then (0 + 1) + (2 + 3) of these. Blends: shuffles have one port. */
 ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
     __m512 b[8], c[4], d[2];
     ATTN__UNROLL for (int i = 0; i < 8; i++) {
@@ -3145,8 +3133,7 @@ static float attn__drift(const attn__run *r, int32_t request) {
     return 4e-6f + 2.5e-7f * (float)(keys / attn__key_tile(r->layer, phase));
 }
 
-/* Normalises one row from its three last numbers: what its sums are multiplied by, its lse, and an upper bound of the
-   share of the softmax that was skipped: of the exact sum, widened by `drift`. */
+/* From a row's last three numbers: the factor of its sums, lse, a bound of the share skipped, widened by `drift`. */
 static float attn__finish_row(const float *tail, const float *sink, float drift, float *lse, float *certificate) {
     float m = tail[2];
     *certificate = 0;
@@ -3357,7 +3344,6 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
 
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
 
-/* needed: -1: it must be NULL, V being a part of K. */
 ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
@@ -3373,8 +3359,7 @@ static int attn__apart(int64_t rows, int64_t heads, int64_t row, int64_t head, i
     return outers < 2 || (outer >= dim && (inners < 2 || (outer - dim) / (inners - 1) >= inner));
 }
 
-/* What a call does with the caches: attn_forward, attn_append, attn_index_score. */
-enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE };
+enum { ATTN__READ, ATTN__WRITE, ATTN__SCORE }; /* what attn_forward, attn_append, attn_index_score do with the caches */
 
 static int attn__check_pages(const attn__run *r, int32_t request, int32_t first, int32_t last, attn_error *error) {
     const int32_t size = r->layer->page_size, *table = r->io->page_table + request * r->strides.page_table_row;
@@ -3558,11 +3543,10 @@ static void attn__count(const attn__run *r, float gap, int skip, int no_weights)
     r->counters->histogram[gap < 31.5f ? (int)(gap * 2) : 63]++;
 }
 
-/* TREE: as if causal, so that a chain gives the bits of CAUSAL. */
 static void attn__open_budgets(const attn__run *r, const attn__strip *s) {
     attn__lengths n = attn__lengths_of(&r->view, s->request);
     attn_layer layer = *r->layer;
-    if (layer.mask == ATTN_TREE) layer.mask = ATTN_CAUSAL;
+    if (layer.mask == ATTN_TREE) layer.mask = ATTN_CAUSAL; /* so that a chain gives its bits */
     for (int32_t i = 0; i < s->rows; i++) {
         int32_t position = attn__row_position(r, s->request, (s->row + i) / r->group);
         attn__span p = attn__key_span(&layer, &n, position - (n.kv_len - n.q_len));
@@ -4720,8 +4704,7 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 
 /* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
 
-/* Where E comes from: it is 0, 1, extend_lens or draft_tokens. */
-enum { ATTN__PAD, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS };
+enum { ATTN__PAD, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS }; /* E is 0, 1, extend_lens or draft_tokens */
 ATTN__COLD int attn__mode_rows(attn_mode mode) {
     if (mode == ATTN_MODE_IDLE) return ATTN__PAD;
     if (mode == ATTN_MODE_DECODE || mode == ATTN_MODE_DRAFT_DECODE) return ATTN__ONE;
@@ -4802,9 +4785,8 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
 
 enum { ATTN__PER_REQUEST, ATTN__PER_ROW, ATTN__PER_Q, ATTN__PER_COLUMN, ATTN__PER_ROW_COLUMN };
 
-/* An array: where its pointer stands in attn_meta, the bit that asks for it, its shape and entries beyond that. */
 typedef struct attn__meta_array {
-    int32_t offset, want, shape, extra;
+    int32_t offset, want, shape, extra; /* of its pointer in attn_meta; bit that asks for it; ...; entries beyond it */
 } attn__meta_array;
 
 #define ATTN__ARRAY(name, want, shape, extra) { offsetof(attn_meta, name), ATTN_META_##want, ATTN__PER_##shape, extra }
@@ -4825,8 +4807,7 @@ static int64_t attn__meta_count(const attn_meta *m, int32_t shape) {
     return counts[shape];
 }
 
-/* Gives every wanted array its place behind `words`, or none if words is NULL; returns the int32s used. The products
-   stay below 2^62, so capping each lets the sum of all be held against the limit. */
+/* Places the wanted arrays at `words`, if not NULL; returns the int32s used. Counts are capped: their sum fits. */
 static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
     int64_t used = 0;
     for (int i = 0; i < ATTN__COUNT(attn__meta_arrays); i++) {
@@ -4844,8 +4825,7 @@ static int64_t attn__meta_place(attn_meta *m, int32_t want, int32_t *words) {
     return attn__max64(4, used);
 }
 
-/* All that the size depends on: fills in n, the capacities, table_row and bytes of *m, nothing else. Metadata serve
-   every mask, so E > KV is the layer's affair: they are measured as a FULL one's. */
+/* All that the size depends on: n, capacities, table_row and bytes of *m. As for a FULL mask, so that E may be > KV. */
 ATTN__COLD int attn__meta_check(attn_meta *m, const attn_batch *batch, const attn_meta_input *in, int32_t want,
                             attn_error *error) {
     int tables = (want & (ATTN_META_PAGE_TABLE | ATTN_META_ROW_TABLE)) != 0, sparse = (want & ATTN_META_SPARSE) != 0;
@@ -4880,7 +4860,6 @@ static int64_t attn__clamped_sum(int64_t last, int64_t topk) {
     return last <= 0 ? 0 : x * (x + 1) / 2 + (last - x) * topk;
 }
 
-/* What the arrays make of the requests; E and KV were checked before. */
 static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch, const attn_meta_input *in,
                                      int32_t want, attn_error *error) {
     int64_t sparse = 0, tokens = in ? in->req_to_token_row : 0;
@@ -4901,9 +4880,8 @@ static int attn__meta_check_requests(const attn_meta *m, const attn_batch *batch
     return status;
 }
 
-/* One row: `first` is where its request starts among all keys, `seen` how many keys it sees. */
 static void attn__meta_row(const attn_meta *m, int32_t row, int32_t request, int32_t position, int32_t topk) {
-    int32_t first = m->keys, seen = attn__max(-1, position) + 1;
+    int32_t first = m->keys, seen = attn__max(-1, position) + 1; /* its request's first key of all; keys it sees */
     if (m->seqlens_expand) m->seqlens_expand[row] = seen;
     if (m->positions) m->positions[row] = position;
     if (m->row_request) m->row_request[row] = request;
@@ -4926,7 +4904,6 @@ static void attn__meta_pages(int32_t *to, int64_t columns, const attn_meta_input
     }
 }
 
-/* Writes all arrays; sums up m->rows and m->keys. */
 static void attn__meta_fill(attn_meta *m, const attn_batch *batch, const attn_meta_input *in) {
     int64_t width = m->table_row;
     if (m->cu_seqlens_q) m->cu_seqlens_q[0] = m->cu_seqlens_k[0] = 0;
