@@ -610,7 +610,6 @@ ATTN__INLINE int64_t attn__round_up(int64_t a, int64_t b) { return attn__ceil_di
 ATTN__INLINE int32_t attn__whole(int32_t keys) { return (keys + 31) & -32; } /* AMX: blocks, at absolute multiples */
 
 /* ---- >>text ----------------------------------------------------------------------------------------------------- */
-
 /* Builds a text in a caller's buffer; counts on when it is full, as snprintf does. */
 typedef struct attn__text {
     char *text;
@@ -706,7 +705,6 @@ ATTN__COLD int attn__check_rules(attn_error *error, int status, int32_t request,
 }
 
 /* ---- >>defaults: what zero means, and which layers are valid ---------------------------------------------------- */
-
 ATTN__INLINE int32_t attn__type_bytes(attn_type type) { return type == ATTN_F32 ? 4 : type <= ATTN_BF16 ? 2 : 1; }
 static int attn__is_share(float x, int mode) { return x >= 0 && (mode == ATTN_SKIP_EPS ? x < 1 : attn__is_finite(x)); }
 
@@ -833,7 +831,6 @@ ATTN__INLINE int32_t attn__unit_keys(const attn_layer *resolved, int phase) {
 }
 
 /* ---- >>spans: which keys a row sees ------------------------------------------------------------------------------ */
-
 /* Keys [0, lead) and [lo, hi); all grow with the row. TREE: what its bits may take from. TOPK: ranks of seen keys. */
 typedef struct attn__span {
     int32_t lead, lo, hi;
@@ -1287,7 +1284,6 @@ ATTN_API int attn_plan_make(attn_plan *plan, const attn_batch *batch, const attn
 }
 
 /* ---- >>convert: small types, round to nearest even --------------------------------------------------------------- */
-
 static float attn__from_f16(uint32_t h) {
     uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
     if (exponent) return attn__float_of(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13);
@@ -1492,7 +1488,6 @@ typedef struct attn__leaves {
 } attn__leaves;
 
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
-
 enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
 
 /* Row i of a list of f32 rows, and the factor of one of int8; without a list of these 1. */
@@ -2128,7 +2123,6 @@ ATTN__VEC static void attn__row_values_vec(const attn__sums *a) {
 
 #if ATTN__X86
 /* ---- >>leaves_avx512: F, BW, DQ and VL; 64 rows in the lanes (4 registers), 6 keys at a time --------------------- */
-
 #if defined(__GNUC__) && !defined(__clang__) && defined(__cplusplus)
 /* GCC bug 105593: g++ warns of the deliberately uninitialised variable inside its own _mm512_undefined_ps. */
 #pragma GCC diagnostic push
@@ -2750,7 +2744,6 @@ ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
 #endif
 
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
-
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
@@ -2848,7 +2841,6 @@ ATTN__INLINE int attn__by_bytes(const attn_layer *l) {
 ATTN__INLINE int32_t attn__per_word(const attn_layer *l) { return attn__by_bytes(l) ? 4 : attn__in_bf16(l) ? 2 : 1; }
 
 /* ---- >>explain --------------------------------------------------------------------------------------------------- */
-
 ATTN__COLD void attn__explain_layer(attn__text *t, const attn_layer *l) {
     static const char *const type[] = { "f32", "f16", "bf16", "e4m3", "e5m2", "int8" };
     static const char *const mask[] = { "; causal", "; full", "; prefix", "; block", "; tree", "; topk" };
@@ -3181,7 +3173,6 @@ static void attn__emit(const attn__run *r, const attn__strip *s, const float *st
 }
 
 /* ---- >>tiles: keys to pointers, rows to masks -------------------------------------------------------------------- */
-
 static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t request, int32_t head, int32_t key) {
     int32_t size = r->layer->page_size, slot = attn__slot_of(r->layer, key);
     int64_t page = size ? r->io->page_table[request * r->strides.page_table_row + slot / size] : request;
@@ -3343,7 +3334,6 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
 }
 
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
-
 ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
@@ -3570,7 +3560,6 @@ static int attn__affordable(const attn__account *own, const attn__account *ref, 
 }
 
 /* ---- >>prefill: many rows, in the vector lanes ------------------------------------------------------------------- */
-
 /* Rows become columns: panel p holds rows p * lanes ... of the strip as attn__dots says; unused lanes are 0. */
 static void attn__pack_panels(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
@@ -3829,7 +3818,6 @@ static void attn__prefill_unit(const attn__run *r, const attn__strip *s, int32_t
 }
 
 /* ---- >>decode: few rows, keys streamed once ---------------------------------------------------------------------- */
-
 /* AMX: the rows of a head as attn__row_scores_amx reads them, sixteen side by side; the last ones may be missing. */
 static void attn__pack_rows(const attn__run *r, const attn__strip *s) {
     int64_t ld = attn__round_up(r->layer->head_dim, 16), whole = attn__round_up(s->rows, 16), row;
@@ -4116,7 +4104,6 @@ static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
 }
 
 /* ---- >>run: tasks, stages, forward ------------------------------------------------------------------------------- */
-
 /* A unit of a strip in panels, one kv head after the other; state NULL: q becomes panels. */
 static void attn__panel_heads(attn__run *r, const attn__strip *s, int32_t unit, float *state) {
     int64_t floats = attn__round_up(s->rows, r->leaves->lanes) * r->layer->head_dim;
@@ -4255,7 +4242,6 @@ ATTN_API int attn_forward(const attn_plan *plan, const attn_layer *layer, const 
 }
 
 /* ---- >>tools: append, dense, merge, masks ------------------------------------------------------------------------ */
-
 /* Largest |x| of a vector / 127. The bits of |x| grow with it, and NaN and inf top them all: the key stays spoilt. */
 static float attn__int8_scale(const char *src, int32_t dim, attn_type type) {
     int32_t top = 0, x;
@@ -4446,7 +4432,6 @@ ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross) 
 }
 
 /* ---- >>sparse: indexer scores and the keys they choose ----------------------------------------------------------- */
-
 /* Some heads of one row over one tile of n keys: adds weight * relu(score). */
 static void attn__index_tile(const attn__run *r, const attn__strip *s, attn__span seen, int32_t first, int32_t n,
                              const float *weights, float *out) {
@@ -4587,7 +4572,6 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 }
 
 /* ---- >>rope: rotary position embedding --------------------------------------------------------------------------- */
-
 /* e^x for -64 <= x <= 0: 2^n by squaring, the rest by its series. */
 static double attn__exp_double(double x) {
     int32_t n = (int32_t)(0.5 - x * 1.44269504088896341), i;
@@ -4703,7 +4687,6 @@ ATTN_API int attn_skip_from_env(attn_skip *skip, char *(*get)(const char *name),
 }
 
 /* ---- >>modes: what an engine's lengths count --------------------------------------------------------------------- */
-
 enum { ATTN__PAD, ATTN__ONE, ATTN__GIVEN, ATTN__DRAFTS }; /* E is 0, 1, extend_lens or draft_tokens */
 ATTN__COLD int attn__mode_rows(attn_mode mode) {
     if (mode == ATTN_MODE_IDLE) return ATTN__PAD;
@@ -4782,7 +4765,6 @@ ATTN_API int attn_batch_from_mode(attn_batch *batch, attn_mode mode, const attn_
 }
 
 /* ---- >>meta: the index arrays of a step -------------------------------------------------------------------------- */
-
 enum { ATTN__PER_REQUEST, ATTN__PER_ROW, ATTN__PER_Q, ATTN__PER_COLUMN, ATTN__PER_ROW_COLUMN };
 
 typedef struct attn__meta_array {
