@@ -383,9 +383,8 @@ ATTN_API int attn_mask_bits(const attn_batch *batch, const attn_layer *layer, co
    the query itself, -1 means off. Engines apply W to causal self-attention only; the result is 0 (off) for the rest. */
 ATTN_API int32_t attn_window_from_radius(int32_t radius, int causal, int cross);
 
-/* What attn_rope rotates: rows of heads, in place. */
 typedef struct attn_rope_input {
-    void *x;                        /* [row][head][head_dim] */
+    void *x;                        /* [row][head][head_dim], rotated in place */
     attn_type type;                 /* f32, f16 or bf16 */
     int64_t rows, x_row, x_head;    /* rows; strides in elements, 0: packed */
     int32_t heads, head_dim, rotary_dim; /* the first rotary_dim elements of a head turn; even; 0: head_dim */
@@ -4655,9 +4654,7 @@ static float attn__parse(const char *text) {
     double x = 0;
     int32_t exponent = 0, digits = 0;
     for (; *text >= '0' && *text <= '9'; text++, digits++) x = x * 10 + (*text - '0');
-    if (*text == '.') {
-        for (text++; *text >= '0' && *text <= '9'; text++, digits++, exponent--) x = x * 10 + (*text - '0');
-    }
+    for (text += *text == '.'; *text >= '0' && *text <= '9'; text++, digits++, exponent--) x = x * 10 + (*text - '0');
     if (digits && (*text == 'e' || *text == 'E')) {
         int32_t e = 0, sign = text[1] == '-' ? -1 : 1;
         text += text[1] == '-' || text[1] == '+' ? 2 : 1;
