@@ -1431,13 +1431,14 @@ static float attn__tanh(float x) {
 typedef struct attn__dots {
     float *s;                       /* [row][key]; lane_*: [key][lanes], with room for 8 keys more than n */
     const float *q;                 /* [row][d]; lane_*: [d][lanes]; chain_*: [][chain][d / row_lanes][chain_lanes] */
-    const char *const *k, *const *scales;
+    const char *const *k;
+    const float *factors;           /* lane_*, chain_*: scores are multiplied by that of their key; NULL: 1 */
     attn_type type;                 /* of k: f32, or another where attn__is_direct */
     int32_t lds, ldq, rows, n, d, ahead_bytes;
     const char *const *ahead;
     const uint64_t *mask;           /* lane_*: masked scores may be left as they are */
     int bytes;                      /* lane_*: q[d][lanes][4], k[d][4] are bytes, k without a sign. Behind q: [lanes] */
-                                    /* the bits that sums start with, [lanes] what they are worth, beside k's scales */
+                                    /* the bits that sums start with, [lanes] what they are worth, beside factors */
     float scale, *top;              /* AMX, q[d][lanes][2] (row_*: [][d][16][2]), k[d][2], lane_*: no gaps: worth; */
                                     /* if leaves->tops divides n, for each lane's largest score, seen or not; or NULL */
 } attn__dots;
@@ -1445,7 +1446,7 @@ typedef struct attn__dots {
 typedef struct attn__sums {
     float *o;                       /* [row][v_dim], lane_*: [v_dim][lanes]: o * alpha[row] + p v */
     const float *p, *alpha;         /* p: [row][key], lane_*: [key][lanes] */
-    const char *const *v, *const *scales;   /* v, lane_*: evenly apart */
+    const char *const *v;           /* lane_*: evenly apart */
     attn_type type;
     int32_t ldo, ldp, rows, n, v_dim, ahead_bytes;
     const char *const *ahead;
@@ -1457,9 +1458,8 @@ typedef struct attn__sums {
 typedef struct attn__leaves {
     const char *name;
     int32_t lanes, direct, tops;    /* direct: bits of types, see attn__is_direct; tops: see attn__dots, 0: never */
-    /* rows of d elements to f32, ld floats apart; scales: for int8, the address of each row's f32 factor; NULL: 1 */
-    void (*widen)(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows, int32_t d,
-                  attn_type type);
+    /* rows of d elements to f32, ld floats apart */
+    void (*widen)(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d, attn_type type);
     /* Rounds to type, first times *factor, -0 becoming +0; NULL: no arithmetic, where a host may flush subnormals */
     void (*narrow)(void *dst, const float *src, int32_t n, attn_type type, const float *factor);
     void (*softcap)(float *x, int32_t n, float cap);
@@ -1470,14 +1470,17 @@ typedef struct attn__leaves {
     /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
     void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
     /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums: one for every
-       chains-th key, then the tree of row_weights, so they are the same wherever the keys start in their tile */
-    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
-                         float *sum, int32_t used, int32_t chains);
+       chains-th key, then the tree of row_weights, so they are the same wherever the keys start in their tile. After
+       that s is multiplied by the factor of its key; NULL: 1 */
+    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *factors, const float *top, float *m,
+                         float *alpha, float *sum, int32_t used, int32_t chains);
     void (*lane_values)(const attn__sums *a);
     void (*row_scores)(const attn__dots *a);
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
+    /* Scores or weights of rows, ld apart, times the factors of their keys; there is room for 15 more */
+    void (*row_factors)(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors);
     int32_t row_lanes, chain_lanes; /* of row_*: so many chains; rows that chain_scores takes at a time, 0: no such */
     void (*chain_scores)(const attn__dots *a); /* lane_scores with the sums of row_scores; d: whole sixteens */
     /* Are n rows in f32 free of NaN and infinity, which spoil a sum even with a weight of 0? */
@@ -1489,15 +1492,13 @@ typedef struct attn__leaves {
 /* ---- >>leaves_scalar: plain C, the reference --------------------------------------------------------------------- */
 enum { ATTN__LANES_SCALAR = 16, ATTN__CHAINS_SCALAR = 8 };
 
-/* Row i of a list of f32 rows, and the factor of one of int8; without a list of these 1. */
+/* Row i of a list of f32 rows */
 ATTN__INLINE const float *attn__row(const char *const *rows, int32_t i) { return (const float *)(const void *)rows[i]; }
-ATTN__INLINE float attn__row_scale(const char *const *scales, int32_t i) { return scales ? *attn__row(scales, i) : 1; }
 
-static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, const char *const *scales, int32_t rows,
-                               int32_t d, attn_type type) {
-    for (int32_t i = 0, x; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
-        for (x = 0; x < d; x++) row[x] = scales ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
+static void attn__widen_scalar(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                               attn_type type) {
+    for (int32_t i = 0; i < rows; i++) {
+        for (int32_t x = 0; x < d; x++) dst[(ptrdiff_t)i * ld + x] = attn__load(src[i], x, type);
     }
 }
 
@@ -1534,6 +1535,10 @@ ATTN__INLINE int attn__finite_scalar(const char *const *rows, int32_t n, int32_t
     return !(any >> 31);
 }
 
+static void attn__row_factors_scalar(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors) {
+    for (int32_t at = 0; at < rows * n; at++) s[at / n * ld + at % n] *= factors[at % n];
+}
+
 static void attn__lane_scores_scalar(const attn__dots *a) {
     for (int32_t j = 0; j < a->n; j++) {
         float sum[ATTN__LANES_SCALAR] = { 0 };
@@ -1541,6 +1546,7 @@ static void attn__lane_scores_scalar(const attn__dots *a) {
             const float *q = a->q + x * ATTN__LANES_SCALAR;
             for (int32_t r = 0; r < ATTN__LANES_SCALAR; r++) sum[r] += attn__row(a->k, j)[x] * q[r];
         }
+        for (int32_t r = 0; r < ATTN__LANES_SCALAR && a->factors; r++) sum[r] *= a->factors[j];
         memcpy(a->s + j * ATTN__LANES_SCALAR, sum, sizeof sum);
     }
 }
@@ -1555,8 +1561,8 @@ static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mas
     }
 }
 
-static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                      float *alpha, float *sum, int32_t used, int32_t chains) {
+static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *factors, const float *top,
+                                      float *m, float *alpha, float *sum, int32_t used, int32_t chains) {
     (void)chains;
     for (int32_t r = 0; r < used; r++) {
         float old = m[r];
@@ -1567,6 +1573,7 @@ static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask,
             float *x = &s[j * ATTN__LANES_SCALAR + r];
             *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - m[r]) : 0.0f;
             sum[r] += *x;
+            if (factors) *x *= factors[j];
         }
     }
 }
@@ -1708,14 +1715,14 @@ ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
     return _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
 }
 
-/* A vector of a row, from x on; scale: of int8. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
-ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_type type) {
+/* A vector of a row, from x on. For the 8 bits see attn__from_f8; seven ones, NaN, carry. */
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
     const void *at = src + (ptrdiff_t)x * attn__type_bytes(type);
     if (type == ATTN_F32) return _mm256_loadu_ps((const float *)at);
     __m128i raw = type <= ATTN_BF16 ? _mm_loadu_si128((const __m128i *)at) : _mm_loadl_epi64((const __m128i *)at);
     if (type == ATTN_F16) return _mm256_cvtph_ps(raw);
     if (type == ATTN_BF16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
-    if (type == ATTN_INT8) return attn__mul_vec(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)), attn__set_vec(scale));
+    if (type == ATTN_INT8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
     raw = _mm_cvtepi8_epi16(raw);
     if (type == ATTN_E5M2) return _mm256_cvtph_ps(_mm_slli_epi16(raw, 8));
     raw = _mm_slli_epi16(raw, 7);
@@ -1781,7 +1788,7 @@ ATTN__OP attn__halves attn__to_bf16_vec(attn__vec a) {
     return vshrn_n_u32(vbslq_u32(nan, vorrq_u32(u, vdupq_n_u32(0x400000)), rounded), 16);
 }
 
-ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_type type) {
+ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, attn_type type) {
     const char *at = src + (ptrdiff_t)x * attn__type_bytes(type);
     int32_t word;
     if (type == ATTN_F32) return vld1q_f32((const float *)(const void *)at);
@@ -1789,7 +1796,7 @@ ATTN__OP attn__vec attn__read_vec(const char *src, int32_t x, float scale, attn_
     if (type == ATTN_BF16) return (attn__vec)vshll_n_u16(vld1_u16((const uint16_t *)(const void *)at), 16);
     memcpy(&word, at, sizeof word);
     int16x4_t raw = vget_low_s16(vmovl_s8((int8x8_t)vdup_n_s32(word)));
-    if (type == ATTN_INT8) return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(raw)), scale);
+    if (type == ATTN_INT8) return vcvtq_f32_s32(vmovl_s16(raw));
     if (type == ATTN_E5M2) return vcvt_f32_f16((float16x4_t)vshl_n_s16(raw, 8));
     raw = vshl_n_s16(raw, 7);
     raw = veor_s16(raw, vand_s16(vadd_s16(raw, vdup_n_s16(0x80)), vdup_n_s16(0x4000)));
@@ -1830,18 +1837,17 @@ ATTN__OP attn__vec attn__exp_vec(attn__vec x) {
     return attn__and_vec(keep, attn__scale_vec(p, n));
 }
 
-ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
-                               int32_t rows, int32_t d, attn_type type) {
-    for (int32_t i = 0, x; i < rows; i++) {
-        float *row = dst + (ptrdiff_t)i * ld, scale = attn__row_scale(scales, i);
-        for (x = 0; x + ATTN__W <= d; x += ATTN__W) attn__store_vec(row + x, attn__read_vec(src[i], x, scale, type));
-        for (; x < d; x++) row[x] = scales ? attn__load(src[i], x, type) * scale : attn__load(src[i], x, type);
+ATTN__OP void attn__expand_vec(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                               attn_type type) {
+    for (int32_t i = 0, x; i < rows; i++, dst += ld) {
+        for (x = 0; x + ATTN__W <= d; x += ATTN__W) attn__store_vec(dst + x, attn__read_vec(src[i], x, type));
+        for (; x < d; x++) dst[x] = attn__load(src[i], x, type);
     }
 }
 
-ATTN__VEC static void attn__widen_vec(float *dst, int32_t ld, const char *const *src, const char *const *scales,
-                                      int32_t rows, int32_t d, attn_type type) {
-    ATTN__BY_TYPE(63, type, attn__expand_vec, dst, ld, src, scales, rows, d)
+ATTN__VEC static void attn__widen_vec(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                                      attn_type type) {
+    ATTN__BY_TYPE(63, type, attn__expand_vec, dst, ld, src, rows, d)
 }
 
 ATTN__VEC static void attn__narrow_vec(void *dst, const float *src, int32_t n, attn_type type, const float *factor) {
@@ -1878,6 +1884,14 @@ ATTN__VEC static void attn__blend_vec(float *a, const float *b, float wa, float 
     for (int32_t i = 0; i < n; i += ATTN__W) {
         attn__vec y = attn__mul_vec(attn__load_first_vec(a + i, n - i), va);
         attn__store_first_vec(a + i, n - i, attn__fma_vec(attn__load_first_vec(b + i, n - i), vb, y));
+    }
+}
+
+ATTN__VEC static void attn__row_factors_vec(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors) {
+    for (int32_t i = 0, j; i < rows; i++, s += ld) {
+        for (j = 0; j < n; j += ATTN__W) {
+            attn__store_vec(s + j, attn__mul_vec(attn__load_vec(s + j), attn__load_vec(factors + j)));
+        }
     }
 }
 
@@ -1929,6 +1943,11 @@ ATTN__OP void attn__panel_scores_vec(const attn__dots *a, int chains) {
             }
             ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) part[level][i] = sum[i];
         }
+        if (a->factors) {
+            ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) {
+                sum[i] = attn__mul_vec(sum[i], attn__set_vec(a->factors[j + i / ATTN__N]));
+            }
+        }
         ATTN__UNROLL for (i = 0; i < ATTN__SUMS; i++) attn__store_vec(s + i * ATTN__W, sum[i]);
         ATTN__UNROLL for (i = 0; i < ATTN__N; i++) { /* 3 % of prompts; lane_max reads all scores */
             attn__vec most = top && j ? attn__load_vec(top + i * ATTN__W) : attn__set_vec(ATTN__LOWEST);
@@ -1952,8 +1971,9 @@ ATTN__VEC static void attn__lane_max_vec(const float *s, int32_t n, const uint64
     }
 }
 
-ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                             float *alpha, float *sum, int32_t used, int32_t chains) {
+ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *factors,
+                                             const float *top, float *m, float *alpha, float *sum, int32_t used,
+                                             int32_t chains) {
     for (int32_t c = 0, i, j; c < used; c += ATTN__W) {
         attn__vec old = attn__load_vec(m + c), most = attn__max_vec(attn__load_vec(top + c), old);
         attn__vec total[ATTN__W] = { attn__set_vec(0.0f) };
@@ -1963,6 +1983,7 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
                 attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(x), most));
                 if (mask) p = attn__and_vec(p, attn__mask_vec(mask[j] >> c));
                 total[i] = attn__add_vec(total[i], p);
+                if (factors) p = attn__mul_vec(p, attn__set_vec(factors[j]));
                 attn__store_vec(x, p);
             }
         }
@@ -1993,10 +2014,9 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     }
     ATTN__TIMES(2) for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
         const float *v = lane ? first + start : attn__row(a->v, j) + x;
-        float scale = type == ATTN_INT8 ? attn__row_scale(a->scales, j) : 1.0f;
         if (fetch) ATTN__FETCH_L2(a->ahead[j] + at);
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
-            part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, scale, type)
+            part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
         }
         ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
@@ -2028,11 +2048,11 @@ ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
 
 /* One step of a vector of elements of d; only the last one may be partial. */
 ATTN__OP void attn__dots_step_vec(int rows, int keys, attn__vec *sum, const float *q, ptrdiff_t ldq,
-                                  const char *const *row, const float *scale, int32_t x, int32_t left, attn_type type) {
+                                  const char *const *row, int32_t x, int32_t left, attn_type type) {
     attn__vec key[8];
     ATTN__UNROLL for (int i = 0; i < keys; i++) {
         key[i] = type == ATTN_F32 ? attn__load_first_vec(attn__row(row, i) + x, left)
-                                  : attn__read_vec(row[i], x, scale[i], type);
+                                  : attn__read_vec(row[i], x, type);
     }
     ATTN__UNROLL for (int r = 0; r < rows; r++, sum += keys) {
         attn__vec query = attn__load_vec(q + r * ldq);
@@ -2050,16 +2070,15 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         attn__vec sum[16];
         const float *q = a->q + r * ldq;
         const char *row[8];
-        float *s = a->s + r * a->lds + j, out[16], scale[8];
+        float *s = a->s + r * a->lds + j, out[16];
         if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-        for (i = 0; i < keys; i++) scale[i] = type == ATTN_INT8 ? attn__row_scale(a->scales, j + i) : 1.0f;
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
-            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, scale, x, ATTN__W, type);
+            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, ATTN__W, type);
         }
         if (type == ATTN_F32 && x < a->d) {
-            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, scale, x, a->d - x, type);
+            attn__dots_step_vec(rows, keys, sum, q + x, ldq, row, x, a->d - x, type);
         }
         ATTN__UNROLL for (i = 0; i < rows * keys; i += ATTN__W) attn__store_vec(out + i, attn__sums_vec(sum + i));
         ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
@@ -2163,19 +2182,18 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__load_avx512(int c, int vectors, const cha
 }
 
 /* Half the instructions of AVX2's, which takes partial vectors: 2 % of verifying and of short prompts */
-ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *to, const char *src, float scale, int32_t d, attn_type type) {
+ATTN__AVX512 ATTN__INLINE void attn__expand_avx512(float *to, const char *src, int32_t d, attn_type type) {
     __m512i odd;
     for (int32_t x = 0; x < d; x += 16) {
-        __m512 y = attn__load_avx512(0, 1, src, x, (__mmask16)0xffff, type, &odd);
-        _mm512_storeu_ps(to + x, type == ATTN_INT8 ? _mm512_mul_ps(y, _mm512_set1_ps(scale)) : y);
+        _mm512_storeu_ps(to + x, attn__load_avx512(0, 1, src, x, (__mmask16)0xffff, type, &odd));
     }
 }
 
-ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, const char *const *scales,
-                                            int32_t rows, int32_t d, attn_type type) {
-    if (d % 16) attn__widen_vec(dst, ld, src, scales, rows, d, type);
+ATTN__AVX512 static void attn__widen_avx512(float *dst, int32_t ld, const char *const *src, int32_t rows, int32_t d,
+                                            attn_type type) {
+    if (d % 16) attn__widen_vec(dst, ld, src, rows, d, type);
     for (int32_t i = 0; i < rows && d % 16 == 0; i++, dst += ld) {
-        ATTN__BY_TYPE(63, type, attn__expand_avx512, dst, src[i], attn__row_scale(scales, i), d)
+        ATTN__BY_TYPE(63, type, attn__expand_avx512, dst, src[i], d)
     }
 }
 
@@ -2195,6 +2213,7 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
                                                       int32_t c, int32_t x, int32_t end) {
     __m512 sum[8][4];
     const float *row[8], *q = a->q + x * ATTN__LANES_AVX512 + 16 * c, *extra = q + (ptrdiff_t)a->d * ATTN__LANES_AVX512;
+    const float *factors = end == a->d ? a->factors : NULL;
     float *s = a->s + j * ATTN__LANES_AVX512 + 16 * c;
     int old = bytes || x > 0;
     ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
@@ -2215,10 +2234,11 @@ ATTN__AVX512 ATTN__INLINE void attn__lane_dots_avx512(int keys, int vectors, int
         }
     }
     ATTN__UNROLL for (int32_t i = 0; i < keys; i++) {
-        __m512 scale = _mm512_set1_ps(bytes ? attn__row_scale(a->scales, j + i) : 1.0f);
+        __m512 factor = _mm512_set1_ps(factors ? factors[j + i] : 1.0f);
         ATTN__UNROLL for (c = 0; c < vectors; c++) {
-            __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(sum[i][c])), scale);
-            if (bytes) sum[i][c] = _mm512_mul_ps(y, _mm512_loadu_ps(extra + ATTN__LANES_AVX512 + 16 * c));
+            if (bytes) sum[i][c] = _mm512_cvtepi32_ps(_mm512_castps_si512(sum[i][c]));
+            if (bytes || factors) sum[i][c] = _mm512_mul_ps(sum[i][c], factor);
+            if (bytes) sum[i][c] = _mm512_mul_ps(sum[i][c], _mm512_loadu_ps(extra + ATTN__LANES_AVX512 + 16 * c));
             _mm512_storeu_ps(s + i * ATTN__LANES_AVX512 + 16 * c, sum[i][c]);
         }
     }
@@ -2281,8 +2301,9 @@ ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const 
     ATTN__UNROLL for (int32_t c = 0; c < 4; c++) _mm512_storeu_ps(top + 16 * c, most[c]);
 }
 
-ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
-                                                   float *m, float *alpha, float *sum, int32_t used, int32_t chains) {
+ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *factors,
+                                                   const float *top, float *m, float *alpha, float *sum, int32_t used,
+                                                   int32_t chains) {
     for (int32_t c = 0, i, j; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total[16] = { _mm512_setzero_ps() };
@@ -2292,6 +2313,7 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
                 __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
                 if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
                 total[i] = _mm512_add_ps(total[i], p);
+                if (factors) p = _mm512_mul_ps(p, _mm512_set1_ps(factors[j]));
                 _mm512_storeu_ps(x, p);
             }
         }
@@ -2393,7 +2415,10 @@ ATTN__AVX512 static void attn__chains_avx512(const attn__dots *a, int32_t j, int
         }
         ATTN__UNROLL for (i = 0; i < SUMS; i++) part[level][i] = sum[0][i];
     }
-    ATTN__UNROLL for (i = 0; i < SUMS; i++) _mm512_storeu_ps(s + i / 2 * LD + i % 2 * 16, part[3][i]);
+    ATTN__UNROLL for (i = 0; i < SUMS; i++) {
+        if (a->factors) part[3][i] = _mm512_mul_ps(part[3][i], _mm512_set1_ps(a->factors[j + i / 2]));
+        _mm512_storeu_ps(s + i / 2 * LD + i % 2 * 16, part[3][i]);
+    }
 }
 
 ATTN__AVX512 static void attn__chain_scores_avx512(const attn__dots *a) {
@@ -2421,13 +2446,12 @@ ATTN__AVX512 ATTN__INLINE __m512 attn__sums_avx512(const __m512 *a) {
 
 /* One step of one or two vectors of d; only the last one may be partial. */
 ATTN__AVX512 ATTN__INLINE void attn__dots_step_avx512(int rows, int keys, int vectors, __m512 *sum, const float *q,
-                                                      int32_t ldq, const char *const *row, const float *scale,
-                                                      int32_t x, __mmask16 first, attn_type type) {
+                                                      int32_t ldq, const char *const *row, int32_t x,
+                                                      __mmask16 first, attn_type type) {
     __m512i odd = _mm512_setzero_si512();
     __m512 key[16];
     ATTN__UNROLL for (int i = 0; i < keys * vectors; i++) {
         key[i] = attn__load_avx512(i % vectors, vectors, row[i / vectors], x, first, type, &odd);
-        if (type == ATTN_INT8) key[i] = _mm512_mul_ps(key[i], _mm512_set1_ps(scale[i / vectors]));
     }
     ATTN__UNROLL for (int r = 0; r < rows * vectors; r++, q += r % vectors ? 16 : ldq - 16 * (vectors - 1)) {
         __m512 query = _mm512_loadu_ps(q + x), *to = sum + r / vectors * keys, *k = key + r % vectors;
@@ -2443,16 +2467,15 @@ ATTN__AVX512 ATTN__INLINE void attn__dots_avx512(int rows, int keys, const attn_
     for (int32_t j = 0, x, i; j < a->n; j += keys) {
         __m512 sum[16];
         const char *row[16];
-        float *s = a->s + r * a->lds + j, out[16], scale[16];
+        float *s = a->s + r * a->lds + j, out[16];
         ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = _mm512_setzero_ps();
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
-        for (i = 0; i < keys && type == ATTN_INT8; i++) scale[i] = attn__row_scale(a->scales, j + i);
         for (x = 0; x < (a->d & -step); x += step) {
             if (x < wanted && x % (64 / size) == 0) attn__fetch(a->ahead + j, keys, x, x + 1, size);
-            attn__dots_step_avx512(rows, keys, vectors, sum, q, a->ldq, row, scale, x, 0xffff, type);
+            attn__dots_step_avx512(rows, keys, vectors, sum, q, a->ldq, row, x, 0xffff, type);
         }
         if ((type == ATTN_F32 || vectors > 1) && x < a->d) {
-            attn__dots_step_avx512(rows, keys, 1, sum, q, a->ldq, row, scale, x, attn__first_avx512(a->d - x), type);
+            attn__dots_step_avx512(rows, keys, 1, sum, q, a->ldq, row, x, attn__first_avx512(a->d - x), type);
         }
         _mm512_storeu_ps(out, attn__sums_avx512(sum));
         ATTN__UNROLL for (i = 0; i < rows; i++) memcpy(s + i * a->lds, out + i * keys, (size_t)keys * sizeof(float));
@@ -2515,7 +2538,6 @@ ATTN__AVX512 ATTN__INLINE void attn__weigh_avx512(int rows, int vectors, const a
         if (fetch && ask) attn__fetch(a->ahead + j, 1, x, x + 16 * vectors, size);
         ATTN__UNROLL for (int32_t c = 0; c < vectors; c++) {
             value[c] = attn__load_avx512(c, vectors, a->v[j], x, used, type, &odd);
-            if (type == ATTN_INT8) value[c] = _mm512_mul_ps(value[c], _mm512_set1_ps(attn__row_scale(a->scales, j)));
         }
         ATTN__UNROLL for (int32_t i = 0; i < rows; i++) {
             __m512 w = _mm512_set1_ps(p[i * ldp]);
@@ -2710,8 +2732,10 @@ ATTN__AMX ATTN__INLINE __m512 attn__weigh_amx(float *s, int32_t n, const uint64_
     return _mm512_add_ps(total[0], total[1]);
 }
 
-ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
-                                             float *alpha, float *sum, int32_t used, int32_t chains) {
+ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *factors,
+                                             const float *top, float *m, float *alpha, float *sum, int32_t used,
+                                             int32_t chains) {
+    (void)factors;
     (void)chains;
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old), total;
@@ -2747,7 +2771,7 @@ static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
     attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
     attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, ATTN__CHAINS_SCALAR, 0, NULL, attn__finite_scalar, NULL
+    attn__row_values_scalar, attn__row_factors_scalar, ATTN__CHAINS_SCALAR, 0, NULL, attn__finite_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
@@ -2755,7 +2779,8 @@ static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, ATTN__KEYS, attn__widen_vec, attn__narrow_vec,
     attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec, ATTN__W, ATTN__LANES_VEC, attn__chain_scores_vec, attn__finite_vec, NULL
+    attn__row_values_vec, attn__row_factors_vec, ATTN__W, ATTN__LANES_VEC, attn__chain_scores_vec, attn__finite_vec,
+    NULL
 };
 #endif
 
@@ -2765,7 +2790,7 @@ static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 0, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
     attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, 16, 32, attn__chain_scores_avx512, attn__finite_vec, NULL
+    attn__row_values_avx512, attn__row_factors_vec, 16, 32, attn__chain_scores_avx512, attn__finite_vec, NULL
 };
 
 #if ATTN__HAS_AMX
@@ -2773,7 +2798,7 @@ static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
     attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
     attn__lane_values_amx, attn__row_scores_amx, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, 16, 0, NULL, attn__finite_vec, attn__pack_amx
+    attn__row_values_avx512, attn__row_factors_vec, 16, 0, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
 
@@ -2933,7 +2958,7 @@ typedef struct attn__budget {
 /* What one lane needs, carved from exec.mem. */
 typedef struct attn__scratch {
     const char **k_rows[2], **v_rows; /* a pointer per key of a tile, padded by 16; decode: of this step and the next */
-    int64_t list;                   /* entries from there on: the addresses of the keys' scales */
+    int64_t list;                   /* entries from there on: the keys' factors, attn__factors */
     const char **wide_k_rows, **wide_v_rows;
     float *wide_k, *wide_v;         /* copies of the keys in f32, and their addresses */
     float *q, *o, *m, *l, *sigma;   /* prefill: panels; decode: q only */
@@ -3075,7 +3100,7 @@ static void attn__open_caches(attn__run *r, const attn_plan *plan, const attn_io
     if (own) attn__open_cache(&r->v, &r->v_scales, l, io->v, l->v_dim, io->v_page, io->v_row, io->v_head, io->v_scale);
 }
 
-/* The factor of one kv head of a cache, as it is read; scales per key are applied where keys are widened. */
+/* The factor of one kv head of a cache, as it is read; those per key are attn__factors. */
 static float attn__head_scale(const attn_layer *l, const float *scale, int32_t request, int32_t head) {
     float unit = l->kv_type == ATTN_E4M3 ? 256.0f : 1.0f;
     if (!scale || l->scale_kind == ATTN_SCALE_PER_KEY) return unit;
@@ -3180,27 +3205,41 @@ static char *attn__key_address(const attn__run *r, const attn__cache *c, int32_t
     return c->base + ((int64_t)r->view.kv_start[request] + key) * c->row + head * c->head;
 }
 
-/* Addresses of the keys (TOPK: ranks) first .. first + n - 1, and of their scales. Keys in the gap between sink keys
-   and window are nobody's: they get a neighbour's address, since their page may not exist. */
+/* Addresses of the keys (TOPK: ranks) first .. first + n - 1, and their factors, see attn__factors. Keys in the gap
+   between sink keys and window are nobody's: they get a neighbour's, since their page may not exist. */
 static void attn__key_rows(const attn__run *r, const attn__cache *c, const attn__strip *s, int32_t head,
                            attn__span seen, int32_t first, int32_t n, const char **rows) {
-    int32_t size = r->layer->page_size, i = 0;
+    int32_t size = r->layer->page_size, ring = r->layer->ring, i, run, j;
     const int32_t *list = r->layer->mask == ATTN_TOPK ? r->scratch.picked + 1 : NULL;
-    while (i < n) {
-        int32_t key = list ? list[first + i] : first + i, run = list ? 1 : n - i;
-        if (key >= seen.lead && key < seen.lo) {
-            const char *near = i ? rows[i - 1] : attn__key_address(r, c, s->request, head, seen.lo);
-            for (; i < n && first + i < seen.lo; i++) rows[i] = near;
-            continue;
-        }
-        if (key < seen.lead) run = attn__min(run, seen.lead - key);
-        if (size) run = attn__min(run, size - key % size);
-        if (r->layer->ring) run = attn__min(run, r->layer->ring - key % r->layer->ring);
-        rows[i++] = attn__key_address(r, c, s->request, head, key);
-        for (; run > 1; run--, i++) rows[i] = rows[i - 1] + c->row;
+    float *factors = (float *)(void *)(rows + r->scratch.list);
+    for (i = 0; i < n; i += run) {
+        int32_t key = list ? list[first + i] : first + i, gap = key >= seen.lead && key < seen.lo;
+        run = list ? 1 : n - i;
+        if (key < seen.lo) run = attn__min(run, (gap ? seen.lo : seen.lead) - key);
+        if (gap) key = first < seen.lead ? seen.lead - 1 : seen.lo;
+        if (size && !gap) run = attn__min(run, size - key % size);
+        if (ring && !gap) run = attn__min(run, ring - key % ring);
+        const char *at = attn__key_address(r, c, s->request, head, key);
+        int64_t step = gap ? 0 : c->row;
+        for (j = 0; j < run; j++, at += step) rows[i + j] = at;
+        if (!c->scale) continue;
+        at = attn__key_address(r, c->scale, s->request, head, key);
+        step = gap ? 0 : c->scale->row;
+        for (j = 0; j < run; j++, at += step) factors[i + j] = *attn__row(&at, 0);
     }
     for (i = 0; i < 15; i++) rows[n + i] = rows[n - 1]; /* leaves take up to 16 keys at a time */
-    if (c->scale) attn__key_rows(r, c->scale, s, head, seen, first, n, rows + r->scratch.list);
+    for (i = 0; i < 15 && c->scale; i++) factors[n + i] = 1;
+}
+
+/* What scores or weights are multiplied by, of rows[first] and so on; NULL: the cache has no scale per key. */
+static const float *attn__factors(const attn__run *r, const attn__cache *c, const char *const *rows, int32_t first) {
+    return c->scale ? (const float *)(const void *)(rows + r->scratch.list) + first : NULL;
+}
+
+/* Are n values free of NaN and infinity, which spoil a sum even with a weight of 0? rows: as they lie in the cache. */
+static int attn__all_finite(const attn__run *r, const char *const *rows, const char *const *v, int32_t n) {
+    const char *factors = (const char *)attn__factors(r, &r->v, rows, 0); /* scales of bytes */
+    return r->leaves->finite(factors ? &factors : v, factors ? 1 : n, factors ? n : r->v.dim);
 }
 
 /* The same keys as a list of f32 rows: copies in `wide`, or, with wide NULL, themselves. */
@@ -3208,7 +3247,7 @@ static const char *const *attn__wide_rows(const attn__run *r, const attn__cache 
                                           int32_t n, float *wide, const char **list) {
     int32_t ld = (int32_t)attn__round_up(c->dim, 16) + 16, i;
     if (!wide) return rows;
-    r->leaves->widen(wide, ld, rows, c->scale ? rows + r->scratch.list : NULL, n, c->dim, r->layer->kv_type);
+    r->leaves->widen(wide, ld, rows, n, c->dim, r->layer->kv_type);
     for (i = 0; i < n + 15; i++) list[i] = (const char *)(wide + (int64_t)attn__min(i, n - 1) * ld);
     return list;
 }
@@ -3259,7 +3298,7 @@ static void attn__copy_q_row(const attn__run *r, const attn__strip *s, int32_t i
     if (per_word == 2) memcpy(dst, src, (size_t)l->head_dim * 2);
     if (per_word == 2) return;
     int plain = l->q_type == ATTN_F32 && !(l->flags & ATTN_FAST_INT8);
-    if (!plain) r->leaves->widen(dst, 0, &src, NULL, 1, l->head_dim, l->q_type);
+    if (!plain) r->leaves->widen(dst, 0, &src, 1, l->head_dim, l->q_type);
     for (int32_t x = l->head_dim; x < ld; x++) dst[x] = 0;
     if (l->flags & ATTN_FAST_INT8) scale *= attn__quantise(dst, ld, per_word == 4 ? extra : NULL);
     if (per_word == 4) extra[r->leaves->lanes] = scale;
@@ -3595,6 +3634,7 @@ static void attn__unpack_panels(const attn__run *r, const attn__strip *s, float 
 /* Rows row .. row + used - 1 of a strip over keys first .. last - 1. */
 typedef struct attn__panel {
     int32_t row, used, first, last;
+    int32_t at;                     /* of the keys at hand, where `first` is */
     const uint64_t *mask;           /* NULL: every row sees every key */
     int32_t chains;                 /* sums for a product and for the weights: 1, in DECODE leaves->row_lanes */
 } attn__panel;
@@ -3659,12 +3699,12 @@ static void attn__panel_logits(const attn__run *r, const attn__strip *s, attn__p
     const attn__leaves *f = r->leaves;
     int32_t d = r->layer->head_dim, n = p->last - p->first, by = attn__per_word(r->layer);
     int32_t v_bytes = r->layer->v_dim * attn__type_bytes(r->layer->kv_type);
-    const char *const *scales = by == 4 && r->k.scale ? t->k_rows[0] + t->list + (k - t->wide_k_rows) : NULL;
-    int with_top = f->tops && n % f->tops == 0 && !(r->layer->softcap > 0) && !r->io->alibi;
+    const float *factors = attn__factors(r, &r->k, t->k_rows[0], p->at);
     p->mask = attn__all_seen(r, s, p->row, p->used, p->first, p->last) ? NULL : t->mask;
     if (p->mask) attn__mask_panel(r, s, p);
-    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k, scales, ATTN_F32, 0, 0, p->used, n, d / by, v_bytes,
-                     ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), with_top && !p->mask ? t->top : NULL };
+    int with_top = !p->mask && f->tops && n % f->tops == 0 && !(r->layer->softcap > 0) && !r->io->alibi;
+    attn__dots a = { t->scores, t->q + (int64_t)p->row * d, k + p->at, factors, ATTN_F32, 0, 0, p->used, n, d / by,
+                     v_bytes, ahead, p->mask, by == 4, attn__logit_scale(r, s, 0), with_top ? t->top : NULL };
     (p->chains > 1 ? f->chain_scores : f->lane_scores)(&a);
     if (r->layer->softcap > 0) f->softcap(t->scores, n * f->lanes, r->layer->softcap);
     if (r->io->alibi) attn__bias_panel(r, s, p);
@@ -3698,7 +3738,8 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
             t->sum[i] = t->top[i] == ATTN__LOWEST ? 0.0f : (float)n * attn__exp(t->top[i] - m[i]);
         }
     } else {
-        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used, p->chains);
+        const float *factors = attn__factors(r, &r->v, t->v_rows, p->at);
+        r->leaves->lane_weights(t->scores, n, p->mask, factors, t->top, m, t->alpha, t->sum, p->used, p->chains);
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
     }
     attn__count(r, gap, skip, no_weights);
@@ -3718,9 +3759,9 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     attn__key_rows(r, &r->k, s, s->head, seen, first, last - first, t->k_rows[0]);
     const char *const *k = attn__panel_keys(r, last - first, t->wide_k);
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, NULL, 1 };
+        attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, 0, NULL, 1 };
         attn__panel_logits(r, s, &p, k, NULL);
-        r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
+        r->leaves->lane_weights(t->scores, last - first, p.mask, NULL, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
         for (i = 0; i < p.used; i++) {
             attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
             t->seed[row + i] = seed;
@@ -3736,7 +3777,7 @@ static const char *const *attn__panel_values(const attn__run *r, const attn__str
     int packed = attn__in_bf16(r->layer);
     const char *const *v = attn__wide_rows(r, &r->v, t->v_rows, n, packed ? NULL : t->wide_v, t->wide_v_rows);
     if (packed) *finite = r->leaves->pack(t->wide_v, v, n, r->v.dim);
-    else *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || r->leaves->finite(v, n, r->v.dim);
+    else *finite = attn__all_seen(r, s, 0, s->rows, first, first + n) || attn__all_finite(r, t->v_rows, v, n);
     return v;
 }
 
@@ -3763,17 +3804,18 @@ static void attn__prefill_tile(const attn__run *r, const attn__strip *s, attn__s
     /* f32, too: rows 4 KiB apart share few cache sets. AVX2's first panel reads them first, and waits less: 3 to 4 % */
     k = attn__panel_keys(r, n, in_place ? NULL : t->wide_k);
     for (row = 0; row < s->rows; row += lanes) {
-        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, NULL, chains };
+        attn__panel p = { row, attn__min(lanes, s->rows - row), 0, 0, 0, NULL, chains };
         attn__clip(attn__seen(r, s, row, p.used), first, tile[1], &p.first, &p.last);
         if (p.first == p.last) continue;
         p.first = attn__block_start(r->layer, p.first);
-        attn__panel_logits(r, s, &p, k + (p.first - first), ahead);
-        int32_t needs = attn__panel_weights(r, &p), at = p.first - first;
+        p.at = p.first - first;
+        attn__panel_logits(r, s, &p, k, ahead);
+        int32_t needs = attn__panel_weights(r, &p);
         if (ahead && in_place && row + lanes < s->rows) k = attn__panel_keys(r, n, t->wide_k);
         if (needs == 2 && !v) v = attn__panel_values(r, s, first, n, &finite);
-        attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + at : NULL, NULL, ATTN_F32, 0,
+        attn__sums a = { t->o + (int64_t)row * v_dim, t->scores, t->alpha, v ? v + p.at : NULL, ATTN_F32, 0,
                          2 * attn__whole(n), p.used, needs == 2 ? p.last - p.first : 0, v_dim, k_bytes, later, p.mask,
-                         !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * at };
+                         !finite && (p.mask || attn__in_bf16(r->layer)), (char *)t->wide_v + 2 * p.at };
         if (needs) r->leaves->lane_values(&a);
         ahead = later = NULL;
     }
@@ -3908,10 +3950,12 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, const 
     int32_t ldq = (int32_t)attn__round_up(d, 16), rows = (int32_t)attn__round_up(s->rows, pairs ? 16 : 1);
     ATTN_ASSERT(p->n <= ATTN__WIDE && p->key + p->n <= attn__key_tile(l, ATTN_DECODE));
     const char *const *k = attn__wide_rows(r, &r->k, p->rows, p->n, direct ? NULL : t->wide_k, t->wide_k_rows);
-    attn__dots a = { scores, t->q + (int64_t)p->h * rows * ldq, k, r->k.scale ? p->rows + t->list : NULL,
-                     direct ? l->kv_type : ATTN_F32, attn__scores_row(l), ldq, s->rows, p->n, pairs ? d / 2 : d,
-                     p->ahead_bytes, p->ahead, NULL, 0, pairs ? attn__logit_scale(r, s, p->h) : 1, NULL };
+    const float *factors = attn__factors(r, &r->k, p->rows, 0);
+    attn__dots a = { scores, t->q + (int64_t)p->h * rows * ldq, k, NULL, direct ? l->kv_type : ATTN_F32,
+                     attn__scores_row(l), ldq, s->rows, p->n, pairs ? d / 2 : d, p->ahead_bytes, p->ahead, NULL, 0,
+                     pairs ? attn__logit_scale(r, s, p->h) : 1, NULL };
     r->leaves->row_scores(&a);
+    if (factors) r->leaves->row_factors(scores, a.lds, s->rows, p->n, factors);
 }
 
 /* n 0: o only follows a larger m. V may hold a NaN that only some rows see. */
@@ -3920,12 +3964,14 @@ static void attn__decode_sums(const attn__run *r, const attn__strip *s, const at
     const attn_layer *l = r->layer;
     int direct = l->kv_type == ATTN_F32 || (p->all && attn__is_direct(r, s, l->v_dim));
     float *o = state + (int64_t)p->h * s->rows * r->state_stride, *alpha = t->alpha + p->slot * s->rows;
+    float *weights = attn__scores_of(r, s, p->slot) + p->key;
     const char *const *v = attn__wide_rows(r, &r->v, p->rows, p->n, direct || !p->n ? NULL : t->wide_k, t->wide_k_rows);
-    attn__sums a = { o, attn__scores_of(r, s, p->slot) + p->key, alpha, v, r->v.scale ? p->rows + t->list : NULL,
-                     direct ? l->kv_type : ATTN_F32, r->state_stride, attn__scores_row(l), s->rows, p->n, l->v_dim,
-                     p->ahead_bytes, p->ahead, NULL, 0, NULL };
+    const float *factors = attn__factors(r, &r->v, p->rows, 0);
+    attn__sums a = { o, weights, alpha, v, direct ? l->kv_type : ATTN_F32, r->state_stride, attn__scores_row(l),
+                     s->rows, p->n, l->v_dim, p->ahead_bytes, p->ahead, NULL, 0, NULL };
     const uint64_t *masks = attn__masks_of(r, s, p->slot);
-    int clean = p->all || r->leaves->finite(v, p->n, l->v_dim), row;
+    int clean = p->all || attn__all_finite(r, p->rows, v, p->n), row;
+    if (factors) r->leaves->row_factors(weights, a.ldp, s->rows, p->n, factors);
     if (clean) r->leaves->row_values(&a);
     for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, masks + 2 * row, p->key);
     for (row = 0; row < s->rows; row++) alpha[row] = 1.0f;
@@ -4266,7 +4312,7 @@ static void attn__append_row(const attn__run *r, const attn__cache *c, const flo
             float wide[256];
             int32_t n = attn__min(256, c->dim - x);
             const char *at = src + (int64_t)x * q_bytes;
-            r->leaves->widen(wide, 0, &at, NULL, 1, n, l->q_type);
+            r->leaves->widen(wide, 0, &at, 1, n, l->q_type);
             for (i = 0; i < n && factor != 1.0f; i++) wide[i] /= factor;
             r->leaves->narrow(dst + (int64_t)x * kv_bytes, wide, n, l->kv_type, NULL);
         }
@@ -4342,7 +4388,7 @@ static float attn__merge_row(const attn_layer *l, const char *a, float a_lse, co
         float wide[2 * 256];
         int32_t n = attn__min(256, l->v_dim - x);
         const char *at[] = { a + (int64_t)x * bytes, b + (int64_t)x * bytes };
-        f->widen(wide, 256, at, NULL, 2, n, l->o_type);
+        f->widen(wide, 256, at, 2, n, l->o_type);
         f->blend(wide, wide + 256, wa / (wa + wb), wb / (wa + wb), n);
         f->narrow(o + (int64_t)x * bytes, wide, n, l->o_type, &one);
     }
@@ -4650,7 +4696,7 @@ ATTN_API int attn_rope(const attn_rope_input *in, attn_error *error) {
 }
 
 /* Decimal digits with an optional point and exponent to a float >= 0; -1 if it is anything else. */
-static float attn__parse(const char *text) {
+ATTN__COLD float attn__parse(const char *text) {
     double x = 0;
     int32_t exponent = 0, digits = 0;
     for (; *text >= '0' && *text <= '9'; text++, digits++) x = x * 10 + (*text - '0');

@@ -1336,6 +1336,33 @@ static void run_scaled(attn_type type, int kind, int given, int layout) {
     run_spec(&s);
 }
 
+/* The page of the sink keys is the last one of the pool: what follows it, in the gap of the same tile, are guards. */
+static void run_last_sink(attn_type type, int kind, int phase) {
+    case_spec s;
+    case_defaults(&s);
+    set_shape(&s, 2, 1, 16, 16);
+    set_types(&s, ATTN_F32, type, ATTN_F32);
+    s.layer.scale_kind = kind;
+    s.k_scale = s.v_scale = type == ATTN_INT8;
+    s.layer.page_size = 8;
+    s.layer.window_left = 20;
+    s.layer.sink_keys = 8;
+    s.order = CASE_DESCENDING;
+    s.hide = 1;
+    s.n = 0;
+    add_request(&s, 2, 60, phase);
+    run_spec(&s);
+}
+
+static void last_sink(void) {
+    int phase;
+    for (phase = 0; phase < 2; phase++) {
+        run_last_sink(ATTN_F32, ATTN_SCALE_PER_TENSOR, phase);
+        run_last_sink(ATTN_INT8, ATTN_SCALE_PER_TENSOR, phase);
+        run_last_sink(ATTN_INT8, ATTN_SCALE_PER_KEY, phase);
+    }
+}
+
 static void types_and_scales(void) {
     int type;
     int kind;
@@ -1902,6 +1929,7 @@ static void run_types(void) {
     test_run("features trap 11: offsets above 2^31 and 2^32", trap11_far_offsets);
     test_run("the oracle's own 8-bit types", oracle_codes);
     test_run("every KV type, scale kind and layout", types_and_scales);
+    test_run("nothing is read behind the page of the sink keys", last_sink);
     test_run("8-bit caches: every code means what it should", every_code);
     test_run("k_scale belongs to the logit, v_scale to o", scales_by_hand);
     test_run("int8 queries: products of integers are exact, zeros and a NaN too", int8_queries);
