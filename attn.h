@@ -537,7 +537,7 @@ ATTN_API int attn_topk(const float *scores, int64_t score_row, int64_t rows, con
 #define ATTN__TARGET(features)
 #elif defined(__GNUC__) || defined(__clang__)
 #define ATTN__INLINE static inline __attribute__((always_inline))
-#define ATTN__COLD static __attribute__((noinline, cold)) /* checks and texts: small code instead of fast code */
+#define ATTN__COLD static __attribute__((noinline, cold)) /* checks, texts, seeds: small code, not fast code */
 #define ATTN__TARGET(features) __attribute__((target(features)))
 #else
 #define ATTN__INLINE static inline
@@ -1466,21 +1466,20 @@ typedef struct attn__leaves {
     void (*blend)(float *a, const float *b, float wa, float wb, int32_t n); /* a = a * wa + b * wb */
     /* dst[x][row] = src[row][x] */
     void (*turn)(float *dst, int64_t ldd, const float *src, int64_t lds, int32_t rows, int32_t d);
+    /* s[row][x] *= factors[by_row ? row : x]; there is room for 15 more in each row, and factors */
+    void (*multiply)(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors, int by_row);
     void (*lane_scores)(const attn__dots *a);
     /* top = largest visible score of each row, ATTN__LOWEST: none. mask NULL: all visible */
     void (*lane_max)(const float *s, int32_t n, const uint64_t *mask, float *top, int32_t used);
     /* m rises to top where that is larger, alpha = exp(old m - m); s -> exp(s - m), sum = their sums: one for every
-       chains-th key, then the tree of row_weights, so they are the same wherever the keys start in their tile. After
-       that s is multiplied by the factor of its key; NULL: 1 */
-    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *factors, const float *top, float *m,
-                         float *alpha, float *sum, int32_t used, int32_t chains);
+       chains-th key, then the tree of row_weights, so they are the same wherever the keys start in their tile */
+    void (*lane_weights)(float *s, int32_t n, const uint64_t *mask, const float *top, float *m, float *alpha,
+                         float *sum, int32_t used, int32_t chains);
     void (*lane_values)(const attn__sums *a);
     void (*row_scores)(const attn__dots *a);
     float (*row_max)(const float *s, int32_t n, const uint64_t *mask); /* one row of n scores, as lane_max */
     float (*row_weights)(float *s, int32_t n, const uint64_t *mask, float m); /* s -> exp(s - m); returns the sum */
     void (*row_values)(const attn__sums *a);
-    /* Scores or weights of rows, ld apart, times the factors of their keys; there is room for 15 more */
-    void (*row_factors)(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors);
     int32_t row_lanes, chain_lanes; /* of row_*: so many chains; rows that chain_scores takes at a time, 0: no such */
     void (*chain_scores)(const attn__dots *a); /* lane_scores with the sums of row_scores; d: whole sixteens */
     /* Are n rows in f32 free of NaN and infinity, which spoil a sum even with a weight of 0? */
@@ -1535,8 +1534,8 @@ ATTN__INLINE int attn__finite_scalar(const char *const *rows, int32_t n, int32_t
     return !(any >> 31);
 }
 
-static void attn__row_factors_scalar(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors) {
-    for (int32_t at = 0; at < rows * n; at++) s[at / n * ld + at % n] *= factors[at % n];
+static void attn__multiply_scalar(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors, int by_row) {
+    for (int32_t at = 0; at < rows * n; at++) s[at / n * ld + at % n] *= factors[by_row ? at / n : at % n];
 }
 
 static void attn__lane_scores_scalar(const attn__dots *a) {
@@ -1561,8 +1560,8 @@ static void attn__lane_max_scalar(const float *s, int32_t n, const uint64_t *mas
     }
 }
 
-static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *factors, const float *top,
-                                      float *m, float *alpha, float *sum, int32_t used, int32_t chains) {
+static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                      float *alpha, float *sum, int32_t used, int32_t chains) {
     (void)chains;
     for (int32_t r = 0; r < used; r++) {
         float old = m[r];
@@ -1573,7 +1572,6 @@ static void attn__lane_weights_scalar(float *s, int32_t n, const uint64_t *mask,
             float *x = &s[j * ATTN__LANES_SCALAR + r];
             *x = !mask || (mask[j] >> r & 1) ? attn__exp(*x - m[r]) : 0.0f;
             sum[r] += *x;
-            if (factors) *x *= factors[j];
         }
     }
 }
@@ -1887,10 +1885,12 @@ ATTN__VEC static void attn__blend_vec(float *a, const float *b, float wa, float 
     }
 }
 
-ATTN__VEC static void attn__row_factors_vec(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors) {
+ATTN__VEC static void attn__multiply_vec(float *s, int32_t ld, int32_t rows, int32_t n, const float *factors,
+                                         int by_row) {
     for (int32_t i = 0, j; i < rows; i++, s += ld) {
         for (j = 0; j < n; j += ATTN__W) {
-            attn__store_vec(s + j, attn__mul_vec(attn__load_vec(s + j), attn__load_vec(factors + j)));
+            attn__vec factor = by_row ? attn__set_vec(factors[i]) : attn__load_vec(factors + j);
+            attn__store_vec(s + j, attn__mul_vec(attn__load_vec(s + j), factor));
         }
     }
 }
@@ -1971,9 +1971,8 @@ ATTN__VEC static void attn__lane_max_vec(const float *s, int32_t n, const uint64
     }
 }
 
-ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *factors,
-                                             const float *top, float *m, float *alpha, float *sum, int32_t used,
-                                             int32_t chains) {
+ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                             float *alpha, float *sum, int32_t used, int32_t chains) {
     for (int32_t c = 0, i, j; c < used; c += ATTN__W) {
         attn__vec old = attn__load_vec(m + c), most = attn__max_vec(attn__load_vec(top + c), old);
         attn__vec total[ATTN__W] = { attn__set_vec(0.0f) };
@@ -1983,7 +1982,6 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
                 attn__vec p = attn__exp_vec(attn__sub_vec(attn__load_vec(x), most));
                 if (mask) p = attn__and_vec(p, attn__mask_vec(mask[j] >> c));
                 total[i] = attn__add_vec(total[i], p);
-                if (factors) p = attn__mul_vec(p, attn__set_vec(factors[j]));
                 attn__store_vec(x, p);
             }
         }
@@ -2301,9 +2299,8 @@ ATTN__AVX512 static void attn__lane_max_avx512(const float *s, int32_t n, const 
     ATTN__UNROLL for (int32_t c = 0; c < 4; c++) _mm512_storeu_ps(top + 16 * c, most[c]);
 }
 
-ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *factors,
-                                                   const float *top, float *m, float *alpha, float *sum, int32_t used,
-                                                   int32_t chains) {
+ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const uint64_t *mask, const float *top,
+                                                   float *m, float *alpha, float *sum, int32_t used, int32_t chains) {
     for (int32_t c = 0, i, j; c < used; c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old);
         __m512 total[16] = { _mm512_setzero_ps() };
@@ -2313,7 +2310,6 @@ ATTN__AVX512 static void attn__lane_weights_avx512(float *s, int32_t n, const ui
                 __m512 p = attn__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(x), most));
                 if (mask) p = _mm512_maskz_mov_ps((__mmask16)(mask[j] >> c), p);
                 total[i] = _mm512_add_ps(total[i], p);
-                if (factors) p = _mm512_mul_ps(p, _mm512_set1_ps(factors[j]));
                 _mm512_storeu_ps(x, p);
             }
         }
@@ -2732,10 +2728,8 @@ ATTN__AMX ATTN__INLINE __m512 attn__weigh_amx(float *s, int32_t n, const uint64_
     return _mm512_add_ps(total[0], total[1]);
 }
 
-ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *factors,
-                                             const float *top, float *m, float *alpha, float *sum, int32_t used,
-                                             int32_t chains) {
-    (void)factors;
+ATTN__AMX static void attn__lane_weights_amx(float *s, int32_t n, const uint64_t *mask, const float *top, float *m,
+                                             float *alpha, float *sum, int32_t used, int32_t chains) {
     (void)chains;
     for (int32_t c = 0; c < (used > 32 ? 64 : 32); c += 16) {
         __m512 old = _mm512_loadu_ps(m + c), most = _mm512_max_ps(_mm512_loadu_ps(top + c), old), total;
@@ -2769,18 +2763,17 @@ ATTN__AMX static void attn__lane_values_amx(const attn__sums *a) {
 /* ---- >>dispatch -------------------------------------------------------------------------------------------------- */
 static const attn__leaves attn__leaves_scalar = {
     "scalar", ATTN__LANES_SCALAR, 1 << ATTN_F32, 0, attn__widen_scalar, attn__narrow_scalar, attn__softcap_scalar,
-    attn__blend_scalar, attn__turn_scalar, attn__lane_scores_scalar, attn__lane_max_scalar, attn__lane_weights_scalar,
-    attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar, attn__row_weights_scalar,
-    attn__row_values_scalar, attn__row_factors_scalar, ATTN__CHAINS_SCALAR, 0, NULL, attn__finite_scalar, NULL
+    attn__blend_scalar, attn__turn_scalar, attn__multiply_scalar, attn__lane_scores_scalar, attn__lane_max_scalar,
+    attn__lane_weights_scalar, attn__lane_values_scalar, attn__row_scores_scalar, attn__row_max_scalar,
+    attn__row_weights_scalar, attn__row_values_scalar, ATTN__CHAINS_SCALAR, 0, NULL, attn__finite_scalar, NULL
 };
 
 #if ATTN__X86 || ATTN__NEON
 static const attn__leaves attn__leaves_vec = {
     ATTN__X86 ? "avx2" : "neon", ATTN__LANES_VEC, ATTN__DIRECT_VEC, ATTN__KEYS, attn__widen_vec, attn__narrow_vec,
-    attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__lane_scores_vec, attn__lane_max_vec,
+    attn__softcap_vec, attn__blend_vec, attn__turn_vec, attn__multiply_vec, attn__lane_scores_vec, attn__lane_max_vec,
     attn__lane_weights_vec, attn__lane_values_vec, attn__row_scores_vec, attn__row_max_vec, attn__row_weights_vec,
-    attn__row_values_vec, attn__row_factors_vec, ATTN__W, ATTN__LANES_VEC, attn__chain_scores_vec, attn__finite_vec,
-    NULL
+    attn__row_values_vec, ATTN__W, ATTN__LANES_VEC, attn__chain_scores_vec, attn__finite_vec, NULL
 };
 #endif
 
@@ -2788,17 +2781,17 @@ static const attn__leaves attn__leaves_vec = {
 /* Much of what works element by element is AVX2's: the vectors' width does not reach the bits. */
 static const attn__leaves attn__leaves_avx512 = {
     "avx512", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 0, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
-    attn__blend_vec, attn__turn_vec, attn__lane_scores_avx512, attn__lane_max_avx512, attn__lane_weights_avx512,
-    attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, attn__row_factors_vec, 16, 32, attn__chain_scores_avx512, attn__finite_vec, NULL
+    attn__blend_vec, attn__turn_vec, attn__multiply_vec, attn__lane_scores_avx512, attn__lane_max_avx512,
+    attn__lane_weights_avx512, attn__lane_values_avx512, attn__row_scores_avx512, attn__row_max_avx512,
+    attn__row_weights_avx512, attn__row_values_avx512, 16, 32, attn__chain_scores_avx512, attn__finite_vec, NULL
 };
 
 #if ATTN__HAS_AMX
 static const attn__leaves attn__leaves_amx = {
     "amx", ATTN__LANES_AVX512, ATTN__DIRECT_AVX512, 32, attn__widen_avx512, attn__narrow_avx512, attn__softcap_vec,
-    attn__blend_vec, attn__turn_vec, attn__lane_scores_amx, attn__lane_max_avx512, attn__lane_weights_amx,
-    attn__lane_values_amx, attn__row_scores_amx, attn__row_max_avx512, attn__row_weights_avx512,
-    attn__row_values_avx512, attn__row_factors_vec, 16, 0, NULL, attn__finite_vec, attn__pack_amx
+    attn__blend_vec, attn__turn_vec, attn__multiply_vec, attn__lane_scores_amx, attn__lane_max_avx512,
+    attn__lane_weights_amx, attn__lane_values_amx, attn__row_scores_amx, attn__row_max_avx512,
+    attn__row_weights_avx512, attn__row_values_avx512, 16, 0, NULL, attn__finite_vec, attn__pack_amx
 };
 #endif
 
@@ -3739,7 +3732,8 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
         }
     } else {
         const float *factors = attn__factors(r, &r->v, t->v_rows, p->at);
-        r->leaves->lane_weights(t->scores, n, p->mask, factors, t->top, m, t->alpha, t->sum, p->used, p->chains);
+        r->leaves->lane_weights(t->scores, n, p->mask, t->top, m, t->alpha, t->sum, p->used, p->chains);
+        if (factors) r->leaves->multiply(t->scores, r->leaves->lanes, n, r->leaves->lanes, factors, 1);
         skip = r->eps > 0 && gap >= 0 && attn__panel_affordable(r, p);
     }
     attn__count(r, gap, skip, no_weights);
@@ -3750,7 +3744,7 @@ static int attn__panel_weights(const attn__run *r, const attn__panel *p) {
 }
 
 /* Split rows that start behind key tile 0: its largest logits and mass, as a reference. */
-static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
+ATTN__COLD void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__span seen, int32_t unit) {
     const attn__scratch *t = &r->scratch;
     int32_t lanes = r->leaves->lanes, row, i, first, last;
     attn__clip(seen, 0, attn__key_tile(r->layer, r->phase), &first, &last);
@@ -3761,7 +3755,7 @@ static void attn__prefill_seed(const attn__run *r, const attn__strip *s, attn__s
     for (row = 0; row < s->rows; row += lanes) {
         attn__panel p = { row, attn__min(lanes, s->rows - row), first, last, 0, NULL, 1 };
         attn__panel_logits(r, s, &p, k, NULL);
-        r->leaves->lane_weights(t->scores, last - first, p.mask, NULL, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
+        r->leaves->lane_weights(t->scores, last - first, p.mask, t->top, t->m + row, t->alpha, t->sum, p.used, 1);
         for (i = 0; i < p.used; i++) {
             attn__account seed = { t->top[i], t->top[i] == ATTN__LOWEST ? 0.0f : t->sum[i], 0 };
             t->seed[row + i] = seed;
@@ -3955,7 +3949,7 @@ static void attn__decode_scores(const attn__run *r, const attn__strip *s, const 
                      attn__scores_row(l), ldq, s->rows, p->n, pairs ? d / 2 : d, p->ahead_bytes, p->ahead, NULL, 0,
                      pairs ? attn__logit_scale(r, s, p->h) : 1, NULL };
     r->leaves->row_scores(&a);
-    if (factors) r->leaves->row_factors(scores, a.lds, s->rows, p->n, factors);
+    if (factors) r->leaves->multiply(scores, a.lds, s->rows, p->n, factors, 0);
 }
 
 /* n 0: o only follows a larger m. V may hold a NaN that only some rows see. */
@@ -3971,7 +3965,7 @@ static void attn__decode_sums(const attn__run *r, const attn__strip *s, const at
                      s->rows, p->n, l->v_dim, p->ahead_bytes, p->ahead, NULL, 0, NULL };
     const uint64_t *masks = attn__masks_of(r, s, p->slot);
     int clean = p->all || attn__all_finite(r, p->rows, v, p->n), row;
-    if (factors) r->leaves->row_factors(weights, a.ldp, s->rows, p->n, factors);
+    if (factors) r->leaves->multiply(weights, a.ldp, s->rows, p->n, factors, 0);
     if (clean) r->leaves->row_values(&a);
     for (row = 0; row < s->rows && !clean; row++) attn__decode_visible(r, a, row, masks + 2 * row, p->key);
     for (row = 0; row < s->rows; row++) alpha[row] = 1.0f;
@@ -4128,7 +4122,7 @@ static void attn__decode_unit(attn__run *r, const attn__strip *s, int32_t unit, 
 }
 
 /* What key tile 0 gives to the runs that start behind it: for every row its largest logit there and its mass. */
-static void attn__decode_seed(const attn__run *r, const attn__strip *s) {
+ATTN__COLD void attn__decode_seed(const attn__run *r, const attn__strip *s) {
     const attn__scratch *t = &r->scratch;
     attn__span seen = attn__seen(r, s, 0, s->rows);
     attn__tile tile = { 0, 0, 0 };
