@@ -972,7 +972,8 @@ ATTN__INLINE int attn__higher(int32_t a, int32_t b, int32_t c) {
     return bc < ab && bc < (ab ^ bc);
 }
 
-/* The merge tree as a stack: neighbours merge once no unit to come joins their node. before: left of the run, or -1. */
+/* The merge tree as a stack: units are pushed left to right, and two neighbours merge as soon as no further unit can
+   belong to their node. before: the unit left of the run, -1 if the run starts the strip. The caller has the states. */
 typedef struct attn__fold {
     int32_t before, depth, unit[72];
 } attn__fold;
@@ -1043,6 +1044,7 @@ ATTN__COLD int attn__check_lengths(const attn_batch *batch, attn_mask mask, attn
     return attn__fail(error, ATTN_E_BATCH, "sum of q_len = %a is more than batch.max_rows = %b", rows, batch->max_rows);
 }
 
+/* Capacities of a batch; checks and reads its arrays only where a capacity is 0. */
 static int attn__measure(const attn_batch *batch, attn_mask mask, int32_t *max_q_len, int32_t *max_kv_len,
                          int64_t *max_rows, attn_error *error) {
     int reads = batch->n > 0 && (!batch->max_q_len || !batch->max_kv_len || !batch->max_rows);
@@ -3365,6 +3367,7 @@ static void attn__pick(const attn__run *r, int32_t request, int32_t row) {
 }
 
 /* ---- >>check: a call's arguments, all of them before the first store --------------------------------------------- */
+/* needed: -1: it must be NULL, V being a part of K. */
 ATTN__COLD int attn__check_pointer(const char *name, const void *p, int needed, int32_t alignment, attn_error *error) {
     const char *rule = p ? " is not aligned to its elements" : " is NULL";
     if (p && needed < 0) rule = " is not NULL, but the layer has ATTN_V_IN_K";
