@@ -2031,17 +2031,17 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
 }
 
 /* The first rows ask for a line of what is next beside each line of their own. gcc 12 lacks registers for it on ARM. */
-ATTN__OP void attn__asking_vec(int lane, int lines, const attn__sums *a, int32_t x, attn_type type) {
-    int32_t bytes = a->ahead ? a->ahead_bytes : 0, at = attn__ahead_at(x, a->v_dim, bytes);
+ATTN__OP void attn__asking_vec(int lane, int lines, const attn__sums *a, int32_t r, int32_t x, attn_type type) {
+    int32_t bytes = a->ahead && r == 0 ? a->ahead_bytes : 0, at = attn__ahead_at(x, a->v_dim, bytes);
     int fetch = lane ? bytes > 0 : at % 64 < attn__ahead_at(16, a->v_dim, bytes);
     for (int32_t j = 0; ATTN__NEON && fetch && j < a->n; j++) ATTN__FETCH_L2(a->ahead[j] + at);
-    if (ATTN__X86 && fetch) attn__outer_vec(lane, lines, ATTN__N, a, 0, x, NULL, type, 1, at);
-    else attn__outer_vec(lane, lines, ATTN__N, a, 0, x, NULL, type, 0, 0);
+    if (ATTN__X86 && fetch) attn__outer_vec(lane, lines, ATTN__N, a, r, x, NULL, type, 1, at);
+    else attn__outer_vec(lane, lines, ATTN__N, a, r, x, NULL, type, 0, 0);
 }
 
 ATTN__VEC static void attn__lane_values_vec(const attn__sums *a) {
     int32_t x = 0, end = a->strict ? 0 : a->v_dim;
-    for (; x + ATTN__KEYS <= end && x + 8 != end; x += ATTN__KEYS) attn__asking_vec(1, ATTN__KEYS, a, x, ATTN_F32);
+    for (; x + ATTN__KEYS <= end && x + 8 != end; x += ATTN__KEYS) attn__asking_vec(1, ATTN__KEYS, a, 0, x, ATTN_F32);
     for (; x + 4 <= end; x += 4) attn__outer_vec(1, 4, ATTN__N, a, 0, x, NULL, ATTN_F32, 0, 0);
     for (; x < a->v_dim; x++) attn__outer_vec(1, 1, ATTN__N, a, 0, x, a->strict ? a->mask : NULL, ATTN_F32, 0, 0);
 }
@@ -2120,14 +2120,14 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r;
+    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r, lines;
     for (; x + 16 <= a->v_dim; x += 16) {
-        r = a->rows < 4 ? 1 : 4;
-        if (r == 4) attn__asking_vec(0, 4, a, x, type);
-        else attn__asking_vec(0, 1, a, x, type);
-        for (; r + most <= a->rows; r += most) attn__outer_vec(0, most, ATTN__N, a, r, x, NULL, type, 0, 0);
-        for (; r + 4 <= a->rows; r += 4) attn__outer_vec(0, 4, ATTN__N, a, r, x, NULL, type, 0, 0);
-        for (; r < a->rows; r++) attn__outer_vec(0, 1, ATTN__N, a, r, x, NULL, type, 0, 0);
+        for (r = 0; r < a->rows; r += lines) {
+            lines = r > 0 && r + most <= a->rows ? most : r + 4 <= a->rows ? 4 : 1;
+            if (lines > 4) attn__outer_vec(0, most, ATTN__N, a, r, x, NULL, type, 0, 0);
+            else if (lines > 1) attn__asking_vec(0, 4, a, r, x, type);
+            else attn__asking_vec(0, 1, a, r, x, type);
+        }
     }
     for (; x < a->v_dim; x += ATTN__W) {
         for (r = 0; r < a->rows; r++) attn__outer_vec(0, 1, 1, a, r, x, NULL, type, 0, 0);

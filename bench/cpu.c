@@ -22,9 +22,10 @@ void bench_fill(const bench_case *c, int32_t which, int32_t type, int32_t head_m
     fill(to, type, SEED_Q + (uint32_t)which, rows, heads, c->dim, head_major);
 }
 
-/* What `rows` rows of a head are worth, from `row` on. */
-static double *values(int type, uint32_t seed, int64_t row, int64_t rows, int64_t head, int64_t heads, int64_t dim) {
-    double *to = (double *)need((size_t)(rows * dim) * sizeof *to), worth[256];
+/* What `rows` rows of a head are worth, from `row` on. Returns where they end. */
+static double *values(double *to, int type, uint32_t seed, int64_t row, int64_t rows, int64_t head, int64_t heads,
+                      int64_t dim) {
+    double worth[256];
     uint32_t code[256];
     int64_t r, x;
     make_codes(type, code);
@@ -34,23 +35,25 @@ static double *values(int type, uint32_t seed, int64_t row, int64_t rows, int64_
             to[r * dim + x] = worth[(uint8_t)element(seed, (uint64_t)(((row + r) * heads + head) * dim + x))];
         }
     }
-    return to;
+    return to + rows * dim;
 }
 
-/* Largest error of a row of a head, and the largest |o| there. */
-static void row_error(const bench_case *c, int32_t row, int32_t head, int32_t type, const char *o, double *error,
-                      double *size) {
+/* Largest error of a row of a head, and the largest |o| there. truth: room for a row of o, one of q, and K and V. */
+static void row_error(const bench_case *c, int32_t row, int32_t head, int32_t type, const char *o, double *truth,
+                      double *error, double *size) {
     int32_t keys = c->full ? c->kv_len : c->kv_len - c->q_len + row + 1, kv = head / (c->heads / c->kv_heads), x;
-    double *truth = (double *)need((size_t)c->dim * sizeof *truth), ignored[3];
+    double *q = truth + c->dim, *k = values(q, REF_F32, SEED_Q, row, 1, head, c->heads, c->dim);
+    double *v = values(k, c->type, SEED_K, 0, keys, kv, c->kv_heads, c->dim), ignored[3];
     ref_problem p;
+    values(v, c->type, SEED_V, 0, keys, kv, c->kv_heads, c->dim);
     memset(&p, 0, sizeof p);
     p.q_len = p.heads = p.kv_heads = 1;
     p.kv_len = keys;
     p.head_dim = p.v_dim = c->dim;
     p.scale = 1 / sqrt(c->dim);
-    p.q = values(REF_F32, SEED_Q, row, 1, head, c->heads, c->dim);
-    p.k = values(c->type, SEED_K, 0, keys, kv, c->kv_heads, c->dim);
-    p.v = values(c->type, SEED_V, 0, keys, kv, c->kv_heads, c->dim);
+    p.q = q;
+    p.k = k;
+    p.v = v;
     p.o = truth;
     p.lse = &ignored[0];
     p.reach = &ignored[1];
@@ -60,22 +63,19 @@ static void row_error(const bench_case *c, int32_t row, int32_t head, int32_t ty
         *error = fmax(*error, fabs(ref_decode(type, o + (size_t)x * type_bytes(type)) - truth[x]));
         *size = fmax(*size, fabs(truth[x]));
     }
-    free((void *)(uintptr_t)p.q);
-    free((void *)(uintptr_t)p.k);
-    free((void *)(uintptr_t)p.v);
-    free(truth);
 }
 
 /* Largest |o - oracle| over the largest |oracle| of nine rows of heads; strides in elements of o. */
 double bench_error(const bench_case *c, const void *o, int32_t type, int64_t o_row, int64_t o_head) {
     int32_t row[3] = { 0, c->q_len / 2, c->q_len - 1 }, head[3] = { 0, c->heads / 2 + 1, c->heads - 1 }, i, j;
-    double error = 0, size = 0;
+    double error = 0, size = 0, *memory = (double *)need(2 * (size_t)(c->kv_len + 1) * (size_t)c->dim * sizeof *memory);
     for (i = c->q_len > 2 ? 0 : 2; i < 3; i++) {
         for (j = 0; j < 3; j++) {
             const char *at = (const char *)o + (size_t)(row[i] * o_row + head[j] * o_head) * type_bytes(type);
-            row_error(c, row[i], head[j], type, at, &error, &size);
+            row_error(c, row[i], head[j], type, at, memory, &error, &size);
         }
     }
+    free(memory);
     return error / size;
 }
 
