@@ -2120,10 +2120,11 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r, lines;
+    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r, left, lines;
     for (; x + 16 <= a->v_dim; x += 16) {
         for (r = 0; r < a->rows; r += lines) {
-            lines = r > 0 && r + most <= a->rows ? most : r + 4 <= a->rows ? 4 : 1;
+            left = a->rows - r;
+            lines = left < 4 ? 1 : r == 0 || left < most || left / 2 == 4 ? 4 : most; /* 8, 9: two fours; 4 ask first */
             if (lines > 4) attn__outer_vec(0, most, ATTN__N, a, r, x, NULL, type, 0, 0);
             else if (lines > 1) attn__asking_vec(0, 4, a, r, x, type);
             else attn__asking_vec(0, 1, a, r, x, type);
