@@ -1737,7 +1737,6 @@ enum { ATTN__W = 4, ATTN__N = 16 / ATTN__W, ATTN__KEYS = 4, ATTN__SUMS = ATTN__K
 typedef float32x4_t attn__vec;
 typedef int32x4_t attn__ints;
 typedef uint16x4_t attn__halves;
-
 ATTN__OP attn__vec attn__set_vec(float x) { return vdupq_n_f32(x); }
 ATTN__OP attn__vec attn__load_vec(const float *at) { return vld1q_f32(at); }
 ATTN__OP void attn__store_vec(float *at, attn__vec a) { vst1q_f32(at, a); }
@@ -1997,16 +1996,18 @@ ATTN__VEC static void attn__lane_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 /* lines x vectors of o: columns from x on of 16 rows (lane), or rows from r on and their columns from x on, of which a
-   single vector may be partial. fetch: asks for byte `at` of what is read next; loops without are 5 % of prompts */
+   single vector may be partial. fetch asks for what is read next, a line with each key (loops without are 5 % of
+   prompts), 1: byte `at` of each row, 2: rows from row `at` on, each whole: up to 20 % of decoding with few kv heads */
 ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums *a, int32_t r, int32_t x,
                               const uint64_t *mask, attn_type type, int fetch, int32_t at) {
     attn__vec sum[ATTN__SUMS], part[ATTN__N];
+    const char *line = NULL, *stop = NULL;
     const float *first = lane && a->n ? attn__row(a->v, 0) + x : NULL;
     ptrdiff_t step = lane && a->n ? attn__row(a->v, 1) + x - first : 0, start = 0;
     ptrdiff_t ld = lane ? ATTN__LANES_VEC : a->ldo, ldp = a->ldp;
     float *o = a->o + (lane ? x * ld : r * ld + x);
     const float *p = a->p + (lane ? 0 : r * ldp), *alpha = a->alpha + r;
-    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, i;
+    int32_t used = vectors > 1 ? ATTN__W : a->v_dim - x, bytes = (a->ahead_bytes + 63) & -64, i;
     ATTN__UNROLL for (i = 0; i < lines * vectors; i++) {
         attn__vec y = attn__load_first_vec(o + i / vectors * ld + i % vectors * ATTN__W, used);
         sum[i] = lane ? attn__load_vec(alpha + i % vectors * ATTN__W) : attn__set_vec(alpha[i / vectors]);
@@ -2014,7 +2015,9 @@ ATTN__OP void attn__outer_vec(int lane, int lines, int vectors, const attn__sums
     }
     ATTN__TIMES(2) for (int32_t j = 0, n = a->n; j < n; j++, p += lane ? ATTN__LANES_VEC : 1, start += step) {
         const float *v = lane ? first + start : attn__row(a->v, j) + x;
-        if (fetch) ATTN__FETCH_L2(a->ahead[j] + at);
+        if (fetch == 2 && line == stop && at < a->n) stop = (line = a->ahead[at++]) + bytes;
+        if (fetch) ATTN__FETCH_L2(fetch == 2 ? line : a->ahead[j] + at);
+        if (fetch == 2) line += 64;
         ATTN__UNROLL for (i = 0; i < vectors; i++) {
             part[i] = type != ATTN_F32 ? attn__read_vec(a->v[j], x + i * ATTN__W, type)
                                        : attn__load_first_vec((lane ? p : v) + i * ATTN__W, used);
@@ -2035,7 +2038,8 @@ ATTN__OP void attn__asking_vec(int lane, int lines, const attn__sums *a, int32_t
     int32_t bytes = a->ahead && r == 0 ? a->ahead_bytes : 0, at = attn__ahead_at(x, a->v_dim, bytes);
     int fetch = lane ? bytes > 0 : at % 64 < attn__ahead_at(16, a->v_dim, bytes);
     for (int32_t j = 0; ATTN__NEON && fetch && j < a->n; j++) ATTN__FETCH_L2(a->ahead[j] + at);
-    if (ATTN__X86 && fetch) attn__outer_vec(lane, lines, ATTN__N, a, r, x, NULL, type, 1, at);
+    if (lines == 4 && !lane) at = attn__ahead_at(x, a->v_dim, a->n);
+    if (ATTN__X86 && fetch) attn__outer_vec(lane, lines, ATTN__N, a, r, x, NULL, type, lines == 4 && !lane ? 2 : 1, at);
     else attn__outer_vec(lane, lines, ATTN__N, a, r, x, NULL, type, 0, 0);
 }
 
@@ -2071,7 +2075,7 @@ ATTN__OP void attn__dots_vec(int rows, int keys, const attn__dots *a, int32_t r,
         const float *q = a->q + r * ldq;
         const char *row[8];
         float *s = a->s + r * a->lds + j, out[16];
-        if (a->ahead && r == 0) attn__fetch(a->ahead + j, keys, 0, a->ahead_bytes, 1);
+        for (i = 0; a->ahead && r == 0 && i < keys; i++) attn__fetch(a->ahead + j + i, 1, 0, a->ahead_bytes, 1);
         ATTN__UNROLL for (i = 0; i < 16; i++) sum[i] = attn__set_vec(0.0f);
         ATTN__UNROLL for (i = 0; i < keys; i++) row[i] = a->k[j + i];
         for (x = 0; x + ATTN__W <= a->d; x += ATTN__W) {
@@ -2120,11 +2124,10 @@ ATTN__VEC static float attn__row_weights_vec(float *s, int32_t n, const uint64_t
 }
 
 ATTN__OP void attn__weigh_rows_vec(const attn__sums *a, attn_type type) {
-    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r, left, lines;
+    int32_t x = 0, most = type <= ATTN_F16 ? ATTN__KEYS : 4, r, lines;
     for (; x + 16 <= a->v_dim; x += 16) {
         for (r = 0; r < a->rows; r += lines) {
-            left = a->rows - r;
-            lines = left < 4 ? 1 : r == 0 || left < most || left / 2 == 4 ? 4 : most; /* 8, 9: two fours; 4 ask first */
+            lines = a->rows - r < 4 ? 1 : r == 0 || a->rows - r < most || (a->rows - r) / 2 == 4 ? 4 : most;
             if (lines > 4) attn__outer_vec(0, most, ATTN__N, a, r, x, NULL, type, 0, 0);
             else if (lines > 1) attn__asking_vec(0, 4, a, r, x, type);
             else attn__asking_vec(0, 1, a, r, x, type);
@@ -4073,9 +4076,8 @@ static void attn__next_keys(const attn__tile *tiles, int32_t count, attn__step *
     if (p->tile < count) p->key = tiles[p->tile].begin - tiles[p->tile].first;
 }
 
-/* The step after *p: some keys of every head, the next ones, and so on, as far as the weights need V. So a token-major
-   cache is read in the order of memory, in which the processor itself fetches ahead: where K and V of a head followed
-   each other, f16 took a third longer, f32 half as long again. Returns its needs; 1: no keys, 0: there is no step. */
+/* The step after *p: some keys of every head, the next ones, and so on, as far as the weights need V: a token-major
+   cache in the order of memory (K and V of a head in turn: 33 to 50 % more). Returns needs; 1: no keys, 0: no step. */
 static int attn__next_step(const attn__run *r, const attn__strip *s, const attn__tile *tiles, int32_t count,
                            attn__step *p) {
     p->needs = 0;
